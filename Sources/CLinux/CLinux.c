@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#define _GNU_SOURCE
+#include "CLinux.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+const int clinux_o_direct = O_DIRECT;
+const int clinux_rwf_nowait = RWF_NOWAIT;
+
+int clinux_eventfd(void) {
+  int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  return fd < 0 ? -errno : fd;
+}
+
+int clinux_eventfd_drain(int fd) {
+  uint64_t count;
+  ssize_t got;
+  do {
+    got = read(fd, &count, sizeof count);
+  } while (got < 0 && errno == EINTR);
+  if (got >= 0) return 1;
+  return errno == EAGAIN ? 0 : -errno;
+}
+
+// struct statx as the kernel lays it out, up to the fields of STATX_DIOALIGN: the headers of
+// distributions older than Linux 6.1 do not name them.
+struct statx_with_dioalign {
+  uint32_t mask;
+  uint32_t blksize;
+  uint64_t attributes;
+  uint32_t nlink, uid, gid;
+  uint16_t mode, spare0;
+  uint64_t ino, size, blocks, attributes_mask;
+  uint64_t times[8];
+  uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
+  uint64_t mnt_id;
+  uint32_t dio_mem_align;
+  uint32_t dio_offset_align;
+  uint64_t spare[12];
+};
+_Static_assert(sizeof(struct statx_with_dioalign) == 256, "struct statx is 256 bytes");
+
+int clinux_dio_alignment(int fd, struct clinux_dio_alignment *alignment) {
+  const unsigned statx_dioalign = 0x2000;
+  struct statx_with_dioalign answer = {0};
+  if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, statx_dioalign, &answer) < 0) {
+    return errno == ENOSYS || errno == EINVAL ? 0 : -errno;
+  }
+  if (!(answer.mask & statx_dioalign)) return 0;
+  alignment->memory = answer.dio_mem_align;
+  alignment->offset = answer.dio_offset_align;
+  return 1;
+}
+
+int clinux_block_device_sector_size(int fd) {
+  int size;
+  return ioctl(fd, BLKSSZGET, &size) < 0 ? -errno : size;
+}
+
+int64_t clinux_block_device_size(int fd) {
+  uint64_t size;
+  return ioctl(fd, BLKGETSIZE64, &size) < 0 ? -errno : (int64_t)size;
+}
+
+int clinux_fallocate(int fd, int64_t offset, int64_t length) {
+  int result;
+  do {
+    result = fallocate(fd, 0, offset, length);
+  } while (result < 0 && errno == EINTR);
+  return result < 0 ? -errno : 0;
+}

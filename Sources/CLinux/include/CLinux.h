@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The few Linux constants and calls that Swift's Glibc overlay hides, because glibc declares
+// them only under _GNU_SOURCE. Everything here answers as the kernel does: 0 or more on
+// success, -errno on failure.
+
+#ifndef CLINUX_H
+#define CLINUX_H
+
+#include <stdint.h>
+
+// The values differ between architectures, so that they come from C.
+extern const int clinux_o_direct;
+extern const int clinux_rwf_nowait;
+
+// A new eventfd(2) counter of 0, non-blocking and close-on-exec.
+int clinux_eventfd(void);
+
+// Reads and so clears the counter of an eventfd; answers 1 when it had counted, 0 when it had not.
+int clinux_eventfd_drain(int fd);
+
+// What statx(2) says of direct I/O on an open file (STATX_DIOALIGN, Linux 6.1).
+struct clinux_dio_alignment {
+  uint32_t memory;  // stx_dio_mem_align, bytes; 0 when direct I/O is not supported
+  uint32_t offset;  // stx_dio_offset_align, bytes; 0 when direct I/O is not supported
+};
+
+// Answers 1 when the kernel told the alignment, 0 when it does not know the question.
+int clinux_dio_alignment(int fd, struct clinux_dio_alignment *alignment);
+
+// The logical sector size of a block device (BLKSSZGET), in bytes.
+int clinux_block_device_sector_size(int fd);
+
+// The size of a block device (BLKGETSIZE64), in bytes.
+int64_t clinux_block_device_size(int fd);
+
+// fallocate(2) with mode 0: room on the disk, and the file's size raised to cover it.
+int clinux_fallocate(int fd, int64_t offset, int64_t length);
+
+#endif

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import SystemPackage
+
+/// Why an operation was refused or failed: a ``code`` to switch on, the facts, and a sentence.
+///
+/// A refusal is thrown by the call that made the request, before anything was accepted: its
+/// completion handler never runs. A failure of an accepted request is the `.failure` of its one
+/// completion.
+public struct AIOError: Error, Sendable {
+  /// What went wrong, to switch on. The set grows with time: keep a `default`.
+  public struct Code: Hashable, Sendable, CustomStringConvertible {
+    private enum Name: String {
+      case cancelled, full, contextClosed, fileClosed
+      case invalidOffset, tooLarge, tooManyBuffers, misaligned, wrongAccessMode
+      case unsupportedFile, directUnsupported
+      case invalidQueueDepth, contextLimit, unavailable
+      case noSpace, fileSizeLimit, notFound, exists, permissionDenied, device
+      case system
+    }
+
+    private let name: Name
+    private init(name: Name) { self.name = name }
+    public var description: String { name.rawValue }
+
+    /// The request was cancelled before it reached the kernel.
+    public static var cancelled: Code { Code(name: .cancelled) }
+    /// As many requests wait as the context was made for. Try again when one has completed.
+    public static var full: Code { Code(name: .full) }
+    /// The context has been closed.
+    public static var contextClosed: Code { Code(name: .contextClosed) }
+    /// The file has been closed.
+    public static var fileClosed: Code { Code(name: .fileClosed) }
+    /// A negative offset, or one so large that the end of the request has no number.
+    public static var invalidOffset: Code { Code(name: .invalidOffset) }
+    /// More bytes than one request can move (0x7ffff000).
+    public static var tooLarge: Code { Code(name: .tooLarge) }
+    /// More than 1024 buffers in a vectored request.
+    public static var tooManyBuffers: Code { Code(name: .tooManyBuffers) }
+    /// Offset, length or memory is no multiple of what the file needs for direct I/O.
+    public static var misaligned: Code { Code(name: .misaligned) }
+    /// A read from a file that is not open for reading, or a write to one not open for writing.
+    public static var wrongAccessMode: Code { Code(name: .wrongAccessMode) }
+    /// Neither a regular file nor a block device.
+    public static var unsupportedFile: Code { Code(name: .unsupportedFile) }
+    /// The filesystem has no direct I/O (`O_DIRECT`).
+    public static var directUnsupported: Code { Code(name: .directUnsupported) }
+    /// A queue depth or limit outside of its range.
+    public static var invalidQueueDepth: Code { Code(name: .invalidQueueDepth) }
+    /// The machine's AIO contexts are used up (`fs.aio-max-nr`).
+    public static var contextLimit: Code { Code(name: .contextLimit) }
+    /// The kernel has no AIO, or this process may not use it.
+    public static var unavailable: Code { Code(name: .unavailable) }
+    /// The filesystem or the quota is full (`ENOSPC`, `EDQUOT`).
+    public static var noSpace: Code { Code(name: .noSpace) }
+    /// The file would grow past `RLIMIT_FSIZE` or past what its filesystem can hold (`EFBIG`).
+    public static var fileSizeLimit: Code { Code(name: .fileSizeLimit) }
+    /// There is no such file (`ENOENT`).
+    public static var notFound: Code { Code(name: .notFound) }
+    /// The file exists already (`EEXIST`).
+    public static var exists: Code { Code(name: .exists) }
+    /// Permission denied (`EACCES`, `EPERM`, `EROFS`).
+    public static var permissionDenied: Code { Code(name: .permissionDenied) }
+    /// The device failed (`EIO`).
+    public static var device: Code { Code(name: .device) }
+    /// Any other answer of the kernel: see ``AIOError/errno``.
+    public static var system: Code { Code(name: .system) }
+  }
+
+  /// What was tried.
+  public enum Operation: String, Hashable, Sendable {
+    case open, adopt, size, preallocate
+    case createContext = "create context"
+    case read, write, fsync, fdatasync
+  }
+
+  /// What the error is about. Kept apart from the error so that an error is one reference wide.
+  struct Subject: Hashable, Sendable {
+    var operation: Operation
+    var path: FilePath?
+    var descriptor: Int32?
+    var offset: Int64?
+    var length: Int?
+  }
+
+  private final class Storage: Sendable {
+    let code: Code
+    let errno: Errno?
+    let subject: Subject
+    let detail: Detail
+
+    init(code: Code, errno: Errno?, subject: Subject, detail: Detail) {
+      self.code = code
+      self.errno = errno
+      self.subject = subject
+      self.detail = detail
+    }
+  }
+
+  /// The sentence, put into words only when somebody reads it.
+  enum Detail: Sendable {
+    /// The errno's own words and, where the library knows one, a cure.
+    case errno
+    case text(String)
+    case misaligned(String, value: UInt64, needed: Int)
+    case full(limit: Int)
+    case contextLimit(asked: Int, inUse: Int?, maximum: Int?)
+  }
+
+  private let storage: Storage
+
+  init(_ code: Code, errno: Errno? = nil, _ subject: Subject, _ detail: Detail) {
+    storage = Storage(code: code, errno: errno, subject: subject, detail: detail)
+  }
+
+  /// An answer of the kernel's.
+  init(errno: Int32, _ subject: Subject) {
+    let errno = Errno(rawValue: errno)
+    self.init(Code(errno), errno: errno, subject, .errno)
+  }
+
+  static func cancelled(_ subject: Subject) -> AIOError {
+    AIOError(.cancelled, errno: .canceled, subject, .text("cancelled before it reached the kernel"))
+  }
+
+  /// What went wrong.
+  public var code: Code { storage.code }
+
+  /// The kernel's answer; `nil` where the library refused by itself.
+  public var errno: Errno? { storage.errno }
+
+  /// What was tried.
+  public var operation: Operation { storage.subject.operation }
+
+  /// The file, as it was opened; `nil` where there is none, or an adopted one without a name.
+  public var file: FilePath? { storage.subject.path }
+
+  /// Where in the file, in bytes.
+  public var offset: Int64? { storage.subject.offset }
+
+  /// How many bytes were to be moved.
+  public var length: Int? { storage.subject.length }
+
+  var detail: Detail { storage.detail }
+  var descriptor: Int32? { storage.subject.descriptor }
+
+  /// Whether the same call can succeed later, when some request has completed, with nothing else
+  /// changed.
+  public var isRetryable: Bool { code == .full }
+}
+
+extension AIOError.Code {
+  /// The code of a kernel's answer.
+  init(_ errno: Errno) {
+    switch errno {
+    case .noSpace, .diskQuotaExceeded: self = .noSpace
+    case .fileTooLarge: self = .fileSizeLimit
+    case .noSuchFileOrDirectory: self = .notFound
+    case .fileExists: self = .exists
+    case .permissionDenied, .notPermitted, .readOnlyFileSystem: self = .permissionDenied
+    case .ioError: self = .device
+    case .canceled: self = .cancelled
+    default: self = .system
+    }
+  }
+}
+
+extension AIOError: Hashable {
+  /// Whether both say the same of the same: code, errno, operation, file, offset and length.
+  public static func == (a: AIOError, b: AIOError) -> Bool {
+    a.code == b.code && a.errno == b.errno && a.storage.subject == b.storage.subject
+  }
+
+  public func hash(into hasher: inout Hasher) {
+    hasher.combine(code)
+    hasher.combine(storage.subject)
+  }
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLibAIO
+
+/// Completions taken from the kernel and not yet looked at.
+@safe
+struct EventBuffer: ~Copyable {
+  private let capacity: Int
+  private let events: UnsafeMutablePointer<io_event>
+  private var first = 0
+  private var end = 0
+
+  init(capacity: Int) {
+    self.capacity = capacity
+    unsafe events = .allocate(capacity: capacity)
+    unsafe events.initialize(repeating: io_event(), count: capacity)
+  }
+
+  deinit {
+    unsafe events.deallocate()
+  }
+
+  var isEmpty: Bool { first == end }
+  var count: Int { end - first }
+
+  /// Fills the buffer, which must be empty.
+  ///
+  /// - Returns: how many there are now.
+  @inline(__always)
+  mutating func refill<K: Kernel>(from kernel: K) -> Int {
+    precondition(isEmpty)
+    first = 0
+    end = max(0, unsafe kernel.reap(into: events, capacity: capacity))
+    precondition(end <= capacity)
+    return end
+  }
+
+  /// The next completion: the request's tag and its result, a count or a negative errno.
+  @inline(__always)
+  mutating func removeFirst() -> (tag: UInt64, result: Int)? {
+    guard first < end else { return nil }
+    defer { first += 1 }
+    // libaio.h declares `res` unsigned; the kernel's is a signed 64-bit number. `res2` is 0.
+    return unsafe (UInt64(UInt(bitPattern: events[first].data)), Int(bitPattern: events[first].res))
+  }
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLibAIO
+internal import Glibc
+internal import SystemPackage
+
+/// The real kernel's AIO context, through libaio.
+///
+/// - Safety: `@unchecked Sendable` because the handle is a constant, and the kernel takes the calls
+///   of a context from any thread at once.
+@safe
+struct LinuxKernel: Kernel, @unchecked Sendable {
+  private let context: io_context_t
+
+  /// `io_setup(2)`.
+  ///
+  /// - Parameter queueDepth: how many requests may be in flight; the kernel promises room for the
+  ///   completions of exactly that many.
+  init(queueDepth: Int) throws(Errno) {
+    var context: io_context_t?
+    let answer = unsafe io_setup(Int32(queueDepth), &context)
+    guard answer == 0, let context = unsafe context else { throw Errno(rawValue: -answer) }
+    unsafe self.context = unsafe context
+  }
+
+  @inline(__always)
+  func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>, count: Int) -> Int {
+    // The kernel copies the control blocks and the vectors before it returns; only the data they
+    // point to must stay, and the request table keeps that alive until the completion.
+    Int(unsafe io_submit(context, count, requests))
+  }
+
+  @inline(__always)
+  func reap(into events: UnsafeMutablePointer<io_event>, capacity: Int) -> Int {
+    // libaio looks at the ring in user space first when the timeout is zero: an empty ring costs
+    // no system call.
+    var zero = timespec(tv_sec: 0, tv_nsec: 0)
+    return Int(unsafe io_getevents(context, 0, capacity, events, &zero))
+  }
+
+  func destroy() {
+    unsafe io_destroy(context)
+  }
+}

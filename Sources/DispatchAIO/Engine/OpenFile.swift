@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the engine knows of a file: its descriptor, and for how long that number still means this
+// file. A request that waits behind the queue depth must never go down to a number that was closed
+// and given to another file in the meantime.
+
+internal import Glibc
+internal import Synchronization
+internal import SystemPackage
+
+/// An open file descriptor that is closed once nobody needs it any more: its owner has let go, and
+/// every accepted request has completed.
+final class OpenFile: Sendable {
+  let descriptor: Int32
+  /// As the file was opened; `nil` for an adopted descriptor without a name. For error messages.
+  let path: FilePath?
+  let traits: Traits
+
+  /// What never changes while the descriptor is open.
+  struct Traits: Sendable {
+    var isReadable = true
+    var isWritable = true
+    /// Opened with O_DIRECT.
+    var isDirect = true
+    /// What a direct request must be a multiple of.
+    var alignment = AIOAlignment(memory: 1, offset: 1)
+  }
+
+  /// How many requests hold the file, and in `closing` whether its owner has let go.
+  private let uses = Atomic<UInt32>(0)
+  private static var closing: UInt32 { 1 << 31 }
+
+  /// Runs once, when the descriptor is no longer needed, on whichever thread gave the last hold
+  /// up; it must not sleep there.
+  private let whenUnused: @Sendable (Int32) -> Void
+  private let isReleased = Atomic<Bool>(false)
+
+  init(
+    descriptor: Int32, path: FilePath?, traits: Traits,
+    whenUnused: @escaping @Sendable (Int32) -> Void
+  ) {
+    self.descriptor = descriptor
+    self.path = path
+    self.traits = traits
+    self.whenUnused = whenUnused
+  }
+
+  deinit {
+    letGo()
+  }
+
+  /// Holds the file for a request. `false`: it has been closed.
+  @inline(__always)
+  func hold() -> Bool {
+    let (old, _) = uses.add(1, ordering: .acquiring)
+    if old & Self.closing == 0 { return true }
+    release()
+    return false
+  }
+
+  /// Gives up the hold of a request.
+  @inline(__always)
+  func release() {
+    let (_, new) = uses.subtract(1, ordering: .acquiringAndReleasing)
+    if new == Self.closing { noLongerUsed() }
+  }
+
+  /// The owner lets go: no new holds from now on.
+  func letGo() {
+    let (old, _) = uses.bitwiseOr(Self.closing, ordering: .acquiringAndReleasing)
+    if old == 0 { noLongerUsed() }
+  }
+
+  var isClosed: Bool { uses.load(ordering: .acquiring) & Self.closing != 0 }
+
+  /// A hold that came after the owner let go makes the count pass through 0 once more.
+  private func noLongerUsed() {
+    if !isReleased.exchange(true, ordering: .relaxed) { whenUnused(descriptor) }
+  }
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What can be wrong with a request that nobody has to ask the kernel for. The kernel would accept
+// a misaligned one and answer EINVAL later, with no word on what was wrong.
+
+extension Operation {
+  /// - Returns: how many bytes the operation moves.
+  /// - Throws: why the request is refused.
+  @inline(__always)
+  func check(_ file: OpenFile, _ offset: Int64) throws(AIOError) -> Int {
+    switch self {
+    case .fsync, .fdatasync:
+      return 0
+    case .read(let memory):
+      let length = try check(memory, file, offset)
+      guard file.traits.isReadable else { throw .notReadable(.init(self, file, offset, length)) }
+      return length
+    case .write(let memory):
+      let length = try check(memory, file, offset)
+      guard file.traits.isWritable else { throw .notWritable(.init(self, file, offset, length)) }
+      return length
+    }
+  }
+
+  @inline(__always)
+  private func check(
+    _ memory: Memory, _ file: OpenFile, _ offset: Int64
+  ) throws(AIOError) -> Int {
+    let elements = memory.elements
+    guard elements <= SubmissionBatch.maximumElements else {
+      throw AIOError(
+        .tooManyBuffers, .init(self, file, offset, nil),
+        .text(
+          """
+          \(elements) buffers were given; one request takes at most \
+          \(SubmissionBatch.maximumElements): split it
+          """))
+    }
+    let alignment = file.traits.alignment
+    let lengthMask = UInt(alignment.offset - 1)
+    let memoryMask = UInt(alignment.memory - 1)
+    // All that must be aligned, in one word each, so that the good case is one test.
+    var length = 0
+    var lengths: UInt = 0
+    var addresses: UInt = 0
+    for index in 0..<elements {
+      let bytes = unsafe memory[index]
+      let (sum, overflow) = length.addingReportingOverflow(bytes.count)
+      guard !overflow else { throw tooLarge(file, offset, .max) }
+      length = sum
+      lengths |= UInt(bytes.count)
+      if bytes.count > 0 { addresses |= UInt(bitPattern: bytes.baseAddress) }
+    }
+    guard length <= AIOContext.maximumLength else { throw tooLarge(file, offset, length) }
+    guard offset >= 0 else { throw .negative(.init(self, file, offset, length)) }
+    guard offset <= Int64.max - Int64(length) else {
+      throw AIOError(
+        .invalidOffset, .init(self, file, offset, length),
+        .text("the end of the request is past the largest offset a file can have"))
+    }
+    if (UInt(offset) | lengths) & lengthMask | addresses & memoryMask != 0 {
+      throw misaligned(memory, file, offset, length)
+    }
+    return length
+  }
+
+  private func tooLarge(_ file: OpenFile, _ offset: Int64, _ length: Int) -> AIOError {
+    AIOError(
+      .tooLarge, .init(self, file, offset, length),
+      .text(
+        "one request moves at most \(AIOContext.maximumLength) bytes (0x7ffff000): split it"))
+  }
+
+  /// Finds what it is that is not aligned.
+  private func misaligned(
+    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ length: Int
+  ) -> AIOError {
+    let subject = AIOError.Subject(self, file, offset, length)
+    let alignment = file.traits.alignment
+    func error(_ what: String, _ value: UInt64, _ needed: Int) -> AIOError {
+      AIOError(.misaligned, subject, .misaligned(what, value: value, needed: needed))
+    }
+    if offset % Int64(alignment.offset) != 0 {
+      return error("the offset", UInt64(offset), alignment.offset)
+    }
+    for index in 0..<memory.elements {
+      let bytes = unsafe memory[index]
+      let place = memory.isVector ? " of buffer \(index)" : ""
+      if bytes.count % alignment.offset != 0 {
+        return error("the length" + place, UInt64(bytes.count), alignment.offset)
+      }
+      let address = UInt(bitPattern: bytes.baseAddress)
+      if address % UInt(alignment.memory) != 0 {
+        return error("the memory address" + place, UInt64(address), alignment.memory)
+      }
+    }
+    preconditionFailure("misaligned, yet every part is aligned")
+  }
+}
+
+extension AIOError.Subject {
+  init(_ operation: Operation, _ file: OpenFile, _ offset: Int64, _ length: Int?) {
+    switch operation {
+    case .read: self.init(operation: .read, offset: offset, length: length)
+    case .write: self.init(operation: .write, offset: offset, length: length)
+    case .fsync: self.init(operation: .fsync)
+    case .fdatasync: self.init(operation: .fdatasync)
+    }
+    path = file.path
+    descriptor = file.descriptor
+  }
+}
+
+extension AcceptedRequest {
+  /// For the error, if it comes to one.
+  var subject: AIOError.Subject { AIOError.Subject(operation, file, offset, length) }
+}
+
+/// Refusals that more than one place has to make.
+extension AIOError {
+  static func closed(_ subject: Subject) -> AIOError {
+    AIOError(
+      .fileClosed, subject, .text("the file has been closed; open it again to go on"))
+  }
+
+  static func contextClosed(_ subject: Subject) -> AIOError {
+    AIOError(
+      .contextClosed, subject,
+      .text("the context has been closed and takes no more requests; make a new one to go on"))
+  }
+
+  static func negative(_ subject: Subject) -> AIOError {
+    AIOError(.invalidOffset, subject, .text("an offset must be 0 or more"))
+  }
+
+  static func notReadable(_ subject: Subject) -> AIOError {
+    AIOError(
+      .wrongAccessMode, subject,
+      .text("the file is not open for reading; open it with .readOnly or .readWrite"))
+  }
+
+  static func notWritable(_ subject: Subject) -> AIOError {
+    AIOError(
+      .wrongAccessMode, subject,
+      .text("the file is not open for writing; open it with .writeOnly or .readWrite"))
+  }
+}

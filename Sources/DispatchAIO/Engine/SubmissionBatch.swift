@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLibAIO
+internal import Glibc
+
+/// The control blocks of one `io_submit`, built in place just before the call. The kernel copies
+/// them and the vectors during the call, so that one small set, always in the cache, serves every
+/// request.
+@safe
+struct SubmissionBatch: ~Copyable {
+  /// More than this in one call gains nothing, and fewer stay within the first-level cache.
+  static let maximumCount = 128
+  /// The most elements of one vectored request: the kernel's UIO_MAXIOV.
+  static let maximumElements = 1024
+
+  private(set) var count = 0
+  private let capacity: Int
+  private let blocks: UnsafeMutablePointer<iocb>
+  /// `blocks[0], blocks[1], …` for good: what `io_submit` takes.
+  private let pointers: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>
+  private let vectors: UnsafeMutablePointer<iovec>
+  private var vectorCount = 0
+
+  init(capacity: Int) {
+    self.capacity = min(capacity, Self.maximumCount)
+    unsafe blocks = .allocate(capacity: self.capacity)
+    unsafe blocks.initialize(repeating: iocb(), count: self.capacity)
+    unsafe pointers = .allocate(capacity: self.capacity)
+    for index in 0..<self.capacity {
+      unsafe (pointers + index).initialize(to: blocks + index)
+    }
+    unsafe vectors = .allocate(capacity: Self.maximumElements)
+    unsafe vectors.initialize(repeating: iovec(), count: Self.maximumElements)
+  }
+
+  deinit {
+    unsafe blocks.deallocate()
+    unsafe pointers.deallocate()
+    unsafe vectors.deallocate()
+  }
+
+  mutating func removeAll() {
+    count = 0
+    vectorCount = 0
+  }
+
+  /// Whether the batch has room for one more, with that much memory.
+  @inline(__always)
+  func hasRoom(for operation: Operation) -> Bool {
+    guard count < capacity else { return false }
+    switch operation {
+    case .read(let memory), .write(let memory):
+      return !memory.isVector || vectorCount + memory.elements <= Self.maximumElements
+    case .fsync, .fdatasync:
+      return true
+    }
+  }
+
+  /// Adds a request; there must be room for it.
+  ///
+  /// - Parameter event: the eventfd that counts the completion.
+  @inline(__always)
+  mutating func append<Attachment>(
+    _ request: borrowing AcceptedRequest<Attachment>, tag: UInt64, event: Int32
+  ) {
+    precondition(count < capacity)
+    var block = unsafe iocb()
+    unsafe block.data = UnsafeMutableRawPointer(bitPattern: UInt(tag))
+    unsafe block.aio_fildes = request.file.descriptor
+    switch request.operation {
+    case .read(let memory):
+      unsafe describe(memory, plain: IO_CMD_PREAD, vectored: IO_CMD_PREADV, in: &block)
+      unsafe block.u.c.offset = request.offset
+    case .write(let memory):
+      unsafe describe(memory, plain: IO_CMD_PWRITE, vectored: IO_CMD_PWRITEV, in: &block)
+      unsafe block.u.c.offset = request.offset
+    case .fsync:
+      unsafe block.aio_lio_opcode = Int16(IO_CMD_FSYNC.rawValue)
+    case .fdatasync:
+      unsafe block.aio_lio_opcode = Int16(IO_CMD_FDSYNC.rawValue)
+    }
+    unsafe block.u.c.flags = 1  // IOCB_FLAG_RESFD
+    unsafe block.u.c.resfd = UInt32(bitPattern: event)
+    unsafe blocks[count] = unsafe block
+    count += 1
+  }
+
+  private mutating func describe(
+    _ memory: Memory, plain: io_iocb_cmd, vectored: io_iocb_cmd, in block: inout iocb
+  ) {
+    guard memory.isVector else {
+      let bytes = unsafe memory[0]
+      unsafe block.aio_lio_opcode = Int16(plain.rawValue)
+      unsafe block.u.c.buf = bytes.baseAddress
+      unsafe block.u.c.nbytes = UInt(bytes.count)
+      return
+    }
+    let elements = memory.elements
+    precondition(vectorCount + elements <= Self.maximumElements)
+    let first = unsafe vectors + vectorCount
+    for index in 0..<elements {
+      let bytes = unsafe memory[index]
+      unsafe first[index] = unsafe iovec(iov_base: bytes.baseAddress, iov_len: bytes.count)
+    }
+    vectorCount += elements
+    unsafe block.aio_lio_opcode = Int16(vectored.rawValue)
+    unsafe block.u.c.buf = UnsafeMutableRawPointer(first)
+    unsafe block.u.c.nbytes = UInt(elements)
+  }
+
+  /// The tag that the request at `index` was added with.
+  func tag(at index: Int) -> UInt64 {
+    precondition(index < count)
+    return unsafe UInt64(UInt(bitPattern: blocks[index].data))
+  }
+
+  /// Submits the requests from `index` on.
+  ///
+  /// - Returns: what `Kernel.submit` returns.
+  @inline(__always)
+  func submit<K: Kernel>(from index: Int, to kernel: K) -> Int {
+    precondition(index <= count)
+    return unsafe kernel.submit(pointers + index, count: count - index)
+  }
+}

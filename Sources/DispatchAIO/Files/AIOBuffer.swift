@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Glibc
+
+/// Aligned memory for reads and writes, or a slice of it.
+///
+/// A copy or a slice shares the memory. A request keeps the memory alive from its acceptance to its
+/// completion, whatever the program does with its own copies; the memory is freed with the last of
+/// them.
+///
+/// - Important: Between acceptance and completion the bytes belong to the kernel. Do not write to
+///   the buffer of a write, nor touch the buffer of a read, until the completion handler runs.
+///
+/// - Safety: `@unchecked Sendable` because the memory's address and size are constants, its
+///   lifetime is a reference count, and its bytes are raw memory on which no type relies. Who
+///   touches them when is the rule above.
+@safe
+public struct AIOBuffer: @unchecked Sendable {
+  /// Owns the memory.
+  @safe
+  private final class Storage: @unchecked Sendable {
+    let base: UnsafeMutableRawPointer
+
+    init(base: UnsafeMutableRawPointer) { unsafe self.base = unsafe base }
+
+    deinit { unsafe free(base) }
+  }
+
+  private let storage: Storage
+  private let start: UnsafeMutableRawPointer
+
+  /// How many bytes the buffer, or this slice of it, has.
+  public let count: Int
+
+  /// Memory of zeros.
+  ///
+  /// - Parameters:
+  ///   - count: How many bytes; 0 or more.
+  ///   - alignment: What the address is to be a multiple of, a power of two; 4096 suits every
+  ///     file. See ``AIOFile/alignment``.
+  ///
+  /// Traps when the memory cannot be had, as Swift's own collections do. The C function beneath is
+  /// `posix_memalign`.
+  public init(count: Int, alignment: Int = 4096) {
+    precondition(count >= 0, "AIOBuffer: a count of \(count) bytes; it must be 0 or more")
+    precondition(
+      alignment > 0 && alignment & (alignment - 1) == 0,
+      "AIOBuffer: an alignment of \(alignment); it must be a power of two")
+    var base: UnsafeMutableRawPointer?
+    let answer = unsafe posix_memalign(
+      &base, max(alignment, MemoryLayout<UnsafeRawPointer>.size), max(count, 1))
+    guard answer == 0, let base = unsafe base else {
+      fatalError("AIOBuffer: no memory for \(count) bytes")
+    }
+    unsafe base.initializeMemory(as: UInt8.self, repeating: 0, count: max(count, 1))
+    storage = unsafe Storage(base: base)
+    unsafe start = unsafe base
+    self.count = count
+  }
+
+  private init(storage: Storage, start: UnsafeMutableRawPointer, count: Int) {
+    self.storage = storage
+    unsafe self.start = unsafe start
+    self.count = count
+  }
+
+  /// The part of the buffer from `range.lowerBound` up to `range.upperBound`, sharing its memory.
+  public subscript(range: Range<Int>) -> AIOBuffer {
+    precondition(
+      range.lowerBound >= 0 && range.upperBound <= count,
+      "AIOBuffer: slice \(range) of a buffer of \(count) bytes")
+    return unsafe AIOBuffer(
+      storage: storage, start: start + range.lowerBound, count: range.count)
+  }
+
+  /// The part of the buffer from its start up to `range.upperBound`, sharing its memory.
+  public subscript(range: PartialRangeUpTo<Int>) -> AIOBuffer { self[0..<range.upperBound] }
+
+  /// The part of the buffer from `range.lowerBound` to its end, sharing its memory.
+  public subscript(range: PartialRangeFrom<Int>) -> AIOBuffer { self[range.lowerBound..<count] }
+
+  /// The bytes, to look at.
+  public var bytes: RawSpan {
+    @_lifetime(borrow self)
+    get {
+      // The span borrows the buffer, which holds the storage.
+      let span = unsafe RawSpan(_unsafeStart: start, byteCount: count)
+      return unsafe _overrideLifetime(span, borrowing: self)
+    }
+  }
+
+  /// The bytes, to change.
+  public var mutableBytes: MutableRawSpan {
+    @_lifetime(&self)
+    mutating get {
+      // The span borrows the buffer exclusively. Copies share the memory: see the rule above.
+      let span = unsafe MutableRawSpan(_unsafeStart: start, byteCount: count)
+      return unsafe _overrideLifetime(span, mutating: &self)
+    }
+  }
+
+  /// Calls `body` with the bytes, to look at; they are valid during the call.
+  public func withUnsafeBytes<Result, Failure: Error>(
+    _ body: (UnsafeRawBufferPointer) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    defer { withExtendedLifetime(storage) {} }
+    return try unsafe body(UnsafeRawBufferPointer(unsafeBytes))
+  }
+
+  /// Calls `body` with the bytes, to change; they are valid during the call.
+  public func withUnsafeMutableBytes<Result, Failure: Error>(
+    _ body: (UnsafeMutableRawBufferPointer) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    defer { withExtendedLifetime(storage) {} }
+    return try unsafe body(unsafeBytes)
+  }
+
+  /// The bytes, valid as long as somebody holds the buffer or a slice of it.
+  @inline(__always)
+  var unsafeBytes: UnsafeMutableRawBufferPointer {
+    unsafe UnsafeMutableRawBufferPointer(start: start, count: count)
+  }
+}

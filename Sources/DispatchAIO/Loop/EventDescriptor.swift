@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+internal import Glibc
+internal import SystemPackage
+
+/// The eventfd that the kernel counts completions on, non-blocking and close-on-exec. Whoever made
+/// it closes it.
+struct EventDescriptor: Sendable {
+  let rawValue: Int32
+
+  init() throws(Errno) {
+    rawValue = clinux_eventfd()
+    guard rawValue >= 0 else { throw Errno(rawValue: -rawValue) }
+  }
+
+  /// Clears the counter, so that the source fires again only for completions to come. The number
+  /// it had means nothing: completions can be in the ring and not yet counted, or taken already.
+  func drain() {
+    _ = clinux_eventfd_drain(rawValue)
+  }
+
+  func close() {
+    Glibc.close(rawValue)
+  }
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The loop ties the engine to Dispatch. All of the engine's work is done in *turns*, on one serial
+// queue. A turn runs when the kernel has counted a completion on the eventfd (the source's
+// handler), when a thread has put a request into the inbox and found the loop asleep (`wake`), or
+// when the caller says so (`process`).
+//
+// Nobody but a turn touches the engine. A request made by a completion handler takes the same way
+// through the inbox as one from any other thread, only that the loop is awake then, and takes it
+// in before the turn ends: so all that the handlers of one turn ask for goes down in one
+// `io_submit`, and so does all that other blocks on the queue ask for before the turn they woke.
+
+internal import Dispatch
+internal import Glibc
+internal import Synchronization
+internal import SystemPackage
+
+/// - Safety: `@unchecked Sendable` because what is not constant, atomic or Sendable itself (the
+///   engine, the departures, the life and its closing callbacks) is touched in turns and in blocks
+///   on `queue` only, which is serial; a turn traps when it is not.
+final class Loop: @unchecked Sendable {
+  /// How many completions a turn runs before it lets the queue's other blocks run.
+  static let completionsPerTurn = 256
+  /// How long to wait before asking a kernel again that refused while nothing was in flight.
+  static let stallDelay = DispatchTimeInterval.milliseconds(1)
+
+  let queue: DispatchQueue
+  let table: RequestTable<Delivery>
+  private let kernel: LinuxKernel
+  private var engine: Engine<LinuxKernel, Delivery>
+  private let event: EventDescriptor
+  private let source: any DispatchSourceRead
+
+  /// Whether a turn is running or on its way, and will look into the inbox before it ends.
+  private let isAwake = Atomic<Bool>(false)
+  /// Whether a turn is running, to catch a second one.
+  private let isInTurn = Atomic<Bool>(false)
+  /// Whether new requests are refused.
+  private let isClosing = Atomic<Bool>(false)
+
+  private var departures = Departures()
+  /// Entered while handlers are on their way to other queues.
+  private let departing = DispatchGroup()
+  private var isStallTimerSet = false
+
+  private enum Life {
+    case open
+    /// No request is left; the kernel's context is being freed, off the loop.
+    case ending
+    case closed
+  }
+  private var life = Life.open
+  private var whenClosed: [@Sendable () -> Void] = []
+
+  /// - Throws: the errno of `eventfd(2)` or `io_setup(2)`.
+  init(queueDepth: Int, pendingLimit: Int, queue: DispatchQueue?) throws(Errno) {
+    self.queue = queue ?? DispatchQueue(label: "DispatchAIO.loop")
+    event = try EventDescriptor()
+    do {
+      kernel = try LinuxKernel(queueDepth: queueDepth)
+    } catch {
+      event.close()
+      throw error
+    }
+    table = RequestTable(capacity: queueDepth + pendingLimit)
+    engine = Engine(
+      kernel: kernel, table: table, queueDepth: queueDepth, event: event.rawValue)
+    source = DispatchSource.makeReadSource(
+      fileDescriptor: event.rawValue, queue: self.queue)
+    // Both handlers hold the loop, so that it outlives its context until it has closed; Dispatch
+    // drops them when the source has been cancelled.
+    source.setEventHandler { [self] in
+      event.drain()
+      turn()
+    }
+    source.setCancelHandler { [self] in
+      event.close()
+      closed()
+    }
+    source.activate()
+  }
+
+  // MARK: From any thread
+
+  /// Takes a request in, to complete exactly once.
+  ///
+  /// - Parameter request: holds its file.
+  /// - Throws: `.full` or `.contextClosed`; the caller then gives the hold up.
+  func accept(
+    _ request: consuming AcceptedRequest<Delivery>
+  ) throws(AIOError) -> RequestKey {
+    guard let slot = table.free.take() else {
+      if isClosing.load(ordering: .sequentiallyConsistent) { throw .contextClosed(request.subject) }
+      throw AIOError(.full, request.subject, .full(limit: table.capacity))
+    }
+    // Looked at after a slot was taken: the loop closes when it has seen all slots free after it
+    // began to refuse, so one of the two notices the other.
+    if isClosing.load(ordering: .sequentiallyConsistent) {
+      table.free.give(slot)
+      wake()
+      throw .contextClosed(request.subject)
+    }
+    let key = table.accept(request, in: slot)
+    wake()
+    return key
+  }
+
+  func cancel(_ key: RequestKey) -> AIOCancellation {
+    if table.cancel(key) {
+      wake()
+      return .cancelled
+    }
+    return table.phase(of: key) == .submitted ? .notCancellable : .alreadyCompleted
+  }
+
+  /// Closes once every accepted request has completed. `completion` is called on the loop's queue.
+  func close(_ completion: (@Sendable () -> Void)?) {
+    isClosing.store(true, ordering: .sequentiallyConsistent)
+    queue.async { [self] in
+      if let completion {
+        guard life != .closed else { return completion() }
+        whenClosed.append(completion)
+      }
+      turn()
+    }
+  }
+
+  /// Makes sure that a turn looks into the inbox.
+  @inline(__always)
+  private func wake() {
+    if isAwake.load(ordering: .sequentiallyConsistent) { return }
+    if !isAwake.exchange(true, ordering: .sequentiallyConsistent) {
+      queue.async { [self] in turn() }
+    }
+  }
+
+  // MARK: The turn
+
+  /// Runs until nothing is left to do, or the turn's share is used up, in which case another is on
+  /// its way.
+  ///
+  /// - Returns: how many completions were run, or sent to their queues.
+  @discardableResult
+  func turn() -> Int {
+    precondition(
+      !isInTurn.exchange(true, ordering: .acquiring),
+      """
+      AIOContext: a turn of the loop began while one was running. Either process() was called from \
+      a completion handler, or the context's queue is not serial.
+      """)
+    defer { isInTurn.store(false, ordering: .releasing) }
+    guard life == .open else { return 0 }
+    isAwake.store(true, ordering: .relaxed)
+    var completions = 0
+    while true {
+      engine.collect()
+      if engine.submit() == .stalled { setStallTimer() }
+      engine.reap()
+      if !engine.hasCompletions {
+        isAwake.store(false, ordering: .sequentiallyConsistent)
+        if table.inbox.isEmpty && table.cancellations.isEmpty { break }
+        isAwake.store(true, ordering: .relaxed)
+        continue
+      }
+      if completions >= Self.completionsPerTurn {
+        queue.async { [self] in turn() }
+        break
+      }
+      while completions < Self.completionsPerTurn, let completion = engine.next() {
+        completions += 1
+        deliver(completion)
+      }
+    }
+    departures.send(departing)
+    if isClosing.load(ordering: .sequentiallyConsistent) { endIfIdle() }
+    return completions
+  }
+
+  @inline(__always)
+  private func deliver(_ completion: consuming Engine<LinuxKernel, Delivery>.Completion) {
+    if let queue = completion.attachment.queue {
+      departures.add(completion.attachment.completion, completion.result, to: queue)
+    } else {
+      completion.attachment.completion(completion.result)
+    }
+  }
+
+  /// The kernel refuses and nothing is in flight that could make room by completing: come back
+  /// after a while, rather than spin.
+  private func setStallTimer() {
+    guard !isStallTimerSet else { return }
+    isStallTimerSet = true
+    queue.asyncAfter(deadline: .now() + Self.stallDelay) { [self] in
+      isStallTimerSet = false
+      turn()
+    }
+  }
+
+  // MARK: The end
+
+  /// Ends the loop if every slot is free, which means that no request is left anywhere.
+  private func endIfIdle() {
+    guard life == .open, table.free.count == table.capacity else { return }
+    life = .ending
+    // Handlers on other queues have run before close calls back; and io_destroy takes tens of
+    // milliseconds, so it gets a thread of its own.
+    departing.notify(queue: DispatchQueue(label: "DispatchAIO.teardown")) { [self] in
+      kernel.destroy()
+      source.cancel()
+    }
+  }
+
+  /// The source's cancel handler: the last that runs.
+  private func closed() {
+    life = .closed
+    let callbacks = whenClosed
+    whenClosed = []
+    for callback in callbacks { callback() }
+  }
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+
+/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014): the
+/// same numbers from the same seed, everywhere.
+struct SeededGenerator: RandomNumberGenerator {
+  private var state: UInt64
+
+  init(seed: UInt64) { state = seed }
+
+  mutating func next() -> UInt64 {
+    state &+= 0x9e37_79b9_7f4a_7c15
+    var z = state
+    z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+    return z ^ (z >> 31)
+  }
+
+  /// True once in `count` times.
+  mutating func oneIn(_ count: Int) -> Bool { Int.random(in: 0..<count, using: &self) == 0 }
+}
+
+/// Which seeds a randomized test runs.
+enum Seeds {
+  /// `AIO_SEED=n` replays one seed; `AIO_SEEDS=n` runs that many; else `count`.
+  static func run(default count: Int, _ body: (UInt64) throws -> Void) rethrows {
+    let environment = ProcessInfo.processInfo.environment
+    if let seed = environment["AIO_SEED"].flatMap(UInt64.init) { return try body(seed) }
+    let count = environment["AIO_SEEDS"].flatMap(Int.init) ?? count
+    for seed in 0..<UInt64(count) { try body(seed) }
+  }
+
+  static func replay(_ seed: UInt64) -> String {
+    "seed \(seed); replay it with AIO_SEED=\(seed)"
+  }
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CLibAIO
+import Glibc
+
+@testable import DispatchAIO
+
+/// A kernel that does what the real one may do, decided by a seed: it takes part of a batch, has no
+/// room, refuses the first, completes at once or later and in any order, short, failed, or asking
+/// to try again; it lets reaping be interrupted, and counts events on its eventfd.
+///
+/// It is stricter than the real one where a program could rely on too much: it has room for exactly
+/// the events it promised, and forgets the control blocks and vectors when `submit` returns.
+///
+/// - Safety: `@unchecked Sendable`: used from one thread.
+final class SimulatedKernel: Kernel, @unchecked Sendable {
+  /// What a control block asked for, decoded before `submit` returned.
+  struct Submission: Equatable {
+    var tag: UInt64
+    var opcode: Int32
+    var descriptor: Int32
+    var offset: Int64
+    /// The memory, by element.
+    var memory: [UnsafeMutableRawBufferPointer]
+    var event: Int32?
+
+    static func == (a: Submission, b: Submission) -> Bool {
+      a.tag == b.tag && a.opcode == b.opcode && a.descriptor == b.descriptor
+        && a.offset == b.offset && a.event == b.event
+        && a.memory.map(\.baseAddress) == b.memory.map(\.baseAddress)
+        && a.memory.map(\.count) == b.memory.map(\.count)
+    }
+
+    var length: Int { memory.reduce(0) { $0 + $1.count } }
+  }
+
+  /// Each fault happens once in so many chances; 0 is never.
+  struct Faults {
+    var full = 0
+    var shortCount = 0
+    var interrupted = 0
+    var refused = 0
+    var interruptedReap = 0
+    var partialReap = 0
+    var unaskedRetry = 0
+    var failure = 0
+    var shortTransfer = 0
+
+    static let none = Faults()
+    static let all = Faults(
+      full: 10, shortCount: 4, interrupted: 20, refused: 30, interruptedReap: 10, partialReap: 4,
+      unaskedRetry: 12, failure: 15, shortTransfer: 10)
+  }
+
+  /// Requests on this descriptor are refused with EBADF.
+  static let badDescriptor: Int32 = -1
+
+  let capacity: Int
+  var faults: Faults
+  /// Whether requests complete within `submit`, as on tmpfs; else when `complete` says so.
+  var completesAtOnce = false
+  private(set) var generator: SeededGenerator
+
+  private var inFlight: [Submission] = []
+  private var ring: [(tag: UInt64, result: Int)] = []
+  /// What the eventfd would read.
+  private(set) var eventCount = 0
+  /// Every submission the kernel took, in order.
+  private(set) var taken: [Submission] = []
+  /// What was put into the ring for each tag, in order.
+  private(set) var results: [UInt64: [Int]] = [:]
+  /// How often each fault was injected.
+  private(set) var injected: [String: Int] = [:]
+  private(set) var submitCalls = 0
+  private(set) var isDestroyed = false
+
+  init(capacity: Int, faults: Faults = .none, seed: UInt64 = 0) {
+    self.capacity = capacity
+    self.faults = faults
+    generator = SeededGenerator(seed: seed)
+  }
+
+  var inFlightCount: Int { inFlight.count }
+  var ringCount: Int { ring.count }
+
+  // MARK: Kernel
+
+  func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>, count: Int) -> Int {
+    precondition(!isDestroyed, "submit after destroy")
+    precondition(count > 0)
+    submitCalls += 1
+    if inject(\.interrupted, "EINTR from submit") { return -Int(EINTR) }
+    var taken = 0
+    while taken < count {
+      if inFlight.count + ring.count == capacity || inject(\.full, "EAGAIN from submit") {
+        return taken > 0 ? taken : -Int(EAGAIN)
+      }
+      if taken > 0, inject(\.shortCount, "short count") { return taken }
+      let submission = decode(requests[taken]!.pointee)
+      if let refusal = refusal(of: submission) { return taken > 0 ? taken : -Int(refusal) }
+      inFlight.append(submission)
+      self.taken.append(submission)
+      taken += 1
+      if completesAtOnce { complete(at: inFlight.count - 1) }
+    }
+    return taken
+  }
+
+  func reap(into events: UnsafeMutablePointer<io_event>, capacity: Int) -> Int {
+    precondition(!isDestroyed, "reap after destroy")
+    if inject(\.interruptedReap, "EINTR from reap") { return -Int(EINTR) }
+    var count = min(capacity, ring.count)
+    if count > 1, inject(\.partialReap, "partial reap") {
+      count = Int.random(in: 1..<count, using: &generator)
+    }
+    for (index, (tag, result)) in ring.prefix(count).enumerated() {
+      var event = io_event()
+      event.data = UnsafeMutableRawPointer(bitPattern: UInt(tag))
+      event.res = UInt(bitPattern: result)
+      events[index] = event
+    }
+    ring.removeFirst(count)
+    return count
+  }
+
+  func destroy() {
+    isDestroyed = true
+  }
+
+  // MARK: The world
+
+  /// Completes one request in flight, any one.
+  func completeOne() {
+    guard !inFlight.isEmpty else { return }
+    complete(at: Int.random(in: 0..<inFlight.count, using: &generator))
+  }
+
+  func completeAll() {
+    while !inFlight.isEmpty { completeOne() }
+  }
+
+  private func complete(at index: Int) {
+    let submission = inFlight.remove(at: index)
+    let result = outcome(of: submission)
+    ring.append((submission.tag, result))
+    results[submission.tag, default: []].append(result)
+    if submission.event != nil { eventCount += 1 }
+  }
+
+  private func outcome(of submission: Submission) -> Int {
+    if inject(\.unaskedRetry, "unasked EAGAIN or EINTR") {
+      return Bool.random(using: &generator) ? -Int(EAGAIN) : -Int(EINTR)
+    }
+    if inject(\.failure, "failed completion") {
+      return -Int([EIO, ENOSPC, EFBIG, EINVAL, EFAULT].randomElement(using: &generator)!)
+    }
+    if submission.length > 1, inject(\.shortTransfer, "short transfer") {
+      return Int.random(in: 0..<submission.length, using: &generator)
+    }
+    return submission.length
+  }
+
+  private func refusal(of submission: Submission) -> Int32? {
+    if submission.descriptor == Self.badDescriptor { return EBADF }
+    if submission.offset < 0 { return EINVAL }
+    if inject(\.refused, "refused at submission") {
+      return [EINVAL, EBADF, EOPNOTSUPP].randomElement(using: &generator)
+    }
+    return nil
+  }
+
+  private func decode(_ block: iocb) -> Submission {
+    precondition(block.key == 0, "the key belongs to the kernel")
+    let opcode = Int32(block.aio_lio_opcode)
+    var memory: [UnsafeMutableRawBufferPointer] = []
+    switch io_iocb_cmd(rawValue: UInt32(opcode)) {
+    case IO_CMD_PREAD, IO_CMD_PWRITE:
+      memory = [.init(start: block.u.c.buf, count: Int(block.u.c.nbytes))]
+    case IO_CMD_PREADV, IO_CMD_PWRITEV:
+      let vectors = block.u.c.buf.assumingMemoryBound(to: iovec.self)
+      memory = (0..<Int(block.u.c.nbytes)).map {
+        .init(start: vectors[$0].iov_base, count: vectors[$0].iov_len)
+      }
+    case IO_CMD_FSYNC, IO_CMD_FDSYNC:
+      precondition(block.u.c.buf == nil && block.u.c.nbytes == 0 && block.u.c.offset == 0)
+    default:
+      preconditionFailure("opcode \(opcode)")
+    }
+    return Submission(
+      tag: UInt64(UInt(bitPattern: block.data)), opcode: opcode, descriptor: block.aio_fildes,
+      offset: block.u.c.offset, memory: memory,
+      event: block.u.c.flags & 1 != 0 ? Int32(block.u.c.resfd) : nil)
+  }
+
+  private func inject(_ fault: KeyPath<Faults, Int>, _ name: String) -> Bool {
+    let chances = faults[keyPath: fault]
+    guard chances > 0, generator.oneIn(chances) else { return false }
+    injected[name, default: 0] += 1
+    return true
+  }
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Dispatch
+import DispatchAIO
+import Synchronization
+import XCTest
+
+/// A place for one value that another thread puts there.
+final class Promise<Value: Sendable>: Sendable {
+  private let semaphore = DispatchSemaphore(value: 0)
+  private let values = Locked<[Value]>([])
+
+  func fulfil(_ value: Value) {
+    values.withLock { $0.append(value) }
+    semaphore.signal()
+  }
+
+  /// Waits for the value; fails the test when it does not come, or when it came more than once.
+  func wait(
+    seconds: Double = 30, file: StaticString = #filePath, line: UInt = #line
+  ) throws -> Value {
+    guard semaphore.wait(timeout: .now() + seconds) == .success else {
+      XCTFail("nothing came within \(seconds) s", file: file, line: line)
+      throw TimedOut()
+    }
+    let values = values.withLock { $0 }
+    XCTAssertEqual(values.count, 1, "it came more than once", file: file, line: line)
+    return values[0]
+  }
+
+  struct TimedOut: Error {}
+}
+
+/// A value behind a lock that the Thread Sanitizer can see.
+final class Locked<Value>: @unchecked Sendable {
+  private var value: Value
+  private let lock = NSLock()
+
+  init(_ value: Value) { self.value = value }
+
+  func withLock<Result>(_ body: (inout Value) throws -> Result) rethrows -> Result {
+    lock.lock()
+    defer { lock.unlock() }
+    return try body(&value)
+  }
+}
+
+/// Asks again and again whether something holds that nobody announces; `false` when it does not
+/// come to hold.
+func eventually(within seconds: Double = 30, _ condition: () -> Bool) -> Bool {
+  let deadline = DispatchTime.now() + seconds
+  while !condition() {
+    if DispatchTime.now() > deadline { return false }
+    sched_yield()
+  }
+  return true
+}
+
+typealias Outcome = Result<Int, AIOError>
+
+extension AIOContext {
+  /// Makes a request and waits for its completion. Not on the context's queue.
+  func outcome(
+    _ request: (_ completion: @escaping AIOCompletion) throws -> Void
+  ) throws -> Outcome {
+    let promise = Promise<Outcome>()
+    try request { promise.fulfil($0) }
+    return try promise.wait()
+  }
+
+  func readAndWait(_ file: AIOFile, at offset: Int64, into buffer: AIOBuffer) throws -> Outcome {
+    try outcome { try read(file, at: offset, into: buffer, completion: $0) }
+  }
+
+  func writeAndWait(_ file: AIOFile, at offset: Int64, from buffer: AIOBuffer) throws -> Outcome {
+    try outcome { try write(file, at: offset, from: buffer, completion: $0) }
+  }
+
+  /// Closes the context and waits until it has freed everything.
+  func closeAndWait() throws {
+    let closed = Promise<Void>()
+    close { closed.fulfil(()) }
+    try closed.wait()
+  }
+}
+
+extension AIOBuffer {
+  init(_ bytes: [UInt8], alignment: Int = 4096) {
+    self.init(count: bytes.count, alignment: alignment)
+    withUnsafeMutableBytes { $0.copyBytes(from: bytes) }
+  }
+
+  var array: [UInt8] { withUnsafeBytes { [UInt8]($0) } }
+
+  func fill(_ byte: UInt8) {
+    withUnsafeMutableBytes { _ = $0.initializeMemory(as: UInt8.self, repeating: byte) }
+  }
+}
+
+extension Result where Failure == AIOError {
+  var code: AIOError.Code? {
+    if case .failure(let error) = self { error.code } else { nil }
+  }
+}
+
+/// Runs `body` on as many threads at once, and waits for them.
+func onThreads(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
+  let group = DispatchGroup()
+  for thread in 0..<count {
+    DispatchQueue(label: "test.thread.\(thread)").async(group: group) { body(thread) }
+  }
+  group.wait()
+}
+
+/// The error that `body` throws, which must have `code`.
+@discardableResult
+func assertRefused<Result>(
+  _ code: AIOError.Code, file: StaticString = #filePath, line: UInt = #line,
+  _ body: () throws -> Result
+) -> AIOError? {
+  do {
+    _ = try body()
+    XCTFail("not refused", file: file, line: line)
+  } catch let error as AIOError {
+    XCTAssertEqual(error.code, code, "\(error)", file: file, line: line)
+    return error
+  } catch {
+    XCTFail("\(error)", file: file, line: line)
+  }
+  return nil
+}
