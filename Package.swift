@@ -29,7 +29,10 @@ let package = Package(
       ],
       // Lifetimes: what the borrowed spans of AIOBuffer are declared with.
       swiftSettings: strict + [.enableExperimentalFeature("Lifetimes")]),
-    .testTarget(name: "DispatchAIOTests", dependencies: ["DispatchAIO"]),
+    .testTarget(
+      name: "DispatchAIOTests", dependencies: ["DispatchAIO", "dispatch-aio-probe"]),
+    .executableTarget(
+      name: "dispatch-aio-probe", dependencies: ["DispatchAIO"], path: "Tests/Probe"),
   ],
   swiftLanguageModes: [.v6]
 )

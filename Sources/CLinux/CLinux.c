@@ -6,10 +6,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 const int clinux_o_direct = O_DIRECT;
@@ -58,6 +60,11 @@ int clinux_dio_alignment(int fd, struct clinux_dio_alignment *alignment) {
   alignment->memory = answer.dio_mem_align;
   alignment->offset = answer.dio_offset_align;
   return 1;
+}
+
+int clinux_is_on_tmpfs(int fd) {
+  struct statfs status;
+  return fstatfs(fd, &status) < 0 ? -errno : status.f_type == TMPFS_MAGIC;
 }
 
 int clinux_block_device_sector_size(int fd) {

@@ -98,8 +98,7 @@ public final class AIOContext: Sendable {
   ///   many, only part of them, and the rest follows by itself; 0 after the context has closed.
   @discardableResult
   public func process() -> Int {
-    dispatchPrecondition(condition: .onQueue(queue))
-    return loop.turn()
+    loop.turnByHand()
   }
 
   /// Cancels a request that has not reached the kernel. From any thread.

@@ -102,7 +102,7 @@ public struct AIOError: Error, Sendable {
     /// The errno's own words and, where the library knows one, a cure.
     case errno
     case text(String)
-    case misaligned(String, value: UInt64, needed: Int)
+    case misaligned(String, needed: Int)
     case full(limit: Int)
     case contextLimit(asked: Int, inUse: Int?, maximum: Int?)
   }

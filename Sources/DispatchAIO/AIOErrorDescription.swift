@@ -9,9 +9,9 @@ extension AIOError: CustomStringConvertible {
       switch detail {
       case .errno: errnoSentence
       case .text(let text): text
-      case .misaligned(let what, let value, let needed):
+      case .misaligned(let what, let needed):
         """
-        \(what) \(value) is not a multiple of \(needed), which the file needs for direct I/O; \
+        \(what) is not a multiple of \(needed), which the file needs for direct I/O; \
         align it (AIOFile.alignment), or open the file with caching: .buffered
         """
       case .full(let limit):
@@ -57,7 +57,7 @@ extension AIOError: CustomStringConvertible {
   }
 
   private var fileWords: String? {
-    if let file { return file.string }
+    if let file { return file.isEmpty ? "\"\"" : file.string }
     return descriptor.map { "file descriptor \($0)" }
   }
 

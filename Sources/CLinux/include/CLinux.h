@@ -28,6 +28,9 @@ struct clinux_dio_alignment {
 // Answers 1 when the kernel told the alignment, 0 when it does not know the question.
 int clinux_dio_alignment(int fd, struct clinux_dio_alignment *alignment);
 
+// Whether an open file is on tmpfs: 1 or 0.
+int clinux_is_on_tmpfs(int fd);
+
 // The logical sector size of a block device (BLKSSZGET), in bytes.
 int clinux_block_device_sector_size(int fd);
 

@@ -20,7 +20,7 @@ final class OpenFile: Sendable {
   struct Traits: Sendable {
     var isReadable = true
     var isWritable = true
-    /// Opened with O_DIRECT.
+    /// Its I/O goes past the page cache.
     var isDirect = true
     /// What a direct request must be a multiple of.
     var alignment = AIOAlignment(memory: 1, offset: 1)

@@ -77,21 +77,21 @@ extension Operation {
   ) -> AIOError {
     let subject = AIOError.Subject(self, file, offset, length)
     let alignment = file.traits.alignment
-    func error(_ what: String, _ value: UInt64, _ needed: Int) -> AIOError {
-      AIOError(.misaligned, subject, .misaligned(what, value: value, needed: needed))
+    func error(_ what: String, _ needed: Int) -> AIOError {
+      AIOError(.misaligned, subject, .misaligned(what, needed: needed))
     }
     if offset % Int64(alignment.offset) != 0 {
-      return error("the offset", UInt64(offset), alignment.offset)
+      return error("offset \(offset)", alignment.offset)
     }
     for index in 0..<memory.elements {
       let bytes = unsafe memory[index]
       let place = memory.isVector ? " of buffer \(index)" : ""
       if bytes.count % alignment.offset != 0 {
-        return error("the length" + place, UInt64(bytes.count), alignment.offset)
+        return error("length \(bytes.count)" + place, alignment.offset)
       }
       let address = UInt(bitPattern: bytes.baseAddress)
       if address % UInt(alignment.memory) != 0 {
-        return error("the memory address" + place, UInt64(address), alignment.memory)
+        return error("memory address 0x\(String(address, radix: 16))" + place, alignment.memory)
       }
     }
     preconditionFailure("misaligned, yet every part is aligned")

@@ -42,10 +42,13 @@ public struct AIOBuffer: @unchecked Sendable {
   /// Traps when the memory cannot be had, as Swift's own collections do. The C function beneath is
   /// `posix_memalign`.
   public init(count: Int, alignment: Int = 4096) {
-    precondition(count >= 0, "AIOBuffer: a count of \(count) bytes; it must be 0 or more")
-    precondition(
-      alignment > 0 && alignment & (alignment - 1) == 0,
-      "AIOBuffer: an alignment of \(alignment); it must be a power of two")
+    // fatalError and not precondition: its sentence is there in release builds, too.
+    guard count >= 0 else {
+      fatalError("AIOBuffer: a count of \(count) bytes; it must be 0 or more")
+    }
+    guard alignment > 0 && alignment & (alignment - 1) == 0 else {
+      fatalError("AIOBuffer: an alignment of \(alignment); it must be a power of two")
+    }
     var base: UnsafeMutableRawPointer?
     let answer = unsafe posix_memalign(
       &base, max(alignment, MemoryLayout<UnsafeRawPointer>.size), max(count, 1))
@@ -66,9 +69,9 @@ public struct AIOBuffer: @unchecked Sendable {
 
   /// The part of the buffer from `range.lowerBound` up to `range.upperBound`, sharing its memory.
   public subscript(range: Range<Int>) -> AIOBuffer {
-    precondition(
-      range.lowerBound >= 0 && range.upperBound <= count,
-      "AIOBuffer: slice \(range) of a buffer of \(count) bytes")
+    guard range.lowerBound >= 0 && range.upperBound <= count else {
+      fatalError("AIOBuffer: slice \(range) of a buffer of \(count) bytes")
+    }
     return unsafe AIOBuffer(
       storage: storage, start: start + range.lowerBound, count: range.count)
   }

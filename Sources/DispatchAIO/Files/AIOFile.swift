@@ -112,16 +112,17 @@ public final class AIOFile: Sendable {
     let flags = fcntl(descriptor.rawValue, F_GETFL)
     guard flags >= 0 else { throw AIOError(errno: Glibc.errno, subject) }
     let access = flags & O_ACCMODE
-    let isDirect = flags & clinux_o_direct != 0
+    let alignment =
+      flags & clinux_o_direct == 0
+      ? nil : AIOAlignment.ask(descriptor.rawValue, isBlockDevice: type == S_IFBLK)
     if operation == .open { _ = fcntl(descriptor.rawValue, F_SETFL, flags & ~O_NONBLOCK) }
     let isOpen = isOpen
     isOpen.enter()
     file = OpenFile(
       descriptor: descriptor.rawValue, path: path,
       traits: OpenFile.Traits(
-        isReadable: access != O_WRONLY, isWritable: access != O_RDONLY, isDirect: isDirect,
-        alignment: isDirect
-          ? AIOAlignment.ask(descriptor.rawValue, isBlockDevice: type == S_IFBLK) : .none)
+        isReadable: access != O_WRONLY, isWritable: access != O_RDONLY,
+        isDirect: alignment != nil, alignment: alignment ?? .none)
     ) { descriptor in
       Self.closer.async {
         Glibc.close(descriptor)
@@ -140,7 +141,8 @@ public final class AIOFile: Sendable {
   /// The descriptor, for calls this library does not have. It stays the file's: do not close it.
   public var fileDescriptor: FileDescriptor { FileDescriptor(rawValue: file.descriptor) }
 
-  /// Whether requests go straight to the device.
+  /// Whether requests go straight to the device. A file that was opened direct says buffered where
+  /// its filesystem takes `O_DIRECT` and then does buffered I/O, as ext4 does with `data=journal`.
   public var caching: Caching { file.traits.isDirect ? .direct : .buffered }
 
   /// What requests on this file must be aligned to; 1 and 1 for a buffered file.

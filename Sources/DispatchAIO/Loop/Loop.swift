@@ -38,6 +38,9 @@ final class Loop: @unchecked Sendable {
   /// Whether new requests are refused.
   private let isClosing = Atomic<Bool>(false)
 
+  /// Marks `queue`, so that one can ask whether one is on it.
+  private let onQueue = DispatchSpecificKey<Void>()
+
   private var departures = Departures()
   /// Entered while handlers are on their way to other queues.
   private let departing = DispatchGroup()
@@ -77,7 +80,12 @@ final class Loop: @unchecked Sendable {
       event.close()
       closed()
     }
+    self.queue.setSpecific(key: onQueue, value: ())
     source.activate()
+  }
+
+  deinit {
+    queue.setSpecific(key: onQueue, value: nil)
   }
 
   // MARK: From any thread
@@ -134,6 +142,14 @@ final class Loop: @unchecked Sendable {
     }
   }
 
+  /// A turn, on behalf of the caller of `process()`.
+  func turnByHand() -> Int {
+    guard DispatchQueue.getSpecific(key: onQueue) != nil else {
+      fatalError("AIOContext: process() was not called on the context's queue, '\(queue.label)'")
+    }
+    return turn()
+  }
+
   // MARK: The turn
 
   /// Runs until nothing is left to do, or the turn's share is used up, in which case another is on
@@ -142,12 +158,13 @@ final class Loop: @unchecked Sendable {
   /// - Returns: how many completions were run, or sent to their queues.
   @discardableResult
   func turn() -> Int {
-    precondition(
-      !isInTurn.exchange(true, ordering: .acquiring),
-      """
-      AIOContext: a turn of the loop began while one was running. Either process() was called from \
-      a completion handler, or the context's queue is not serial.
-      """)
+    if isInTurn.exchange(true, ordering: .acquiring) {
+      fatalError(
+        """
+        AIOContext: a turn of the loop began while another was running: either process() was \
+        called inside a completion handler, or the context's queue is not serial
+        """)
+    }
     defer { isInTurn.store(false, ordering: .releasing) }
     guard life == .open else { return 0 }
     isAwake.store(true, ordering: .relaxed)

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CLibAIO
+import CLinux
+import Foundation
+import SystemPackage
+import XCTest
+
+@testable import DispatchAIO
+
+/// What the library relies on, asked of the real kernel without the library in between: where one
+/// of these fails, the ground has moved.
+final class KernelFactsTests: XCTestCase {
+  /// A context of the kernel's, driven by hand.
+  private final class Bare {
+    let kernel: LinuxKernel
+    let event: Int32
+
+    init(queueDepth: Int = 8) throws {
+      kernel = try LinuxKernel(queueDepth: queueDepth)
+      event = clinux_eventfd()
+    }
+
+    deinit {
+      kernel.destroy()
+      close(event)
+    }
+
+    func block(
+      _ opcode: io_iocb_cmd, _ descriptor: Int32, _ memory: UnsafeMutableRawPointer? = nil,
+      _ count: Int = 0, at offset: Int64 = 0, flags: Int32 = 0
+    ) -> iocb {
+      var block = iocb()
+      block.aio_lio_opcode = Int16(opcode.rawValue)
+      block.aio_fildes = descriptor
+      block.aio_rw_flags = UInt32(bitPattern: flags)
+      block.u.c.buf = memory
+      block.u.c.nbytes = UInt(count)
+      block.u.c.offset = offset
+      block.u.c.flags = 1
+      block.u.c.resfd = UInt32(bitPattern: event)
+      return block
+    }
+
+    /// What `io_submit` answers.
+    func submit(_ blocks: [iocb]) -> Int {
+      var blocks = blocks
+      return blocks.withUnsafeMutableBufferPointer { buffer in
+        var pointers = buffer.indices.map { Optional(buffer.baseAddress! + $0) }
+        return kernel.submit(&pointers, count: pointers.count)
+      }
+    }
+
+    /// Waits for completions, and returns their results.
+    func results(_ count: Int) -> [Int] {
+      var results: [Int] = []
+      var events = [io_event](repeating: io_event(), count: 16)
+      XCTAssertTrue(
+        eventually {
+          let got = kernel.reap(into: &events, capacity: events.count)
+          results += events.prefix(max(0, got)).map { Int(bitPattern: $0.res) }
+          return results.count >= count
+        })
+      return results
+    }
+  }
+
+  private var directory: TemporaryDirectory!
+  private var bare: Bare!
+  private var file: FileDescriptor!
+  private let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 8192, alignment: 4096)
+
+  override func setUpWithError() throws {
+    directory = try temporaryDirectory()
+    let path = try directory.makeFile(size: 65536)
+    bare = try Bare()
+    file = try FileDescriptor.open(
+      path, .readWrite, options: .init(rawValue: clinux_o_direct), permissions: nil)
+  }
+
+  override func tearDown() {
+    try? file?.close()
+    bare = nil
+    directory = nil
+  }
+
+  deinit { memory.deallocate() }
+
+  // MARK: io_submit
+
+  func testWhatSubmissionRefuses() throws {
+    let fd = file.rawValue
+    let readOnly = try FileDescriptor.open(directory.path.appending("file"), .readOnly)
+    let writeOnly = try FileDescriptor.open(directory.path.appending("file"), .writeOnly)
+    defer { for each in [readOnly, writeOnly] { try? each.close() } }
+    let base = memory.baseAddress
+    var noEvent = bare.block(IO_CMD_PREAD, fd, base, 4096)
+    noEvent.u.c.resfd = UInt32(bitPattern: fd)
+    var unknown = bare.block(IO_CMD_PREAD, fd, base, 4096)
+    unknown.aio_lio_opcode = 99
+    let vectors = [iovec](repeating: iovec(iov_base: base, iov_len: 512), count: 1025)
+    let rows: [(String, iocb, Int32)] = [
+      ("no such descriptor", bare.block(IO_CMD_PREAD, 9999, base, 4096), EBADF),
+      ("write to read-only", bare.block(IO_CMD_PWRITE, readOnly.rawValue, base, 4096), EBADF),
+      ("read from write-only", bare.block(IO_CMD_PREAD, writeOnly.rawValue, base, 4096), EBADF),
+      ("negative offset", bare.block(IO_CMD_PREAD, fd, base, 4096, at: -4096), EINVAL),
+      ("unknown opcode", unknown, EINVAL),
+      ("resfd that is no eventfd", noEvent, EINVAL),
+      ("sync with a length", bare.block(IO_CMD_FSYNC, fd, nil, 4096), EINVAL),
+      ("sync with an offset", bare.block(IO_CMD_FDSYNC, fd, nil, 0, at: 4096), EINVAL),
+      ("sync with a buffer", bare.block(IO_CMD_FDSYNC, fd, base, 0), EINVAL),
+      ("unknown flag", bare.block(IO_CMD_PREAD, fd, base, 4096, flags: 1 << 30), EOPNOTSUPP),
+    ]
+    for (what, block, errno) in rows {
+      XCTAssertEqual(bare.submit([block]), -Int(errno), what)
+    }
+    vectors.withUnsafeBytes { bytes in
+      let vectors = UnsafeMutableRawPointer(mutating: bytes.baseAddress)
+      XCTAssertEqual(
+        bare.submit([bare.block(IO_CMD_PREADV, fd, vectors, 1025)]), -Int(EINVAL), "1025 elements")
+    }
+  }
+
+  func testWhatSubmissionAcceptsAndTheCompletionRefuses() throws {
+    let fd = file.rawValue
+    let base = memory.baseAddress!
+    let page = mmap(nil, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    defer { munmap(page, 4096) }
+    let alignment = try XCTUnwrap(AIOAlignment.ask(fd, isBlockDevice: false))
+    var rows: [(String, iocb, Int)] = [
+      ("pointer to nothing", bare.block(IO_CMD_PREAD, fd, page, 4096), -Int(EFAULT)),
+      ("nothing to read", bare.block(IO_CMD_PREAD, fd, base, 0), 0),
+      ("nothing to write", bare.block(IO_CMD_PWRITE, fd, base, 0), 0),
+      ("no elements", bare.block(IO_CMD_PREADV, fd, base, 0), 0),
+      ("past the end", bare.block(IO_CMD_PREAD, fd, base, 4096, at: 1 << 30), 0),
+      ("fsync", bare.block(IO_CMD_FSYNC, fd), 0),
+      ("fdatasync", bare.block(IO_CMD_FDSYNC, fd), 0),
+    ]
+    if alignment.offset > 1 {
+      rows += [
+        ("misaligned offset", bare.block(IO_CMD_PREAD, fd, base, 4096, at: 1), -Int(EINVAL)),
+        ("misaligned length", bare.block(IO_CMD_PREAD, fd, base, 4095), -Int(EINVAL)),
+        ("misaligned memory", bare.block(IO_CMD_PREAD, fd, base + 1, 4096), -Int(EINVAL)),
+      ]
+    }
+    for (what, block, result) in rows {
+      XCTAssertEqual(bare.submit([block]), 1, what)
+      XCTAssertEqual(bare.results(1), [result], what)
+    }
+  }
+
+  func testABadOneAmongGoodOnes() {
+    let good = bare.block(IO_CMD_PREAD, file.rawValue, memory.baseAddress, 4096)
+    let bad = bare.block(IO_CMD_PREAD, 9999, memory.baseAddress, 4096)
+    XCTAssertEqual(bare.submit([good, bad, good]), 1)
+    XCTAssertEqual(bare.submit([bad, good]), -Int(EBADF))
+    XCTAssertEqual(bare.submit([good]), 1)
+    XCTAssertEqual(bare.results(2), [4096, 4096])
+  }
+
+  func testAFullContext() throws {
+    // The kernel makes the ring larger than asked; it is full when nothing is reaped.
+    let small = try Bare(queueDepth: 1)
+    let block = small.block(IO_CMD_PREAD, file.rawValue, memory.baseAddress, 4096)
+    var taken = 0
+    var answer = 0
+    repeat {
+      answer = small.submit([block, block])
+      taken += max(0, answer)
+    } while answer == 2
+    XCTAssertTrue(answer == 1 || answer == -Int(EAGAIN), "\(answer)")
+    XCTAssertGreaterThanOrEqual(taken, 1)
+    XCTAssertEqual(small.results(taken).count, taken)
+    XCTAssertEqual(small.submit([block]), 1)
+    XCTAssertEqual(small.results(1), [4096])
+  }
+
+  func testBlocksAndVectorsAreCopied() throws {
+    var vectors = [iovec(iov_base: memory.baseAddress, iov_len: 4096)]
+    vectors.withUnsafeMutableBytes { bytes in
+      XCTAssertEqual(
+        bare.submit([bare.block(IO_CMD_PREADV, file.rawValue, bytes.baseAddress, 1, at: 4096)]), 1)
+      bytes.initializeMemory(as: UInt8.self, repeating: 0xff)
+    }
+    XCTAssertEqual(bare.results(1), [4096])
+    XCTAssertEqual(memory[17], 17)
+  }
+
+  // MARK: Completions
+
+  func testTheEventIsInTheRingBeforeItIsCounted() {
+    let block = bare.block(IO_CMD_PREAD, file.rawValue, memory.baseAddress, 4096)
+    for _ in 0..<100 {
+      XCTAssertEqual(bare.submit([block]), 1)
+      XCTAssertTrue(eventually { clinux_eventfd_drain(bare.event) == 1 })
+      var event = io_event()
+      XCTAssertEqual(bare.kernel.reap(into: &event, capacity: 1), 1)
+    }
+    XCTAssertEqual(clinux_eventfd_drain(bare.event), 0)
+  }
+
+  func testAnEmptyRingAnswersZero() {
+    var event = io_event()
+    XCTAssertEqual(bare.kernel.reap(into: &event, capacity: 1), 0)
+  }
+
+  func testTheEventDescriptorIsNonBlockingAndCloseOnExec() {
+    XCTAssertEqual(fcntl(bare.event, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC)
+    XCTAssertEqual(fcntl(bare.event, F_GETFL) & O_NONBLOCK, O_NONBLOCK)
+  }
+
+  // MARK: Cancel, close
+
+  func testTheKernelCancelsNoFileRequest() {
+    var context: io_context_t?
+    XCTAssertEqual(io_setup(4, &context), 0)
+    defer { io_destroy(context) }
+    var block = bare.block(IO_CMD_PREAD, file.rawValue, memory.baseAddress, 4096)
+    withUnsafeMutablePointer(to: &block) { block in
+      var pointer: UnsafeMutablePointer<iocb>? = block
+      var event = io_event()
+      XCTAssertEqual(io_submit(context, 1, &pointer), 1)
+      XCTAssertEqual(io_cancel(context, block, &event), -EINVAL)
+      XCTAssertTrue(eventually { io_getevents(context, 0, 1, &event, nil) == 1 })
+      XCTAssertEqual(io_cancel(context, block, &event), -EINVAL)
+    }
+  }
+
+  func testClosingADescriptorInFlight() throws {
+    let other = try FileDescriptor.open(
+      directory.path.appending("file"), .readOnly, options: .init(rawValue: clinux_o_direct),
+      permissions: nil)
+    let block = bare.block(IO_CMD_PREAD, other.rawValue, memory.baseAddress, 4096, at: 4096)
+    XCTAssertEqual(bare.submit([block, block, block, block]), 4)
+    try other.close()
+    XCTAssertEqual(bare.results(4), [4096, 4096, 4096, 4096])
+    XCTAssertEqual(bare.submit([block]), -Int(EBADF))
+  }
+
+  func testContextsAreCounted() throws {
+    func inUse() throws -> Int {
+      let text = try String(contentsOfFile: "/proc/sys/fs/aio-nr", encoding: .ascii)
+      return try XCTUnwrap(Int(text.trimmingCharacters(in: .whitespacesAndNewlines)))
+    }
+    let before = try inUse()
+    let more = try Bare(queueDepth: 100)
+    // Others on this machine may come and go; this one's share is at least there.
+    XCTAssertGreaterThanOrEqual(try inUse(), before + 100)
+    withExtendedLifetime(more) {}
+  }
+}

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import XCTest
+
+/// Programmer errors trap, with a sentence that says what is wrong.
+final class MisuseTests: XCTestCase {
+  func testTraps() throws {
+    let probe = try ChildProcess.built("dispatch-aio-probe")
+    let directory = try temporaryDirectory()
+    for (command, sentence) in [
+      ("trap-process-off-queue", "was not called on the context's queue"),
+      ("trap-process-in-completion", "called inside a completion handler"),
+      ("trap-concurrent-queue", "the context's queue is not serial"),
+      ("trap-negative-buffer", "a count of -7 bytes; it must be 0 or more"),
+      ("trap-odd-alignment", "an alignment of 3; it must be a power of two"),
+      ("trap-slice", "slice 256..<1024 of a buffer of 512 bytes"),
+    ] {
+      let run = try ChildProcess.run(probe, [command, directory.path.string])
+      XCTAssertTrue(run.wasSignalled, "\(command) did not trap: status \(run.status)")
+      XCTAssertTrue(run.errors.contains(sentence), "\(command): \(run.errors)")
+    }
+  }
+}

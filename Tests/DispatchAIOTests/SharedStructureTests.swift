@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import XCTest
+
+@testable import DispatchAIO
+
+/// The lock-free parts under many threads; the Thread Sanitizer looks on in CI.
+final class SharedStructureTests: XCTestCase {
+  private final class Shared: Sendable {
+    let free: FreeList
+    let inbox: Inbox
+    init(capacity: Int) {
+      free = FreeList(capacity: capacity)
+      inbox = Inbox(capacity: capacity)
+    }
+  }
+
+  func testAFreeSlotIsTakenByOneThread() {
+    let shared = Shared(capacity: 7)
+    let owners = Locked([Int](repeating: 0, count: 7))
+    onThreads(4) { _ in
+      for _ in 0..<5000 {
+        guard let slot = shared.free.take() else { continue }
+        owners.withLock {
+          $0[Int(slot)] += 1
+          XCTAssertEqual($0[Int(slot)], 1, "two own slot \(slot)")
+        }
+        owners.withLock { $0[Int(slot)] -= 1 }
+        shared.free.give(slot)
+      }
+    }
+    XCTAssertEqual(shared.free.count, 7)
+    XCTAssertEqual(Set((0..<7).map { _ in shared.free.take() }), Set((0..<7).map { UInt32($0) }))
+    XCTAssertNil(shared.free.take())
+    XCTAssertEqual(shared.free.count, 0)
+  }
+
+  func testTheLastFreedIsTakenFirst() {
+    let free = FreeList(capacity: 3)
+    XCTAssertEqual(free.take(), 0)
+    XCTAssertEqual(free.take(), 1)
+    free.give(0)
+    XCTAssertEqual(free.take(), 0)
+    XCTAssertEqual(free.take(), 2)
+  }
+
+  func testTheLargestFreeList() {
+    let free = FreeList(capacity: FreeList.maximumCapacity)
+    XCTAssertEqual(free.count, FreeList.maximumCapacity)
+    var taken = 0
+    while free.take() != nil { taken += 1 }
+    XCTAssertEqual(taken, FreeList.maximumCapacity)
+  }
+
+  func testAnInboxKeepsTheOrderOfArrival() {
+    let inbox = Inbox(capacity: 8)
+    XCTAssertTrue(inbox.isEmpty)
+    XCTAssertNil(inbox.takeAll())
+    for slot in [3, 1, 4, 0, 5] as [UInt32] { inbox.push(slot) }
+    XCTAssertFalse(inbox.isEmpty)
+    var order: [UInt32] = []
+    var next = inbox.takeAll()
+    while let slot = next {
+      order.append(slot)
+      next = inbox.after(slot)
+    }
+    XCTAssertEqual(order, [3, 1, 4, 0, 5])
+    XCTAssertTrue(inbox.isEmpty)
+  }
+
+  /// Three threads push, one takes; each thread's own come out in its order, none lost.
+  func testAnInboxUnderFire() {
+    let shared = Shared(capacity: 30)
+    let perThread = 10
+    let rounds = 500
+    let received = Locked<[[UInt32]]>([[], [], []])
+    onThreads(4) { thread in
+      if thread < 3 {
+        for round in 0..<rounds {
+          for number in 0..<perThread { shared.inbox.push(UInt32(thread * perThread + number)) }
+          // The slots are the taker's until it has them all.
+          while received.withLock({ $0[thread].count }) < (round + 1) * perThread {
+            sched_yield()
+          }
+        }
+      } else {
+        var count = 0
+        while count < 3 * perThread * rounds {
+          var next = shared.inbox.takeAll()
+          var chain: [UInt32] = []
+          while let slot = next {
+            next = shared.inbox.after(slot)
+            chain.append(slot)
+          }
+          count += chain.count
+          received.withLock { for slot in chain { $0[Int(slot) / perThread].append(slot) } }
+          if chain.isEmpty { sched_yield() }
+        }
+      }
+    }
+    for thread in 0..<3 {
+      let own = received.withLock { $0[thread] }
+      let expected = (0..<rounds).flatMap { _ in
+        (0..<perThread).map { UInt32(thread * perThread + $0) }
+      }
+      XCTAssertEqual(own, expected)
+    }
+  }
+}

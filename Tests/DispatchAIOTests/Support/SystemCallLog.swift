@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import XCTest
+
+/// What `strace -f` wrote of a program: a line per system call.
+struct SystemCallLog {
+  let calls: [String]
+  let run: ChildProcess
+
+  /// Runs a program under strace.
+  ///
+  /// - Parameter options: further ones of strace's, `-e inject=…` for one.
+  init(
+    tracing names: String, options: [String] = [], _ program: String, _ arguments: [String],
+    in directory: TemporaryDirectory
+  ) throws {
+    let strace = try ChildProcess.installed("strace", package: "strace")
+    let log = directory.path.appending("strace").string
+    run = try ChildProcess.run(
+      strace, ["-f", "-o", log, "-e", "trace=\(names)"] + options + [program] + arguments)
+    if run.errors.contains("Operation not permitted") { throw XCTSkip("strace may not trace here") }
+    var calls: [String] = []
+    // A call that another thread's call interrupts in the log is two lines: joined here.
+    var unfinished: [Substring: String] = [:]
+    for line in try String(contentsOfFile: log, encoding: .utf8).split(separator: "\n") {
+      let process = line.prefix { $0 != " " }
+      let call = line.dropFirst(process.count).drop { $0 == " " }
+      if let cut = call.range(of: " <unfinished ...>") {
+        unfinished[process] = String(call[..<cut.lowerBound])
+      } else if call.hasPrefix("<... "), let rest = call.range(of: " resumed>") {
+        calls.append((unfinished.removeValue(forKey: process) ?? "") + call[rest.upperBound...])
+      } else {
+        calls.append(String(call))
+      }
+    }
+    self.calls = calls
+  }
+
+  /// The calls whose line has all of `parts` in it.
+  func calls(with parts: String...) -> [String] {
+    calls.filter { call in parts.allSatisfy(call.contains) }
+  }
+
+  /// What all reads of an eventfd counted together.
+  func counted(on event: some StringProtocol) -> Int {
+    calls.reduce(0) { sum, call in
+      // A counter below 8, which strace shows as one octal digit and seven zeros.
+      let match = call.wholeMatch(of: #/read\((\d+), +"\\([1-7])(?:\\0){7}", 8\) += 8/#)
+      guard let match, match.1 == event else { return sum }
+      return sum + (Int(match.2) ?? 0)
+    }
+  }
+}

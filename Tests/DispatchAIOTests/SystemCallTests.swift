@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import XCTest
+
+/// What the library asks of the kernel, as strace sees it.
+final class SystemCallTests: XCTestCase {
+  /// Each verb is the operation that it claims to be, and each completes through the eventfd.
+  func testTheVerbsAreWhatTheyClaim() throws {
+    let directory = try temporaryDirectory()
+    let log = try SystemCallLog(
+      tracing: "io_setup,io_submit,io_getevents,io_destroy,eventfd2,read",
+      ChildProcess.built("dispatch-aio-probe"), ["verbs", directory.path.string], in: directory)
+    XCTAssertEqual(log.run.status, 0, log.run.errors)
+
+    // The eventfd that the requests name; libdispatch has some of its own.
+    let event = try XCTUnwrap(
+      log.calls(with: "IOCB_CMD_PWRITEV,").first?.components(separatedBy: "aio_resfd=").last?
+        .prefix { $0.isNumber })
+    XCTAssertEqual(
+      log.calls(with: "eventfd2(0, EFD_CLOEXEC|EFD_NONBLOCK)", "= \(event)").count, 1,
+      "the eventfd is not non-blocking and close-on-exec")
+    for (operation, result) in [
+      ("PWRITEV", 12288), ("PREADV", 12288), ("FSYNC", 0), ("FDSYNC", 0), ("PWRITE", 4096),
+      ("PREAD", 4096),
+    ] {
+      XCTAssertTrue(
+        log.run.output.contains("\(operation) success(\(result))"),
+        "\(operation): \(log.run.output)")
+      let submissions = log.calls(with: "io_submit(", ", 1, [", "IOCB_CMD_\(operation),")
+      XCTAssertEqual(submissions.count, 1, "io_submit of one \(operation)")
+      // strace does not show the flags of a sync: those are counted below.
+      if !operation.hasSuffix("SYNC") {
+        XCTAssertTrue(
+          submissions.allSatisfy { $0.contains("aio_flags=IOCB_FLAG_RESFD, aio_resfd=\(event)}") },
+          "\(operation) does not complete through the eventfd \(event): \(submissions)")
+      }
+    }
+    XCTAssertEqual(
+      log.calls(with: "io_submit(", ", 3, [").count, 1, "one io_submit for what one turn asks for")
+    XCTAssertEqual(log.counted(on: event), 9, "the eventfd counts each of nine requests once")
+    XCTAssertEqual(log.calls(with: "io_destroy(").count, 1)
+  }
+}
