@@ -13,10 +13,14 @@ let strict: [SwiftSetting] = [
 let package = Package(
   name: "DispatchAIO",
   products: [
-    .library(name: "DispatchAIO", targets: ["DispatchAIO"])
+    .library(name: "DispatchAIO", targets: ["DispatchAIO"]),
+    .executable(name: "echo-to-disk", targets: ["EchoToDisk"]),
   ],
   dependencies: [
-    .package(url: "https://github.com/apple/swift-system", from: "1.8.1")
+    .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+    // What only the examples need; a package that depends on the library does not fetch it.
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
   ],
   targets: [
     .systemLibrary(name: "CLibAIO", providers: [.apt(["libaio-dev"])]),
@@ -29,8 +33,42 @@ let package = Package(
       ],
       // Lifetimes: what the borrowed spans of AIOBuffer are declared with.
       swiftSettings: strict + [.enableExperimentalFeature("Lifetimes")]),
+
+    // Examples
+    .target(name: "CSockets", path: "Examples/Support/CSockets"),
+    .target(
+      name: "ServerSupport",
+      dependencies: [
+        "CSockets",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Examples/Support/ServerSupport"),
+    .systemLibrary(
+      name: "CXXHash", path: "Examples/EchoToDisk/CXXHash", providers: [.apt(["libxxhash-dev"])]),
+    .executableTarget(
+      name: "EchoToDisk",
+      dependencies: [
+        "CXXHash", "DispatchAIO", "ServerSupport",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Examples/EchoToDisk/Sources"),
+    .executableTarget(
+      name: "first-write", dependencies: ["DispatchAIO"], path: "Examples/FirstWrite"),
+    .executableTarget(
+      name: "one-queue",
+      dependencies: ["DispatchAIO", .product(name: "SystemPackage", package: "swift-system")],
+      path: "Examples/OneQueue"),
+
+    // Tests
     .testTarget(
-      name: "DispatchAIOTests", dependencies: ["DispatchAIO", "dispatch-aio-probe"]),
+      name: "DispatchAIOTests",
+      dependencies: [
+        "DispatchAIO", "dispatch-aio-probe", "EchoToDisk", "first-write", "one-queue",
+      ]),
     .executableTarget(
       name: "dispatch-aio-probe", dependencies: ["DispatchAIO"], path: "Tests/Probe"),
   ],

@@ -20,10 +20,15 @@ struct SystemCallLog {
     run = try ChildProcess.run(
       strace, ["-f", "-o", log, "-e", "trace=\(names)"] + options + [program] + arguments)
     if run.errors.contains("Operation not permitted") { throw XCTSkip("strace may not trace here") }
+    calls = Self.parse(try String(contentsOfFile: log, encoding: .utf8))
+  }
+
+  /// The system calls in a log, in the order in which they returned.
+  static func parse(_ log: String) -> [String] {
     var calls: [String] = []
     // A call that another thread's call interrupts in the log is two lines: joined here.
     var unfinished: [Substring: String] = [:]
-    for line in try String(contentsOfFile: log, encoding: .utf8).split(separator: "\n") {
+    for line in log.split(separator: "\n") {
       let process = line.prefix { $0 != " " }
       let call = line.dropFirst(process.count).drop { $0 == " " }
       if let cut = call.range(of: " <unfinished ...>") {
@@ -34,7 +39,7 @@ struct SystemCallLog {
         calls.append(String(call))
       }
     }
-    self.calls = calls
+    return calls
   }
 
   /// The calls whose line has all of `parts` in it.

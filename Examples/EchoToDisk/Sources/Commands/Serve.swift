@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import ArgumentParser
+import Dispatch
+import DispatchAIO
+import Glibc
+import Logging
+import ServerSupport
+import SystemPackage
+
+struct Serve: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Serve clients (the default command).",
+    discussion: """
+      Prints `listening on ADDRESS` to standard output when it is ready, and logs to standard error. \
+      SIGTERM and SIGINT: accepts no more, echoes what it has, and exits with 0; a second one does \
+      not wait for slow clients.
+
+      A connection takes at most \(ByteCount(Connection.window)) of memory; beyond that, and while \
+      the disk falls behind, nothing is read from its socket.
+      """)
+
+  enum Sync: String, ExpressibleByArgument, CaseIterable {
+    case batch, none
+  }
+
+  @Option(help: "Where to listen.")
+  var host = "127.0.0.1"
+
+  @Option(help: "The port; 0 picks a free one.")
+  var port: UInt16 = 7777
+
+  @Option(help: ArgumentHelp("Listen on a Unix socket instead.", valueName: "path"))
+  var unix: String?
+
+  @Option(help: ArgumentHelp("The journal's directory; made if it is missing.", valueName: "dir"))
+  var data = "./echo-data"
+
+  @Option(help: ArgumentHelp("The size of a segment file.", valueName: "bytes"))
+  var segmentSize = ByteCount(64 << 20)
+
+  @Option(help: "How many disk requests may be in flight.")
+  var queueDepth = 64
+
+  @Option(help: "How many connections there may be; more are closed at once.")
+  var maxConnections = 1024
+
+  @Option(
+    help: ArgumentHelp("Close a connection idle for so long; 0 is never.", valueName: "seconds"))
+  var idleTimeout = 0.0
+
+  @Option(
+    help: ArgumentHelp(
+      """
+      batch: an fdatasync follows every batch of appends, before anything of it is echoed. none: \
+      echo what has been written; a power failure may lose it.
+      """))
+  var sync = Sync.batch
+
+  @Option(help: ArgumentHelp("Log statistics every so often; 0 is never.", valueName: "seconds"))
+  var statsInterval = 0.0
+
+  @Option(
+    help: ArgumentHelp(
+      "How long clients may take to take their last echoes after SIGTERM.", valueName: "seconds"))
+  var drainTimeout = 10.0
+
+  @OptionGroup var logOptions: LogOptions
+
+  static let smallestSegment = 1 << 20
+
+  func validate() throws {
+    guard segmentSize.bytes >= Self.smallestSegment, segmentSize.bytes <= 1 << 40 else {
+      throw ValidationError(
+        "--segment-size \(segmentSize): a segment has 1MiB to 1TiB")
+    }
+    guard segmentSize.bytes % 4096 == 0 else {
+      throw ValidationError("--segment-size \(segmentSize.bytes): not a multiple of 4096")
+    }
+    guard (1...4096).contains(queueDepth) else {
+      throw ValidationError("--queue-depth \(queueDepth): 1 to 4096")
+    }
+    guard (1...1_000_000).contains(maxConnections) else {
+      throw ValidationError("--max-connections \(maxConnections): 1 to 1000000")
+    }
+    for (name, seconds) in [
+      ("idle-timeout", idleTimeout), ("stats-interval", statsInterval),
+      ("drain-timeout", drainTimeout),
+    ] where !(seconds >= 0 && seconds <= 1e9) {
+      throw ValidationError("--\(name) \(seconds): seconds, 0 or more")
+    }
+  }
+
+  func run() throws {
+    let logger = logOptions.makeLogger("echo-to-disk")
+    var journal = Journal.Settings(segmentSize: segmentSize.bytes, syncs: sync == .batch)
+    journal.batchSize = min(journal.batchSize, segmentSize.bytes / 4)
+    let settings = Server.Settings(
+      address: unix.map { .unix(path: $0) } ?? .tcp(host: host, port: port),
+      directory: FilePath(data), journal: journal, queueDepth: queueDepth,
+      maxConnections: maxConnections, idleTimeout: idleTimeout > 0 ? .seconds(idleTimeout) : nil,
+      statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil,
+      drainTimeout: .seconds(drainTimeout))
+    let server: Server
+    do {
+      server = try Server(settings, logger: logger)
+    } catch {
+      throw Failure("\(error)")
+    }
+    try server.start(
+      ready: { name in
+        // At once, also into a pipe.
+        FileDescriptor.standardOutput.write(line: "listening on \(name)")
+      },
+      exit: { Glibc.exit($0) })
+    withExtendedLifetime(server) { dispatchMain() }
+  }
+}
+
+/// What a command ends with: a sentence on standard error, and exit status 1.
+struct Failure: Error, CustomStringConvertible {
+  let description: String
+  init(_ description: String) { self.description = description }
+}
+
+extension FileDescriptor {
+  func write(line: String) {
+    _ = try? writeAll((line + "\n").utf8)
+  }
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CSockets
+import Dispatch
+import Glibc
+import SystemPackage
+
+/// Why a server cannot listen, in words for its user.
+public struct ListenError: Error, CustomStringConvertible {
+  public let description: String
+}
+
+/// A listening socket: TCP, or Unix.
+///
+/// - Safety: `@unchecked Sendable` because it is confined to the queue it is activated on.
+public final class Listener: @unchecked Sendable {
+  public enum Address: Sendable {
+    case tcp(host: String, port: UInt16)
+    case unix(path: String)
+  }
+
+  /// Where the listener listens: `127.0.0.1:7777`, or a path.
+  public let name: String
+  private let descriptor: Int32
+  private let unixPath: String?
+  private var source: (any DispatchSourceRead)?
+  private var isPaused = false
+
+  public init(_ address: Address, backlog: Int32 = 1024) throws(ListenError) {
+    switch address {
+    case .tcp(let host, let port):
+      unixPath = nil
+      (descriptor, name) = try Self.listen(host: host, port: port, backlog: backlog)
+    case .unix(let path):
+      descriptor = try Self.listen(path: path, backlog: backlog)
+      (name, unixPath) = (path, path)
+    }
+  }
+
+  /// Adopts a socket that is listening already, as an init system hands it over.
+  public init(adopting descriptor: Int32) throws(ListenError) {
+    var isListening: Int32 = 0
+    var length = socklen_t(MemoryLayout<Int32>.size)
+    guard getsockopt(descriptor, SOL_SOCKET, SO_ACCEPTCONN, &isListening, &length) == 0,
+      isListening != 0
+    else { throw ListenError(description: "descriptor \(descriptor) is no listening socket") }
+    _ = fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) | O_NONBLOCK)
+    _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
+    self.descriptor = descriptor
+    name = SocketAddress(localOf: descriptor).description
+    unixPath = nil
+  }
+
+  /// Starts to accept. Called on `queue` for each connection with its descriptor, which is
+  /// non-blocking, and its peer's address; or with the errno of an accept that failed because the
+  /// process or the system is short of something, in which case accepting pauses for 100 ms.
+  public func activate(
+    on queue: DispatchQueue,
+    _ accepted: @escaping (Result<(socket: Int32, peer: String), Errno>) -> Void
+  ) {
+    let source = DispatchSource.makeReadSource(fileDescriptor: descriptor, queue: queue)
+    let descriptor = descriptor
+    source.setEventHandler { [weak self] in
+      // A few at a time, so that others on the queue get their turn; the source fires again.
+      for _ in 0..<64 {
+        guard let self, self.source != nil, !self.isPaused else { return }
+        var address = sockaddr_storage()
+        var length = socklen_t(0)
+        let socket = csockets_accept(descriptor, &address, &length)
+        switch -socket {
+        case EAGAIN: return
+        case EINTR, ECONNABORTED: continue
+        case let errno where socket < 0:
+          self.pause(on: queue)
+          return accepted(.failure(Errno(rawValue: errno)))
+        default:
+          let peer = SocketAddress(address, length)
+          if peer.isInternet {
+            var yes: Int32 = 1
+            setsockopt(
+              socket, Int32(IPPROTO_TCP), TCP_NODELAY, &yes, socklen_t(MemoryLayout<Int32>.size))
+          }
+          accepted(.success((socket, peer.description)))
+        }
+      }
+    }
+    source.setCancelHandler { Glibc.close(descriptor) }
+    source.activate()
+    self.source = source
+  }
+
+  private func pause(on queue: DispatchQueue) {
+    isPaused = true
+    source?.suspend()
+    queue.asyncAfter(deadline: .now() + .milliseconds(100)) { [weak self] in self?.resume() }
+  }
+
+  private func resume() {
+    guard isPaused else { return }
+    isPaused = false
+    source?.resume()
+  }
+
+  /// Stops listening; further connections are refused. On the queue it was activated on.
+  public func close() {
+    guard let source else { return }
+    self.source = nil
+    // A suspended source must not be released.
+    if isPaused {
+      isPaused = false
+      source.resume()
+    }
+    source.cancel()
+    if let unixPath { unlink(unixPath) }
+  }
+
+  // MARK: Making sockets
+
+  private static func listen(
+    host: String, port: UInt16, backlog: Int32
+  ) throws(ListenError) -> (Int32, String) {
+    var hints = addrinfo()
+    hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
+    hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV
+    var found: UnsafeMutablePointer<addrinfo>?
+    let answer = getaddrinfo(host, String(port), &hints, &found)
+    guard answer == 0, let first = found else {
+      throw ListenError(description: "--host \(host): \(String(cString: gai_strerror(answer)))")
+    }
+    defer { freeaddrinfo(first) }
+    let socket = csockets_stream_socket(first.pointee.ai_family)
+    guard socket >= 0 else {
+      throw ListenError(description: "cannot make a socket: \(Errno(rawValue: -socket))")
+    }
+    var yes: Int32 = 1
+    setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, socklen_t(MemoryLayout<Int32>.size))
+    guard bind(socket, first.pointee.ai_addr, first.pointee.ai_addrlen) == 0,
+      Glibc.listen(socket, backlog) == 0
+    else {
+      let errno = Errno(rawValue: errno)
+      Glibc.close(socket)
+      throw ListenError(
+        description: "cannot listen on \(host):\(port): \(errno)"
+          + (errno == .addressInUse ? "; choose another --port, or 0 for a free one" : ""))
+    }
+    return (socket, SocketAddress(localOf: socket).description)
+  }
+
+  private static func listen(path: String, backlog: Int32) throws(ListenError) -> Int32 {
+    var address = sockaddr_un()
+    address.sun_family = sa_family_t(AF_UNIX)
+    let room = MemoryLayout.size(ofValue: address.sun_path) - 1
+    guard !path.isEmpty, path.utf8.count <= room else {
+      throw ListenError(
+        description: "--unix '\(path)': a socket's path has 1 to \(room) bytes")
+    }
+    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
+    let socket = csockets_stream_socket(AF_UNIX)
+    guard socket >= 0 else {
+      throw ListenError(description: "cannot make a socket: \(Errno(rawValue: -socket))")
+    }
+    func call(_ body: (Int32, UnsafePointer<sockaddr>, socklen_t) -> Int32) -> Errno? {
+      withUnsafePointer(to: &address) {
+        $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+          body(socket, $0, socklen_t(MemoryLayout<sockaddr_un>.size)) == 0
+            ? nil : Errno(rawValue: errno)
+        }
+      }
+    }
+    var failure = call(bind)
+    if failure == .addressInUse, call(connect) == .connectionRefused {
+      // Left behind by a server that was killed: nobody answers there.
+      unlink(path)
+      failure = call(bind)
+    }
+    if failure == nil, Glibc.listen(socket, backlog) != 0 { failure = Errno(rawValue: errno) }
+    if let failure {
+      Glibc.close(socket)
+      throw ListenError(
+        description: "cannot listen on \(path): \(failure)"
+          + (failure == .addressInUse ? "; another server answers there" : ""))
+    }
+    return socket
+  }
+}
+
+/// A socket's address, in words.
+struct SocketAddress: CustomStringConvertible {
+  let description: String
+  let isInternet: Bool
+
+  init(_ address: sockaddr_storage, _ length: socklen_t) {
+    var address = address
+    switch Int32(address.ss_family) {
+    case AF_INET, AF_INET6:
+      var host = [CChar](repeating: 0, count: Int(NI_MAXHOST))
+      var port = [CChar](repeating: 0, count: Int(NI_MAXSERV))
+      let answer = withUnsafePointer(to: &address) {
+        $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+          getnameinfo(
+            $0, length, &host, socklen_t(host.count), &port, socklen_t(port.count),
+            NI_NUMERICHOST | NI_NUMERICSERV)
+        }
+      }
+      isInternet = true
+      guard answer == 0 else {
+        description = "unknown"
+        return
+      }
+      let (hostName, portName) = (Self.string(host), Self.string(port))
+      description =
+        hostName.contains(":") ? "[\(hostName)]:\(portName)" : "\(hostName):\(portName)"
+    case AF_UNIX:
+      isInternet = false
+      let path = withUnsafeBytes(of: &address) { bytes in
+        String(
+          decoding: bytes[MemoryLayout<sa_family_t>.size..<max(2, min(Int(length), bytes.count))]
+            .prefix { $0 != 0 }, as: UTF8.self)
+      }
+      description = path.isEmpty ? "unix" : path
+    default:
+      isInternet = false
+      description = "unknown"
+    }
+  }
+
+  init(localOf socket: Int32) {
+    var address = sockaddr_storage()
+    var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+    _ = withUnsafeMutablePointer(to: &address) {
+      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(socket, $0, &length) }
+    }
+    self.init(address, length)
+  }
+
+  private static func string(_ characters: [CChar]) -> String {
+    String(decoding: characters.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
+  }
+}

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import SystemPackage
+import XCTest
+
+@testable import EchoToDisk
+
+/// The journal on disk: what is torn, what is damaged, and what a restart makes of it.
+final class JournalTests: XCTestCase {
+  /// A journal of some batches in one segment, of three connections that spoke in turn.
+  private struct Sample {
+    let directory: TemporaryDirectory
+    var data: FilePath { directory.path.appending("data") }
+    var segment: FilePath { data.appending(JournalFormat.fileName(of: 1)) }
+    let sent: [[UInt8]]
+    /// Where the batches are, in order.
+    var batches: [(header: BatchHeader, offset: Int)] = []
+
+    init(_ directory: TemporaryDirectory, endsCleanly: Bool) throws {
+      self.directory = directory
+      let server = try EchoServer(
+        directory.path.appending("data"), ["--segment-size", "1M", "--log-level", "debug"])
+      var sent: [[UInt8]] = []
+      for _ in 0..<3 {
+        let client = try EchoClient(port: server.port)
+        let bytes = randomBytes(10_000)
+        for start in stride(from: 0, to: bytes.count, by: 2500) {
+          XCTAssertTrue(
+            client.exchange(Array(bytes[start..<start + 2500]), until: start + 2500))
+        }
+        sent.append(bytes)
+      }
+      self.sent = sent
+      if endsCleanly { XCTAssertEqual(server.stop(), 0) } else { server.kill() }
+      let reader = try SegmentReader(segment)
+      var offset = reader.header.unit
+      while case .valid(let header, _) = try reader.batch(at: offset) {
+        batches.append((header, offset))
+        offset = reader.end(of: header, at: offset)
+      }
+      XCTAssertGreaterThan(batches.count, 12)
+    }
+
+    /// The last batch that carries data of a connection.
+    func lastData() throws -> (header: BatchHeader, offset: Int) {
+      try XCTUnwrap(batches.last { $0.header.length > 2000 })
+    }
+
+    func change(at offset: Int, _ body: (inout [UInt8]) -> Void) throws {
+      var bytes = [UInt8](try Data(contentsOf: URL(fileURLWithPath: segment.string)))
+      var part = Array(bytes[offset...])
+      body(&part)
+      bytes.replaceSubrange(offset..., with: part)
+      try Data(bytes).write(to: URL(fileURLWithPath: segment.string))
+    }
+
+    func verify() throws -> ChildProcess { try EchoServer.command("verify", data.string) }
+
+    func replay(_ connection: Int) throws -> ChildProcess {
+      try EchoServer.command("replay", data.string, "--connection", "\(connection)")
+    }
+  }
+
+  // MARK: Torn tails
+
+  /// Whatever part of the last batch is missing: what was before it is readable, and a restart
+  /// goes on in a new segment.
+  func testATornTail() throws {
+    let directory = try temporaryDirectory()
+    // Each is given the file from the batch on, and the length of the batch.
+    let tears: [(inout [UInt8], Int) -> Void] = [
+      // Not in the padding, which means nothing.
+      { bytes, length in bytes[length - 8] ^= 1 },
+      { bytes, _ in for i in 512..<bytes.count { bytes[i] = 0 } },
+      { bytes, _ in for i in 0..<512 { bytes[i] = 0 } },
+      { bytes, _ in for i in 0..<16 { bytes[i] = 0xaa } },
+    ]
+    for (index, tear) in tears.enumerated() {
+      try? FileManager.default.removeItem(atPath: directory.path.appending("data").string)
+      let sample = try Sample(directory, endsCleanly: false)
+      let last = try sample.lastData()
+      // Batches behind it, with the closing of the connection, would be torn as well.
+      let end = JournalFormat.headerLength + last.header.length
+      try sample.change(at: last.offset) { bytes in
+        for i in end..<bytes.count { bytes[i] = 0 }
+        tear(&bytes, end)
+      }
+      let verify = try sample.verify()
+      XCTAssertEqual(verify.status, 0, verify.output)
+      XCTAssertTrue(
+        verify.output.contains("torn tail: segment 1 at offset \(last.offset)"), verify.output)
+      XCTAssertTrue(verify.output.contains("1 torn tails, 0 damages"), verify.output)
+
+      let before = try Data(contentsOf: URL(fileURLWithPath: sample.segment.string))
+      let server = try EchoServer(sample.data, ["--segment-size", "1M"])
+      XCTAssertTrue(
+        server.logged.contains("ended within a batch, at segment 1 at offset \(last.offset)"),
+        "\(index): \(server.logged)")
+      let client = try EchoClient(port: server.port)
+      XCTAssertTrue(client.exchange([1, 2, 3], until: 3))
+      XCTAssertEqual(server.stop(), 0)
+      XCTAssertEqual(
+        try Data(contentsOf: URL(fileURLWithPath: sample.segment.string)), before,
+        "the restart touched the torn segment")
+      let again = try sample.verify()
+      XCTAssertEqual(again.status, 0, again.output)
+      XCTAssertTrue(again.output.contains("1 torn tails, 0 damages"), again.output)
+      XCTAssertEqual(try server.replay(1), sample.sent[0])
+      XCTAssertEqual(try server.replay(2), sample.sent[1])
+      XCTAssertEqual(try server.replay(3), Array(sample.sent[2][..<7500]))
+      XCTAssertEqual(try server.list().last?.bytes, 3)
+    }
+  }
+
+  /// Two batches were in flight, and only the second made it.
+  func testATornBatchBeforeAWholeOne() throws {
+    let sample = try Sample(temporaryDirectory(), endsCleanly: false)
+    let (torn, next) = (sample.batches[8], sample.batches[9])
+    try sample.change(at: torn.offset) { bytes in bytes[100] ^= 0xff }
+    try sample.change(at: next.offset) { bytes in
+      // As it would be, had it been written before the other was durable; and nothing after it.
+      var header = next.header
+      header.durable = torn.header.sequence - 1
+      bytes.withUnsafeMutableBytes { header.write(to: $0) }
+      let end = JournalFormat.headerLength + header.length
+      for i in end..<bytes.count { bytes[i] = 0 }
+    }
+    let verify = try sample.verify()
+    XCTAssertEqual(verify.status, 0, verify.output)
+    XCTAssertTrue(
+      verify.output.contains("torn tail: segment 1 at offset \(torn.offset)"), verify.output)
+    let server = try EchoServer(sample.data, ["--segment-size", "1M"])
+    let client = try EchoClient(port: server.port)
+    XCTAssertTrue(client.exchange([1], until: 1))
+    XCTAssertEqual(server.stop(), 0)
+    XCTAssertEqual(try sample.verify().status, 0)
+  }
+
+  // MARK: Damage
+
+  func testDamageIsNamed() throws {
+    let directory = try temporaryDirectory()
+    let cases: [(String, (inout [UInt8], BatchHeader) -> Void, String)] = [
+      (
+        "a byte of a payload", { bytes, _ in bytes[64 + 32 + 200] ^= 1 },
+        "wrong checksum of a record"
+      ),
+      ("a byte of a record's header", { bytes, _ in bytes[64] ^= 1 }, "wrong checksum of a record"),
+      ("a byte of the batch's header", { bytes, _ in bytes[25] ^= 1 }, "no valid batch header"),
+      (
+        "all of the batch",
+        { bytes, batch in
+          for i in 0..<JournalFormat.headerLength + batch.length { bytes[i] = 0 }
+        }, "no valid batch header"
+      ),
+    ]
+    for (what, harm, words) in cases {
+      try? FileManager.default.removeItem(atPath: directory.path.appending("data").string)
+      let sample = try Sample(directory, endsCleanly: false)
+      // In the middle of the second connection's bytes.
+      let target = try XCTUnwrap(
+        sample.batches.filter { $0.header.length > 2000 }.dropFirst(5).first)
+      try sample.change(at: target.offset) { harm(&$0, target.header) }
+      let verify = try sample.verify()
+      XCTAssertEqual(verify.status, 1, "\(what): \(verify.output)")
+      XCTAssertTrue(
+        verify.output.contains("damage: segment 1 at offset \(target.offset): "),
+        "\(what): \(verify.output)")
+      XCTAssertTrue(verify.output.contains(words), "\(what): \(verify.output)")
+
+      // Of the damaged connection, what is before; of the others, everything.
+      let damaged = try sample.replay(2)
+      XCTAssertEqual(damaged.status, 1)
+      XCTAssertTrue(damaged.errors.contains("from position 2500 on are damaged"), damaged.errors)
+      XCTAssertEqual(try sample.replay(1).status, 0)
+      XCTAssertEqual(try sample.replay(3).status, 0)
+      let list = try EchoServer.command("list", sample.data.string, "--json")
+      XCTAssertEqual(list.status, 1)
+      let rows = try JSONDecoder().decode([EchoServer.Row].self, from: Data(list.output.utf8))
+      XCTAssertEqual(rows.map(\.bytes), [10_000, 7500, 10_000])
+    }
+  }
+
+  /// After a clean end, the last batches are known to have been durable.
+  func testDamageAtACleanEnd() throws {
+    let sample = try Sample(temporaryDirectory(), endsCleanly: true)
+    let last = try sample.lastData()
+    try sample.change(at: last.offset) { $0[200] ^= 1 }
+    let verify = try sample.verify()
+    XCTAssertEqual(verify.status, 1, verify.output)
+    XCTAssertTrue(
+      verify.output.contains("damage: segment 1 at offset \(last.offset)"), verify.output)
+  }
+
+  func testAMissingSegment() throws {
+    let directory = try temporaryDirectory()
+    let data = directory.path.appending("data")
+    let server = try EchoServer(data, ["--segment-size", "1M"])
+    let client = try EchoClient(port: server.port)
+    let bytes = randomBytes(3_000_000)
+    XCTAssertTrue(client.exchange(bytes, until: bytes.count))
+    XCTAssertEqual(server.stop(), 0)
+    XCTAssertEqual(try server.verify().status, 0)
+    let second = data.appending(JournalFormat.fileName(of: 2)).string
+    try FileManager.default.removeItem(atPath: second)
+    let verify = try server.verify()
+    XCTAssertEqual(verify.status, 1)
+    XCTAssertTrue(verify.output.contains("are missing"), verify.output)
+    // A damaged header, too, is damage.
+    let third = data.appending(JournalFormat.fileName(of: 3)).string
+    var whole = try Data(contentsOf: URL(fileURLWithPath: third))
+    whole[17] ^= 1
+    try whole.write(to: URL(fileURLWithPath: third))
+    XCTAssertTrue(try server.verify().output.contains("the segment's header is unreadable"))
+  }
+
+  // MARK: What the disk is asked for
+
+  /// `--sync batch`: no echo before the fdatasync; `--sync none`: no fdatasync.
+  func testSyncing() throws {
+    for (sync, syncs) in [("batch", true), ("none", false)] {
+      let directory = try temporaryDirectory()
+      let data = directory.path.appending("data")
+      let log = directory.path.appending("strace").string
+      let server = try EchoServer(
+        data, ["--segment-size", "1M", "--sync", sync],
+        under: [
+          ChildProcess.installed("strace", package: "strace"), "-f", "-o", log, "-e",
+          "trace=io_submit,recvfrom,sendto",
+        ])
+      let client = try EchoClient(port: server.port)
+      for _ in 0..<5 { XCTAssertTrue(client.exchange([7], until: client.received.count + 1)) }
+      client.endInput()
+      XCTAssertFalse(client.exchange([], until: 100))
+      // Ends strace with its program.
+      _ = try ChildProcess.run("/usr/bin/pkill", ["-TERM", "-f", data.string])
+      server.process.waitUntilExit()
+      let calls = SystemCallLog.parse(try String(contentsOfFile: log, encoding: .utf8))
+      let kinds = calls.compactMap { call -> String? in
+        if call.contains("IOCB_CMD_PWRITE") { return "write" }
+        if call.contains("IOCB_CMD_FDSYNC") { return "sync" }
+        if call.hasPrefix("sendto(") { return "echo" }
+        return call.hasPrefix("recvfrom(") && call.hasSuffix("= 1") ? "receive" : nil
+      }
+      let round = syncs ? ["receive", "write", "sync", "echo"] : ["receive", "write", "echo"]
+      // Up to the last echo: what comes first and last are the records of the opening and closing.
+      let last = try XCTUnwrap(kinds.lastIndex(of: "echo"))
+      XCTAssertEqual(
+        Array(kinds[...last].suffix(round.count * 4)), (0..<4).flatMap { _ in round })
+    }
+  }
+}
