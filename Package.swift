@@ -69,8 +69,9 @@ let package = Package(
       dependencies: [
         "DispatchAIO", "dispatch-aio-probe", "EchoToDisk", "first-write", "one-queue",
       ]),
+    .target(name: "CProbe", path: "Tests/CProbe"),
     .executableTarget(
-      name: "dispatch-aio-probe", dependencies: ["DispatchAIO"], path: "Tests/Probe"),
+      name: "dispatch-aio-probe", dependencies: ["CProbe", "DispatchAIO"], path: "Tests/Probe"),
   ],
   swiftLanguageModes: [.v6]
 )

@@ -25,18 +25,60 @@ internal import SystemPackage
 ///   ``process()``.
 /// - Completion handlers run on the context's queue, or on the queue that the request named, never
 ///   inside the call that made the request.
-/// - Requests go to the kernel in the order in which they were accepted, as far as there is room;
-///   the kernel completes them in any order.
+/// - Requests go to the kernel in the order in which they were accepted, as far as there is room,
+///   and as far as they need not wait for the disk to be taken; the kernel completes them in any
+///   order.
+/// - The context's queue never sleeps in the disk. What would make the kernel sleep is submitted
+///   from threads that may (``Options/sleepingThreads``), and completes like the rest.
 /// - A context that is dropped without ``close(queue:completion:)`` finishes its requests, runs
 ///   their handlers, and then frees what it has.
 ///
 /// Beneath are `io_submit(2)`, `io_getevents(2)` and an `eventfd(2)`.
 public final class AIOContext: Sendable {
+  /// What is seldom needed.
+  public struct Options: Sendable {
+    /// How far the queue depth may be lowered where `fs.aio-max-nr` does not have room for all of
+    /// it, by halves; ``AIOContext/queueDepth`` tells what became of it. `nil`: not at all.
+    public var minimumQueueDepth: Int?
+
+    /// How many threads may sleep at once for requests that the kernel would sleep over; 1 to 64.
+    /// They exist while they have something to do.
+    public var sleepingThreads = 8
+
+    /// What to do where there is no kernel AIO.
+    public enum WithoutKernelAIO: Sendable, Hashable {
+      /// Throw ``AIOError/Code/unavailable``.
+      case fail
+      /// Make every request a system call on the sleeping threads: much slower, and works.
+      case threads
+    }
+
+    public var withoutKernelAIO = WithoutKernelAIO.fail
+
+    /// How requests reach the kernel.
+    public enum Submission: Sendable, Hashable {
+      /// From the loop what cannot make the kernel sleep; the rest from threads that may.
+      case neverSleeping
+      /// Everything from the loop, as it is, as other users of Linux AIO do: an append, a write
+      /// into a hole, or a buffered request stops the loop for as long as it takes. For comparison,
+      /// and for kernels whose `RWF_NOWAIT` does not work.
+      case plain
+    }
+
+    public var submission = Submission.neverSleeping
+
+    public init() {}
+  }
+
   /// How many requests the kernel works on at once, at the most.
-  public let queueDepth: Int
+  public var queueDepth: Int { loop.settings.queueDepth }
 
   /// How many requests can wait behind those.
-  public let pendingLimit: Int
+  public var pendingLimit: Int { loop.settings.pendingLimit }
+
+  /// Whether requests go to kernel AIO, rather than to threads: see
+  /// ``Options/WithoutKernelAIO/threads``.
+  public var usesKernelAIO: Bool { loop.settings.policy != .performEverything }
 
   /// The serial queue that the context works on.
   public var queue: DispatchQueue { loop.queue }
@@ -55,32 +97,68 @@ public final class AIOContext: Sendable {
   ///     context's own unless given. A concurrent queue is a programmer error, and traps.
   ///   - pendingLimit: How many requests may wait behind those in the kernel: 0 to 524288. Beyond
   ///     it, verbs throw ``AIOError/Code/full``.
+  ///   - options: What is seldom needed.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/contextLimit`` when `fs.aio-max-nr` is
   ///   used up, ``AIOError/Code/unavailable`` where there is no AIO,
   ///   ``AIOError/Code/invalidQueueDepth``, or ``AIOError/Code/system``, for example when the
   ///   process is out of file descriptors.
   public init(
-    queueDepth: Int = 128, queue: DispatchQueue? = nil, pendingLimit: Int = 1024
+    queueDepth: Int = 128, queue: DispatchQueue? = nil, pendingLimit: Int = 1024,
+    options: Options = Options()
   ) throws(AIOError) {
-    let subject = AIOError.Subject(operation: .createContext)
-    guard (1...65536).contains(queueDepth) else {
-      throw AIOError(
-        .invalidQueueDepth, subject,
-        .text("a queueDepth of \(queueDepth) was given; it must be from 1 to 65536"))
-    }
-    guard (0...524_288).contains(pendingLimit) else {
-      throw AIOError(
-        .invalidQueueDepth, subject,
-        .text("a pendingLimit of \(pendingLimit) was given; it must be from 0 to 524288"))
-    }
+    try Self.check("queueDepth", queueDepth, 1...65536)
+    try Self.check("pendingLimit", pendingLimit, 0...524_288)
+    try Self.check("minimumQueueDepth", options.minimumQueueDepth ?? queueDepth, 1...queueDepth)
+    try Self.check("sleepingThreads", options.sleepingThreads, 1...64)
+    Fork.watch()
+    var settings = Loop.Settings(
+      queueDepth: queueDepth, pendingLimit: pendingLimit,
+      policy: options.submission == .plain ? .plain : .neverSleep,
+      sleepingThreads: options.sleepingThreads)
     do {
-      loop = try Loop(queueDepth: queueDepth, pendingLimit: pendingLimit, queue: queue)
+      let kernel = try Self.makeKernel(&settings, options)
+      loop = try Loop(settings, kernel: kernel, queue: queue)
     } catch {
       throw .settingUp(errno: error, queueDepth: queueDepth)
     }
-    self.queueDepth = queueDepth
-    self.pendingLimit = pendingLimit
     number = Self.numbers.add(1, ordering: .relaxed).newValue
+  }
+
+  private static func check(
+    _ name: String, _ value: Int, _ range: ClosedRange<Int>
+  ) throws(AIOError) {
+    guard !range.contains(value) else { return }
+    throw AIOError(
+      .invalidQueueDepth, AIOError.Subject(operation: .createContext),
+      .text(
+        """
+        a \(name) of \(value) was given; it must be from \(range.lowerBound) to \
+        \(range.upperBound)
+        """))
+  }
+
+  /// - Parameter settings: what becomes of the queue depth, and of the policy.
+  private static func makeKernel(
+    _ settings: inout Loop.Settings, _ options: Options
+  ) throws(Errno) -> LinuxKernel {
+    while true {
+      do throws(Errno) {
+        if let failure = KernelProbe.failure { throw failure }
+        return try LinuxKernel(queueDepth: settings.queueDepth)
+      } catch {
+        if error == .resourceTemporarilyUnavailable {
+          let least = options.minimumQueueDepth ?? settings.queueDepth
+          guard settings.queueDepth > least else { throw error }
+          settings.queueDepth = max(least, settings.queueDepth / 2)
+          continue
+        }
+        guard options.withoutKernelAIO == .threads,
+          AIOError.settingUp(errno: error, queueDepth: settings.queueDepth).code == .unavailable
+        else { throw error }
+        settings.policy = .performEverything
+        return .absent
+      }
+    }
   }
 
   deinit {
@@ -100,6 +178,9 @@ public final class AIOContext: Sendable {
   public func process() -> Int {
     loop.turnByHand()
   }
+
+  /// How much the context has done, and is doing. From any thread, and cheap.
+  public var statistics: AIOStatistics { loop.statistics }
 
   /// Cancels a request that has not reached the kernel. From any thread.
   ///

@@ -11,7 +11,7 @@ public struct AIOError: Error, Sendable {
   /// What went wrong, to switch on. The set grows with time: keep a `default`.
   public struct Code: Hashable, Sendable, CustomStringConvertible {
     private enum Name: String {
-      case cancelled, full, contextClosed, fileClosed
+      case cancelled, full, contextClosed, fileClosed, forked
       case invalidOffset, tooLarge, tooManyBuffers, misaligned, wrongAccessMode
       case unsupportedFile, directUnsupported
       case invalidQueueDepth, contextLimit, unavailable
@@ -31,6 +31,8 @@ public struct AIOError: Error, Sendable {
     public static var contextClosed: Code { Code(name: .contextClosed) }
     /// The file has been closed.
     public static var fileClosed: Code { Code(name: .fileClosed) }
+    /// The process was forked off the one that made the context.
+    public static var forked: Code { Code(name: .forked) }
     /// A negative offset, or one so large that the end of the request has no number.
     public static var invalidOffset: Code { Code(name: .invalidOffset) }
     /// More bytes than one request can move (0x7ffff000).
@@ -88,12 +90,14 @@ public struct AIOError: Error, Sendable {
     let errno: Errno?
     let subject: Subject
     let detail: Detail
+    let transferred: Int
 
-    init(code: Code, errno: Errno?, subject: Subject, detail: Detail) {
+    init(code: Code, errno: Errno?, subject: Subject, detail: Detail, transferred: Int) {
       self.code = code
       self.errno = errno
       self.subject = subject
       self.detail = detail
+      self.transferred = transferred
     }
   }
 
@@ -109,18 +113,23 @@ public struct AIOError: Error, Sendable {
 
   private let storage: Storage
 
-  init(_ code: Code, errno: Errno? = nil, _ subject: Subject, _ detail: Detail) {
-    storage = Storage(code: code, errno: errno, subject: subject, detail: detail)
+  init(
+    _ code: Code, errno: Errno? = nil, _ subject: Subject, _ detail: Detail, transferred: Int = 0
+  ) {
+    storage = Storage(
+      code: code, errno: errno, subject: subject, detail: detail, transferred: transferred)
   }
 
   /// An answer of the kernel's.
-  init(errno: Int32, _ subject: Subject) {
+  init(errno: Int32, _ subject: Subject, transferred: Int = 0) {
     let errno = Errno(rawValue: errno)
-    self.init(Code(errno), errno: errno, subject, .errno)
+    self.init(Code(errno), errno: errno, subject, .errno, transferred: transferred)
   }
 
-  static func cancelled(_ subject: Subject) -> AIOError {
-    AIOError(.cancelled, errno: .canceled, subject, .text("cancelled before it reached the kernel"))
+  static func cancelled(_ subject: Subject, transferred: Int) -> AIOError {
+    AIOError(
+      .cancelled, errno: .canceled, subject, .text("cancelled before it reached the kernel"),
+      transferred: transferred)
   }
 
   /// What went wrong.
@@ -140,6 +149,10 @@ public struct AIOError: Error, Sendable {
 
   /// How many bytes were to be moved.
   public var length: Int? { storage.subject.length }
+
+  /// How many bytes had been moved before the error came: for ``AIOContext`` verbs that finish short
+  /// transfers; else 0.
+  public var transferred: Int { storage.transferred }
 
   var detail: Detail { storage.detail }
   var descriptor: Int32? { storage.subject.descriptor }

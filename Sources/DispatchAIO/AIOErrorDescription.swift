@@ -27,7 +27,8 @@ extension AIOError: CustomStringConvertible {
         queueDepth, or close contexts that are not needed
         """
       }
-    return "\(subjectWords): \(sentence)"
+    let part = transferred > 0 ? "after \(transferred) bytes, " : ""
+    return "\(subjectWords): \(part)\(sentence)"
   }
 
   private var errnoSentence: String {

@@ -15,11 +15,20 @@ extension AIOError {
     case .noFunction:
       return AIOError(
         .unavailable, errno: errno, subject,
-        .text("this kernel was built without AIO (CONFIG_AIO)"))
-    case .notPermitted:
+        .text(
+          """
+          there is no kernel AIO here: the kernel was built without (CONFIG_AIO), or the sandbox \
+          does not have it; options.withoutKernelAIO = .threads runs all the same
+          """))
+    case .notPermitted, .permissionDenied:
       return AIOError(
         .unavailable, errno: errno, subject,
-        .text("AIO is forbidden to this process, by a seccomp profile most likely"))
+        .text(
+          """
+          kernel AIO is forbidden to this process, by a seccomp profile most likely: allow \
+          io_setup, io_submit, io_getevents and io_destroy; options.withoutKernelAIO = .threads \
+          runs all the same
+          """))
     default:
       return AIOError(errno: errno.rawValue, subject)
     }

@@ -5,6 +5,7 @@
 //
 //   dispatch-aio-probe COMMAND DIRECTORY
 
+import CProbe
 import Dispatch
 import DispatchAIO
 import Foundation
@@ -19,6 +20,12 @@ let directory = FilePath(arguments[2])
 enum Command: String {
   case verbs
   case fileSizeLimit = "file-size-limit"
+  case create
+  case threads
+  case workload
+  case fork
+  case exitInFlight = "exit-in-flight"
+  case noPermission = "no-permission"
   case trapProcessOffQueue = "trap-process-off-queue"
   case trapProcessInCompletion = "trap-process-in-completion"
   case trapConcurrentQueue = "trap-concurrent-queue"
@@ -54,8 +61,10 @@ case .verbs:
   print("PREADV", try outcome { try context.read(file, at: 4096, into: buffers, completion: $0) })
   print("FSYNC", try outcome { try context.fsync(file, completion: $0) })
   print("FDSYNC", try outcome { try context.fdatasync(file, completion: $0) })
-  print("PWRITE", try outcome { try context.write(file, at: 0, from: buffers[0], completion: $0) })
-  print("PREAD", try outcome { try context.read(file, at: 0, into: buffers[0], completion: $0) })
+  // Where there are blocks already, so that nothing has to be allocated.
+  print(
+    "PWRITE", try outcome { try context.write(file, at: 4096, from: buffers[0], completion: $0) })
+  print("PREAD", try outcome { try context.read(file, at: 4096, into: buffers[0], completion: $0) })
   // Asked for in one turn of the loop: one io_submit.
   let done = DispatchSemaphore(value: 0)
   try context.queue.sync {
@@ -82,6 +91,114 @@ case .fileSizeLimit:
     case .success(let count): print(offset, count)
     case .failure(let error): print(offset, error.code)
     }
+  }
+
+case .create:
+  // Whether there is AIO here.
+  do {
+    let context = try AIOContext(queueDepth: 4)
+    print("created", context.queueDepth)
+  } catch {
+    print(error.code, error)
+  }
+
+case .threads:
+  // The same verbs, without AIO.
+  var options = AIOContext.Options()
+  options.withoutKernelAIO = .threads
+  let context = try AIOContext(queueDepth: 4, options: options)
+  print("AIO", context.usesKernelAIO)
+  let file = try file()
+  let buffers = [AIOBuffer(count: 4096), AIOBuffer(count: 8192)]
+  for index in buffers.indices {
+    buffers[index].withUnsafeMutableBytes {
+      _ = $0.initializeMemory(as: UInt8.self, repeating: UInt8(index + 1))
+    }
+  }
+  print("PWRITEV", try outcome { try context.write(file, at: 0, from: buffers, completion: $0) })
+  print("FSYNC", try outcome { try context.fsync(file, completion: $0) })
+  print("FDSYNC", try outcome { try context.fdatasync(file, completion: $0) })
+  let whole = AIOBuffer(count: 16384)
+  print("PREAD", try outcome { try context.read(file, at: 0, into: whole, completion: $0) })
+  whole.withUnsafeBytes { print("bytes", $0[0], $0[4095], $0[4096], $0[12287], $0[12288]) }
+  print("EOF", try outcome { try context.read(file, at: 1 << 20, into: whole, completion: $0) })
+  let done = DispatchGroup()
+  for block in 0..<100 {
+    done.enter()
+    try context.write(file, at: Int64(block * 4096), from: buffers[0]) {
+      guard case .success(4096) = $0 else { fatalError("\($0)") }
+      done.leave()
+    }
+  }
+  done.wait()
+  print("asleep", context.statistics.sleepingSubmits > 100)
+  let closed = DispatchSemaphore(value: 0)
+  context.close { closed.signal() }
+  closed.wait()
+
+case .workload:
+  // PROBE_SECONDS: for how long; else PROBE_REQUESTS, some thousands.
+  let environment = ProcessInfo.processInfo.environment
+  let seconds = environment["PROBE_SECONDS"].flatMap(Double.init)
+  let requests = environment["PROBE_REQUESTS"].flatMap(Int.init) ?? 3000
+  let workload = try Workload(
+    in: directory, requests: seconds == nil ? requests : nil, seconds: seconds)
+  guard workload.run(deadline: (seconds ?? 0) + 50) else {
+    print("only \(workload.succeeded) succeeded: \(workload.statistics)")
+    exit(1)
+  }
+  let failures = workload.failed.values.reduce(0, +)
+  print(
+    "succeeded \(workload.succeeded) failed \(failures) wrong \(workload.wrong)", workload.failed,
+    "bytes \(workload.bytes)")
+  if seconds != nil { print(workload.statistics) }
+
+case .fork:
+  let context = try AIOContext(queueDepth: 4)
+  let file = try file()
+  let buffer = AIOBuffer(count: 4096)
+  print("parent", try outcome { try context.write(file, at: 0, from: buffer, completion: $0) })
+  // Something in flight while the child plays with the context.
+  let inFlight = DispatchSemaphore(value: 0)
+  try context.read(file, at: 0, into: buffer) { _ in inFlight.signal() }
+  let child = cprobe_fork()
+  if child == 0 {
+    do {
+      try context.read(file, at: 0, into: buffer) { _ in print("child: completed") }
+      print("child: accepted")
+    } catch {
+      print("child: \(error)")
+    }
+    context.close { print("child: closed") }
+    do {
+      try context.fsync(file) { _ in }
+    } catch {
+      print("child:", error.code)
+    }
+    fflush(nil)
+    _exit(0)
+  }
+  var status: Int32 = 0
+  waitpid(child, &status, 0)
+  inFlight.wait()
+  print("parent", try outcome { try context.fdatasync(file, completion: $0) })
+
+case .exitInFlight:
+  let context = try AIOContext(queueDepth: 32)
+  let file = try file()
+  for block in 0..<64 {
+    try context.write(file, at: Int64(block) << 20, from: AIOBuffer(count: 1 << 20)) { _ in }
+  }
+  context.queue.sync { _ = context.process() }
+  exit(7)
+
+case .noPermission:
+  cprobe_become_nobody()
+  do {
+    _ = try AIOFile.open(directory.appending("secret"), .readOnly)
+    print("opened")
+  } catch {
+    print(error.code, error)
   }
 
 case .trapProcessOffQueue:

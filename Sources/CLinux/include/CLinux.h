@@ -13,6 +13,9 @@
 extern const int clinux_o_direct;
 extern const int clinux_rwf_nowait;
 
+// clock_gettime(CLOCK_MONOTONIC), in nanoseconds; takes some 20 of them.
+uint64_t clinux_monotonic_nanoseconds(void);
+
 // A new eventfd(2) counter of 0, non-blocking and close-on-exec.
 int clinux_eventfd(void);
 

@@ -4,19 +4,32 @@
 // Dispatch, no queues and no closures; whoever drives it calls, in this order and from one thread
 // at a time,
 //
-//   collect()   take in what other threads accepted and cancelled
-//   submit()    hand to the kernel what it has room for
-//   reap()      look what has completed
-//   next()      … and take the completions one by one; slots are free before they are returned
+//   collect()      take in what other threads accepted, cancelled and gave back
+//   submit()       hand to the kernel what it has room for
+//   nextAsleep()   … and to threads that may sleep what the kernel would sleep over
+//   reap()         look what has completed
+//   next()         … and take the completions one by one; slots are free before they are returned
 //
-// Nothing in here calls out, so that a completion may accept, cancel and close at will.
+// Nothing in here sleeps or calls out, so that a completion may accept, cancel and close at will.
 //
 // The life of a slot, and who counts it:
 //
-//   free list -> inbox -> pending queue -> kernel -> (completion) -> free list
-//                   \_________\-> cancelled, failed at submission -/
+//   free list -> inbox -> pending -----------> kernel ----> completion -> free list
+//                   |        |  ^  ^             ^  |
+//                   |        |  |  |   sleeping -+  |  (with RWF_NOWAIT: refused, short)
+//                   |        |  |  +-- side <-+     |
+//                   |        v  |             |     |
+//                   |      drowsy ------------+ <---+
+//                   +--------+-> cancelled, refused -> completion
+//
+// A request goes down from the loop when that cannot make the kernel sleep, or with RWF_NOWAIT when
+// nobody knows (see FileHabits). What the kernel refuses to do at once, and what is known to make
+// it sleep, waits in the drowsy queue for its turn on the sleeping side, and goes into the same
+// kernel context from there. No more than half of the kernel's room is for such requests, so that
+// one slow file leaves room for the others.
 
 internal import CLibAIO
+internal import CLinux
 internal import Glibc
 
 struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
@@ -37,40 +50,63 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
 
   /// How often a request is submitted again when the kernel says that nothing was done.
   static var maximumRetries: UInt8 { 16 }
+  /// How many bytes of requests that `io_submit` itself copies go down in one call.
+  static var longestCopy: Int { 512 << 10 }
 
   let kernel: K
   let table: RequestTable<Attachment>
   /// How many requests the kernel has promised room for.
   let queueDepth: Int
   private let event: Int32
+  private let policy: SubmissionPolicy
 
+  /// What goes down from the loop.
   private var pending = PendingQueue()
-  /// How many requests the kernel holds, their completions not yet taken.
+  /// What goes down from the sleeping side, and has no room there yet.
+  private var drowsy = PendingQueue()
+  /// Handed to the sleeping side by `submit`, to be taken with `nextAsleep`, in order.
+  private var fallingAsleep: [UInt32] = []
+  private var firstFallingAsleep = 0
+  /// The kernel had no room for what the sleeping side submitted last. Nothing more is sent there
+  /// until something has completed, or the driver says that a while has passed.
+  private var isBlockedAsleep = false
+  /// How many requests the kernel holds, their completions not yet taken, including `asleep`.
   private(set) var inKernel = 0
+  /// How many of those went to the sleeping side.
+  private(set) var asleep = 0
+  private let mostAsleep: Int
   private var batch: SubmissionBatch
   private var events: EventBuffer
-  /// Slots whose requests end without the kernel: refused at submission, or cancelled.
+  /// Slots whose requests end without an event: refused, done by a system call, or cancelled.
   private var ended: [Ending] = []
   private var firstEnded = 0
+  private(set) var counts = EngineCounts()
 
   private enum Ending {
-    case refused(UInt32, errno: Int32)
+    case answered(UInt32, Int)
     case cancelled(UInt32)
   }
 
-  /// - Parameter event: the eventfd that the kernel is to count completions on.
-  init(kernel: K, table: RequestTable<Attachment>, queueDepth: Int, event: Int32) {
+  /// - Parameters:
+  ///   - event: the eventfd that the kernel is to count completions on.
+  ///   - policy: what may go down from the loop.
+  init(
+    kernel: K, table: RequestTable<Attachment>, queueDepth: Int, event: Int32,
+    policy: SubmissionPolicy = .neverSleep
+  ) {
     self.kernel = kernel
     self.table = table
     self.queueDepth = queueDepth
     self.event = event
+    self.policy = policy
+    mostAsleep = policy == .performEverything ? queueDepth : max(1, queueDepth / 2)
     batch = SubmissionBatch(capacity: queueDepth)
     events = EventBuffer(capacity: min(queueDepth, 128))
   }
 
   /// Where the slots are that are neither free nor on their way in.
   var accounts: (pending: Int, inKernel: Int, arrived: Int) {
-    (pending.count, inKernel, events.count + ended.count - firstEnded)
+    (pending.count + drowsy.count, inKernel, events.count + ended.count - firstEnded)
   }
 
   /// Whether `next` has something to return now.
@@ -78,7 +114,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
 
   // MARK: In
 
-  /// Takes in what was accepted and cancelled since the last time, in order of arrival.
+  /// Takes in what was accepted, cancelled and given back since the last time, in order of arrival.
   mutating func collect() {
     // The cancellations first: what they name was accepted before, and so is either pending
     // already or in the inbox that is emptied next.
@@ -86,25 +122,64 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     var arrived = table.inbox.takeAll()
     while let slot = arrived {
       arrived = table.inbox.after(slot)
-      pending.append(slot, in: table)
+      counts.submitted += 1
+      enqueue(slot, isDrowsy: false)
     }
     var next = cancelled
     while let slot = next {
       next = table.cancellations.after(slot)
-      pending.remove(slot, in: table)
+      dequeue(slot)
       ended.append(.cancelled(slot))
     }
+    var returned = table.returns.takeAll()
+    while let slot = returned {
+      returned = table.returns.after(slot)
+      awake(slot, table[slot].answer)
+    }
     checkAccounts()
+  }
+
+  /// The sleeping side gives a request back: the kernel did not take it, or it has been performed.
+  private mutating func awake(_ slot: UInt32, _ answer: Int) {
+    inKernel -= 1
+    asleep -= 1
+    if answer == -Int(EAGAIN), table[slot].request?.route == .asleep {
+      // No room, though room was kept, as when memory is short: it waits, like `putBack` does.
+      table.unclaim(slot)
+      enqueue(slot, isDrowsy: true)
+      isBlockedAsleep = true
+    } else {
+      ended.append(.answered(slot, answer))
+    }
+  }
+
+  @inline(__always)
+  private mutating func enqueue(_ slot: UInt32, isDrowsy: Bool) {
+    table[slot].isDrowsy = isDrowsy
+    if isDrowsy { drowsy.append(slot, in: table) } else { pending.append(slot, in: table) }
+  }
+
+  @inline(__always)
+  private mutating func dequeue(_ slot: UInt32) {
+    if table[slot].isDrowsy {
+      drowsy.remove(slot, in: table)
+    } else {
+      pending.remove(slot, in: table)
+    }
   }
 
   // MARK: Down
 
   /// Hands pending requests to the kernel, as many as it has room for, in as few calls as it takes.
   mutating func submit() -> Submission {
+    sendAsleep()
     while fillBatch() {
       var done = 0
       while done < batch.count {
-        switch batch.submit(from: done, to: kernel) {
+        let began = clinux_monotonic_nanoseconds()
+        let answer = batch.submit(from: done, to: kernel)
+        counts.count(submission: answer, took: clinux_monotonic_nanoseconds() &- began)
+        switch answer {
         case let taken where taken > 0:
           done += taken
           inKernel += taken
@@ -115,35 +190,101 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
           return inKernel == 0 ? .stalled : .settled
         case let refusal:
           // The first of the array is at fault, whatever the rest is like.
-          ended.append(.refused(slot(ofTag: batch.tag(at: done)), errno: Int32(-refusal)))
+          ended.append(.answered(slot(ofTag: batch.tag(at: done)), refusal))
           done += 1
         }
       }
     }
     checkAccounts()
-    return .settled
+    return isBlockedAsleep && inKernel == 0 ? .stalled : .settled
+  }
+
+  /// A while has passed since `submit` said that it is stalled.
+  mutating func tryAgain() {
+    isBlockedAsleep = false
   }
 
   /// Moves pending requests to the batch. `false`: there is none, or no room for any.
   private mutating func fillBatch() -> Bool {
     batch.removeAll()
     var room = queueDepth - inKernel
+    var copying = 0
     var slot = pending.first
-    while room > 0, slot != PendingQueue.end {
+    while room > 0, slot != PendingQueue.end, copying < Self.longestCopy {
       guard let request = table[slot].request else {
         preconditionFailure("engine: slot \(slot) is pending without a request")
       }
-      guard batch.hasRoom(for: request.operation) else { break }
       let next = pending.after(slot, in: table)
-      // A request that somebody is just cancelling stays where it is: `collect` will find it.
-      if table.claim(slot) {
+      let route = route(of: request)
+      if route == .asleep || route == .performed {
         pending.remove(slot, in: table)
-        batch.append(request, tag: tag(of: slot), event: event)
-        room -= 1
+        table[slot].request?.route = route
+        enqueue(slot, isDrowsy: true)
+        let before = asleep
+        sendAsleep()
+        room -= asleep - before
+      } else {
+        guard batch.hasRoom(for: request.operation) else { break }
+        // A request that somebody is just cancelling stays where it is: `collect` will find it.
+        if table.claim(slot) {
+          pending.remove(slot, in: table)
+          table[slot].request?.route = route
+          batch.append(request, tag: tag(of: slot), event: event, isNowait: route == .nowait)
+          copying += request.file.habits.copied(request.length)
+          room -= 1
+        }
       }
       slot = next
     }
     return batch.count > 0
+  }
+
+  @inline(__always)
+  private func route(of request: borrowing AcceptedRequest<Attachment>) -> Route {
+    if request.isRouted, let route = request.route { return route }
+    switch policy {
+    case .neverSleep:
+      return request.file.habits.route(
+        request.operation, offset: request.offset + Int64(request.resume),
+        length: request.length - request.resume)
+    case .plain: return .plain
+    case .performEverything: return .performed
+    }
+  }
+
+  /// Hands drowsy requests to the sleeping side, as far as it has room.
+  private mutating func sendAsleep() {
+    var slot = drowsy.first
+    while !isBlockedAsleep, asleep < mostAsleep, inKernel + batch.count < queueDepth,
+      slot != PendingQueue.end
+    {
+      let next = drowsy.after(slot, in: table)
+      if table.claim(slot) {
+        drowsy.remove(slot, in: table)
+        inKernel += 1
+        asleep += 1
+        fallingAsleep.append(slot)
+      }
+      slot = next
+    }
+  }
+
+  /// The next request for the sleeping side, and how it goes down there: to be handed to
+  /// `SleepingSubmitter`, on a thread that may sleep. `nil` when there is none.
+  mutating func nextAsleep() -> (slot: UInt32, route: Route, file: OpenFile, isWrite: Bool)? {
+    guard firstFallingAsleep < fallingAsleep.count else {
+      fallingAsleep.removeAll(keepingCapacity: true)
+      firstFallingAsleep = 0
+      return nil
+    }
+    let slot = fallingAsleep[firstFallingAsleep]
+    firstFallingAsleep += 1
+    guard let request = table[slot].request, let route = request.route else {
+      preconditionFailure("engine: slot \(slot) falls asleep without a request")
+    }
+    counts.asleep += 1
+    if case .write = request.operation { return (slot, route, request.file, true) }
+    return (slot, route, request.file, false)
   }
 
   /// What the kernel had no room for goes back to the head of the queue, in its order.
@@ -158,77 +299,180 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   // MARK: Up
 
   /// Looks for completions, unless some that were found before are still to be taken.
-  mutating func reap() {
-    guard events.isEmpty, inKernel > 0 else { return }
-    // A negative answer, -EINTR for one, means that none was taken: the next pass looks again.
-    inKernel -= events.refill(from: kernel)
-    checkAccounts()
+  ///
+  /// - Returns: whether it could look. If not, look again after a while: the eventfd has been
+  ///   cleared, and will not tell of completions that are in the ring already.
+  mutating func reap() -> Bool {
+    guard events.isEmpty, inKernel > 0 else { return true }
+    for _ in 0..<8 {
+      let answer = events.refill(from: kernel)
+      // Interrupted: none was taken.
+      if answer == -Int(EINTR) { continue }
+      guard answer >= 0 else { return false }
+      inKernel -= answer
+      if answer > 0 { isBlockedAsleep = false }
+      checkAccounts()
+      return true
+    }
+    return false
   }
 
   /// The next completion, in order; `nil` when there is none at hand.
   mutating func next() -> Completion? {
     while let event = events.removeFirst() {
       let slot = slot(ofTag: event.tag)
-      if event.result == -Int(EAGAIN) || event.result == -Int(EINTR), retry(slot) { continue }
-      return finish(slot, result: event.result)
+      if table[slot].request?.route == .asleep { asleep -= 1 }
+      if let completion = judge(slot, event.result) { return completion }
     }
-    guard firstEnded < ended.count else {
-      if firstEnded > 0 {
-        ended.removeAll(keepingCapacity: true)
-        firstEnded = 0
+    while firstEnded < ended.count {
+      firstEnded += 1
+      switch ended[firstEnded - 1] {
+      case .answered(let slot, let answer):
+        if let completion = judge(slot, answer) { return completion }
+      case .cancelled(let slot):
+        return fail(slot) { .cancelled($0, transferred: $1) }
       }
-      return nil
     }
-    defer { firstEnded += 1 }
-    switch ended[firstEnded] {
-    case .refused(let slot, let errno):
-      return finish(slot, result: -Int(errno))
-    case .cancelled(let slot):
-      let request = table.retire(slot)
-      request.file.release()
-      return Completion(
-        attachment: request.attachment, result: .failure(.cancelled(request.subject)))
-    }
+    ended.removeAll(keepingCapacity: true)
+    firstEnded = 0
+    return nil
   }
 
-  /// Makes a request wait again whose completion says that nothing was done, though nobody asked
-  /// for such an answer: filesystems give it under lock or memory pressure, and when a signal came.
-  /// `false`: it has been tried often enough.
-  private mutating func retry(_ slot: UInt32) -> Bool {
-    guard let retries = table[slot].request?.retries, retries < Self.maximumRetries else {
+  /// Decides whether a request is over.
+  ///
+  /// - Parameter result: what the kernel says: a count of bytes, or a negative errno, from the
+  ///   completion, from `io_submit`, or from a system call.
+  @inline(__always)
+  private mutating func judge(_ slot: UInt32, _ result: Int) -> Completion? {
+    guard let request = table[slot].request, let route = request.route else {
+      preconditionFailure("engine: slot \(slot) completed without a request in it")
+    }
+    if result >= 0 {
+      if route == .nowait { request.file.habits.accepted(request.operation) }
+      if request.resume + result < request.length, goesOn(slot, request, route, after: result) {
+        return nil
+      }
+      return succeed(slot, max(table[slot].request?.moved ?? 0, request.resume + result))
+    }
+    if comesAgain(slot, request, route, after: Int32(-result)) { return nil }
+    return fail(slot) { AIOError(errno: Int32(-result), $0, transferred: $1) }
+  }
+
+  /// Whether a request that failed is not over: it goes again, the same way or another.
+  private mutating func comesAgain(
+    _ slot: UInt32, _ request: AcceptedRequest<Attachment>, _ route: Route, after errno: Int32
+  ) -> Bool {
+    switch (errno, route, request.operation) {
+    case (ENOSPC, _, .write), (EDQUOT, _, .write), (EFBIG, _, .write):
+      // A direct write fails as a whole, also when a part of it had room: half of it may have.
+      let attempt = min(request.length - request.resume, request.mostAtOnce)
+      let half = request.file.traits.alignment.roundDown(attempt / 2)
+      guard request.isToFinish, half > 0 else { return false }
+      table[slot].request?.mostAtOnce = half
+      counts.resumed += 1
+      again(slot, by: route)
+    case (EAGAIN, .nowait, _):
+      // It would have had to sleep.
+      request.file.habits.refused(request.operation)
+      counts.refused += 1
+      again(slot, by: .asleep)
+    case (EOPNOTSUPP, .nowait, _):
+      // There is no NOWAIT for this file.
+      request.file.habits.unsupported(request.operation)
+      counts.refused += 1
+      again(slot, by: .asleep)
+    case (EINVAL, .plain, .fsync), (EINVAL, .plain, .fdatasync):
+      // Linux before 4.18, or a filesystem without: the system call may still have it.
+      guard policy != .plain else { return false }
+      request.file.habits.unsupported(request.operation)
+      again(slot, by: .performed)
+    case (EAGAIN, _, _), (EINTR, _, _):
+      // Nobody asked for such an answer: filesystems give it under lock or memory pressure, and
+      // when a signal came.
+      guard request.retries < Self.maximumRetries else { return false }
+      table[slot].request?.retries += 1
+      counts.retries += 1
+      again(slot, by: route)
+    default:
       return false
     }
-    table[slot].request?.retries += 1
-    table.unclaim(slot)
-    pending.append(slot, in: table)
     return true
   }
 
-  /// - Parameter result: the kernel's: a count of bytes, or a negative errno.
+  /// Whether a short transfer is not the end of its request.
+  private mutating func goesOn(
+    _ slot: UInt32, _ request: AcceptedRequest<Attachment>, _ route: Route, after count: Int
+  ) -> Bool {
+    let moved = request.resume + count
+    if case .read = request.operation, route == .nowait, !request.file.traits.isDirect {
+      // As much as the page cache had. Nothing says whether the file ends there: all of it again,
+      // from where it can wait for the disk.
+      counts.refused += 1
+      again(slot, by: .asleep)
+      return true
+    }
+    guard request.isToFinish else { return false }
+    table[slot].request?.moved = max(request.moved, moved)
+    let alignment = request.file.traits.alignment
+    if case .read = request.operation {
+      // A direct read that ends within a block has met the end of the file.
+      if count == 0 || moved % alignment.offset != 0 { return false }
+    }
+    let resume = alignment.roundDown(moved)
+    if resume == request.resume {
+      // No progress.
+      guard request.retries < Self.maximumRetries else { return false }
+      table[slot].request?.retries += 1
+    }
+    table[slot].request?.resume = resume
+    counts.resumed += 1
+    table[slot].request?.isRouted = false
+    table.unclaim(slot)
+    pending.prepend(slot, in: table)
+    table[slot].isDrowsy = false
+    return true
+  }
+
+  /// Makes a request wait again, for another attempt.
+  private mutating func again(_ slot: UInt32, by route: Route) {
+    table[slot].request?.route = route
+    table[slot].request?.isRouted = true
+    table.unclaim(slot)
+    enqueue(slot, isDrowsy: route == .asleep || route == .performed)
+  }
+
   @inline(__always)
-  private mutating func finish(_ slot: UInt32, result: Int) -> Completion {
+  private mutating func succeed(_ slot: UInt32, _ count: Int) -> Completion {
+    let request = table.retire(slot)
+    if case .write = request.operation, count > 0 {
+      request.file.habits.extended(to: request.offset + Int64(count))
+    }
+    request.file.release()
+    counts.succeeded += 1
+    return Completion(attachment: request.attachment, result: .success(count))
+  }
+
+  private mutating func fail(
+    _ slot: UInt32, _ error: (AIOError.Subject, _ transferred: Int) -> AIOError
+  ) -> Completion {
     let request = table.retire(slot)
     request.file.release()
-    return Completion(
-      attachment: request.attachment,
-      result: result >= 0
-        ? .success(result)
-        : .failure(AIOError(errno: Int32(-result), request.subject)))
+    let error = error(request.subject, request.moved)
+    if error.code == .cancelled { counts.cancelled += 1 } else { counts.failed += 1 }
+    return Completion(attachment: request.attachment, result: .failure(error))
   }
 
   // MARK: Tags and accounts
 
   /// What the kernel hands back with a completion: the slot, and the generation to prove it.
   @inline(__always)
-  private func tag(of slot: UInt32) -> UInt64 {
-    UInt64(slot) | UInt64(table.key(of: slot).generation) << 32
-  }
+  private func tag(of slot: UInt32) -> UInt64 { table.tag(of: slot) }
 
   @inline(__always)
   private func slot(ofTag tag: UInt64) -> UInt32 {
     let slot = UInt32(truncatingIfNeeded: tag)
     precondition(
-      table.key(of: slot).generation == UInt32(tag >> 32),
+      table.tag(of: slot) == tag,
       "engine: the kernel completed a request twice, or one that was never submitted")
     return slot
   }
@@ -239,6 +483,51 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   @inline(__always)
   private func checkAccounts() {
     assert(inKernel >= 0 && inKernel <= queueDepth)
-    assert(table.free.count + pending.count + inKernel <= table.capacity)
+    assert(asleep >= 0 && asleep <= min(inKernel + events.count, mostAsleep + events.count))
+    assert(
+      table.free.count + pending.count + drowsy.count + inKernel + events.count <= table.capacity)
+  }
+}
+
+/// What goes down from the loop.
+enum SubmissionPolicy {
+  /// Only what cannot make the kernel sleep.
+  case neverSleep
+  /// Everything, as it is.
+  case plain
+  /// Nothing: there is no kernel AIO, and every request is a system call on the sleeping side.
+  case performEverything
+}
+
+/// How much the engine has done.
+struct EngineCounts: Equatable {
+  /// Requests taken in.
+  var submitted = 0
+  var succeeded = 0
+  var failed = 0
+  var cancelled = 0
+  /// Calls of `io_submit` from the loop, and what they took.
+  var submitCalls = 0
+  var submittedByCalls = 0
+  var largestBatch = 0
+  /// The longest such call, in nanoseconds.
+  var longestSubmit: UInt64 = 0
+  /// Attempts with RWF_NOWAIT that have to be made again on the sleeping side.
+  var refused = 0
+  /// Attempts handed to the sleeping side.
+  var asleep = 0
+  /// Attempts made again because the kernel said, unasked, that nothing was done.
+  var retries = 0
+  /// Short transfers that went on.
+  var resumed = 0
+
+  @inline(__always)
+  mutating func count(submission answer: Int, took nanoseconds: UInt64) {
+    submitCalls += 1
+    if answer > 0 {
+      submittedByCalls += answer
+      if answer > largestBatch { largestBatch = answer }
+    }
+    if nanoseconds > longestSubmit { longestSubmit = nanoseconds }
   }
 }

@@ -25,14 +25,15 @@ struct EventBuffer: ~Copyable {
 
   /// Fills the buffer, which must be empty.
   ///
-  /// - Returns: how many there are now.
+  /// - Returns: how many there are now; or a negative errno, and there are none.
   @inline(__always)
   mutating func refill<K: Kernel>(from kernel: K) -> Int {
     precondition(isEmpty)
     first = 0
-    end = max(0, unsafe kernel.reap(into: events, capacity: capacity))
+    let answer = unsafe kernel.reap(into: events, capacity: capacity)
+    end = max(0, answer)
     precondition(end <= capacity)
-    return end
+    return answer
   }
 
   /// The next completion: the request's tag and its result, a count or a negative errno.

@@ -4,13 +4,13 @@ internal import CLibAIO
 internal import Glibc
 internal import SystemPackage
 
-/// The real kernel's AIO context, through libaio.
+/// The real kernel's AIO context, through libaio; or none, where there is no AIO.
 ///
 /// - Safety: `@unchecked Sendable` because the handle is a constant, and the kernel takes the calls
 ///   of a context from any thread at once.
 @safe
 struct LinuxKernel: Kernel, @unchecked Sendable {
-  private let context: io_context_t
+  private let context: io_context_t?
 
   /// `io_setup(2)`.
   ///
@@ -19,9 +19,14 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   init(queueDepth: Int) throws(Errno) {
     var context: io_context_t?
     let answer = unsafe io_setup(Int32(queueDepth), &context)
-    guard answer == 0, let context = unsafe context else { throw Errno(rawValue: -answer) }
+    guard answer == 0 else { throw Errno(rawValue: -answer) }
     unsafe self.context = unsafe context
   }
+
+  /// No kernel AIO: for an engine that performs everything, and so never submits nor reaps.
+  static var absent: LinuxKernel { LinuxKernel() }
+
+  private init() { unsafe context = nil }
 
   @inline(__always)
   func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>, count: Int) -> Int {
@@ -32,6 +37,7 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
 
   @inline(__always)
   func reap(into events: UnsafeMutablePointer<io_event>, capacity: Int) -> Int {
+    guard unsafe context != nil else { return 0 }
     // libaio looks at the ring in user space first when the timeout is zero: an empty ring costs
     // no system call.
     var zero = timespec(tv_sec: 0, tv_nsec: 0)
@@ -39,6 +45,6 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   }
 
   func destroy() {
-    unsafe io_destroy(context)
+    if unsafe context != nil { unsafe io_destroy(context) }
   }
 }

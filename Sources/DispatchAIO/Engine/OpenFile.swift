@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the engine knows of a file: its descriptor, and for how long that number still means this
-// file. A request that waits behind the queue depth must never go down to a number that was closed
-// and given to another file in the meantime.
+// What the engine knows of a file: its descriptor, for how long that number still means this file
+// (a request that waits behind the queue depth must never go down to a number that was closed and
+// given to another file in the meantime), and which of its requests would make the kernel sleep.
 
 internal import Glibc
 internal import Synchronization
@@ -15,6 +15,8 @@ final class OpenFile: Sendable {
   /// As the file was opened; `nil` for an adopted descriptor without a name. For error messages.
   let path: FilePath?
   let traits: Traits
+  /// What its requests have taught so far.
+  let habits: FileHabits
 
   /// What never changes while the descriptor is open.
   struct Traits: Sendable {
@@ -22,6 +24,10 @@ final class OpenFile: Sendable {
     var isWritable = true
     /// Its I/O goes past the page cache.
     var isDirect = true
+    /// There is no disk beneath, as with tmpfs: to copy memory is all that a request does.
+    var isMemory = false
+    /// Every write goes to the end of the file, whatever its offset says (O_APPEND).
+    var appends = false
     /// What a direct request must be a multiple of.
     var alignment = AIOAlignment(memory: 1, offset: 1)
   }
@@ -35,13 +41,15 @@ final class OpenFile: Sendable {
   private let whenUnused: @Sendable (Int32) -> Void
   private let isReleased = Atomic<Bool>(false)
 
+  /// - Parameter size: of the file, when it was opened.
   init(
-    descriptor: Int32, path: FilePath?, traits: Traits,
+    descriptor: Int32, path: FilePath?, traits: Traits, size: Int64 = .max,
     whenUnused: @escaping @Sendable (Int32) -> Void
   ) {
     self.descriptor = descriptor
     self.path = path
     self.traits = traits
+    habits = FileHabits(traits, size: size)
     self.whenUnused = whenUnused
   }
 

@@ -9,12 +9,15 @@ enum Operation {
 }
 
 /// The memory of a read or a write, and what keeps it alive while the request holds it.
+///
+/// - Safety: `@safe` although two cases hold raw pointers: nothing here follows them, and whoever
+///   makes such a request promises, as the raw verbs' docs state it, that the memory stays.
 @safe
 enum Memory {
   /// Ours: the buffer's reference keeps the memory.
   case buffer(AIOBuffer)
   case buffers([AIOBuffer])
-  /// The caller's: kept by the caller's promise, as the docs of the raw verbs state it.
+  /// The caller's: kept by the caller's promise.
   case raw(UnsafeMutableRawBufferPointer)
   case raws([UnsafeMutableRawBufferPointer])
 
@@ -47,7 +50,7 @@ enum Memory {
 }
 
 /// A request as it was accepted: what the engine needs to submit it, to keep it alive, and to say
-/// what it was when it fails.
+/// what it was when it fails; and how far it has got.
 struct AcceptedRequest<Attachment> {
   let operation: Operation
   let file: OpenFile
@@ -55,8 +58,33 @@ struct AcceptedRequest<Attachment> {
   let offset: Int64
   /// How many bytes over all elements; 0 for a sync.
   let length: Int
+  /// Whether a short transfer goes on until it is complete, the file ends, or an error comes.
+  let isToFinish: Bool
   /// Whatever the caller of the engine wants back with the completion.
   let attachment: Attachment
+
+  /// How it went down last, or has to go down; `nil` before the first time.
+  var route: Route?
+  /// Whether `route` is what it has to be, rather than what it was.
+  var isRouted = false
   /// How often the kernel has said that nothing was done, and to try again.
   var retries: UInt8 = 0
+  /// Where it goes on: the bytes before are done. A multiple of the file's alignment.
+  var resume = 0
+  /// How many bytes have been moved.
+  var moved = 0
+  /// How many bytes may be asked for at once; less than all when the disk is nearly full.
+  var mostAtOnce = Int.max
+
+  init(
+    operation: Operation, file: OpenFile, offset: Int64, length: Int, isToFinish: Bool = false,
+    attachment: Attachment
+  ) {
+    self.operation = operation
+    self.file = file
+    self.offset = offset
+    self.length = length
+    self.isToFinish = isToFinish
+    self.attachment = attachment
+  }
 }

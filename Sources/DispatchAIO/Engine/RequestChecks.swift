@@ -4,19 +4,22 @@
 // a misaligned one and answer EINVAL later, with no word on what was wrong.
 
 extension Operation {
+  /// - Parameter isToFinish: whether a short transfer goes on, so that any length will do.
   /// - Returns: how many bytes the operation moves.
   /// - Throws: why the request is refused.
   @inline(__always)
-  func check(_ file: OpenFile, _ offset: Int64) throws(AIOError) -> Int {
+  func check(
+    _ file: OpenFile, _ offset: Int64, isToFinish: Bool
+  ) throws(AIOError) -> Int {
     switch self {
     case .fsync, .fdatasync:
       return 0
     case .read(let memory):
-      let length = try check(memory, file, offset)
+      let length = try check(memory, file, offset, isToFinish)
       guard file.traits.isReadable else { throw .notReadable(.init(self, file, offset, length)) }
       return length
     case .write(let memory):
-      let length = try check(memory, file, offset)
+      let length = try check(memory, file, offset, isToFinish)
       guard file.traits.isWritable else { throw .notWritable(.init(self, file, offset, length)) }
       return length
     }
@@ -24,7 +27,7 @@ extension Operation {
 
   @inline(__always)
   private func check(
-    _ memory: Memory, _ file: OpenFile, _ offset: Int64
+    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ isToFinish: Bool
   ) throws(AIOError) -> Int {
     let elements = memory.elements
     guard elements <= SubmissionBatch.maximumElements else {
@@ -51,7 +54,9 @@ extension Operation {
       lengths |= UInt(bytes.count)
       if bytes.count > 0 { addresses |= UInt(bitPattern: bytes.baseAddress) }
     }
-    guard length <= AIOContext.maximumLength else { throw tooLarge(file, offset, length) }
+    guard length <= AIOContext.maximumLength || isToFinish else {
+      throw tooLarge(file, offset, length)
+    }
     guard offset >= 0 else { throw .negative(.init(self, file, offset, length)) }
     guard offset <= Int64.max - Int64(length) else {
       throw AIOError(
@@ -68,7 +73,10 @@ extension Operation {
     AIOError(
       .tooLarge, .init(self, file, offset, length),
       .text(
-        "one request moves at most \(AIOContext.maximumLength) bytes (0x7ffff000): split it"))
+        """
+        one request moves at most \(AIOContext.maximumLength) bytes (0x7ffff000): split it, or use \
+        readFully and writeFully
+        """))
   }
 
   /// Finds what it is that is not aligned.
@@ -127,6 +135,16 @@ extension AIOError {
     AIOError(
       .contextClosed, subject,
       .text("the context has been closed and takes no more requests; make a new one to go on"))
+  }
+
+  static func forked(_ subject: Subject) -> AIOError {
+    AIOError(
+      .forked, subject,
+      .text(
+        """
+        this process was forked off the one that made the context, and a kernel AIO context is \
+        not inherited; exec, or make the context after the fork
+        """))
   }
 
   static func negative(_ subject: Subject) -> AIOError {

@@ -29,11 +29,18 @@ struct Slot<Attachment> {
   /// The neighbours in the pending queue.
   var next = PendingQueue.end
   var previous = PendingQueue.end
+  /// Which pending queue that is.
+  var isDrowsy = false
+  /// What the sleeping side has to say of the request, while it is in `returns`: what `io_submit`
+  /// answered, or the result of a system call.
+  var answer = 0
 }
 
 /// - Safety: `@unchecked Sendable` because a slot's contents are touched by one thread at a time:
 ///   the one that took it from the free list until it pushes it to the inbox, then the loop until
-///   it gives it back. Both hand-overs are release/acquire pairs. The states are atomics.
+///   it gives it back, and in between a thread of the sleeping side, from when the loop hands it
+///   over until the kernel takes it or `returns` does. The hand-overs are release/acquire pairs.
+///   The states are atomics.
 @safe
 final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
   let capacity: Int
@@ -42,6 +49,8 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
   let inbox: Inbox
   /// Requests in phase `cancelled` that the loop has yet to complete.
   let cancellations: Inbox
+  /// Requests that the sleeping side gives back, with an answer.
+  let returns: Inbox
 
   private let slots: UnsafeMutablePointer<Slot<Attachment>>
   /// Per slot, generation and phase in one word: `generation << 2 | phase`. Apart from the slots,
@@ -53,6 +62,7 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
     free = FreeList(capacity: capacity)
     inbox = Inbox(capacity: capacity)
     cancellations = Inbox(capacity: capacity)
+    returns = Inbox(capacity: capacity)
     unsafe slots = .allocate(capacity: capacity)
     unsafe slots.initialize(repeating: Slot(), count: capacity)
     unsafe states = .allocate(capacity: capacity)
@@ -115,12 +125,28 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
     RequestKey(slot: slot, generation: generation(of: load(slot)))
   }
 
+  /// Slot and generation in one word, for the kernel to hand back with the completion.
+  @inline(__always)
+  func tag(of slot: UInt32) -> UInt64 {
+    UInt64(slot) | UInt64(key(of: slot).generation) << 32
+  }
+
   /// Claims a waiting request for the kernel. `false`: somebody has cancelled it, and it is, or
   /// will be in a moment, among `cancellations`.
   @inline(__always)
   func claim(_ slot: UInt32) -> Bool {
     move(key(of: slot), from: .waiting, to: .submitted)
   }
+
+  /// Says that a thread of the sleeping side has read the slot for the last time before the kernel
+  /// takes it. The kernel's own hand-over from `io_submit` to the completion does the same, but the
+  /// Thread Sanitizer cannot see that one; this is a store of what is there already.
+  func handToKernel(_ slot: UInt32) {
+    set(key(of: slot), .submitted)
+  }
+
+  /// Whether other threads have left something for the loop to take in.
+  var hasMail: Bool { !inbox.isEmpty || !cancellations.isEmpty || !returns.isEmpty }
 
   /// Makes a claimed request wait again: the kernel had no room for it.
   func unclaim(_ slot: UInt32) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CLibAIO
+internal import CLinux
 internal import Glibc
 
 /// The control blocks of one `io_submit`, built in place just before the call. The kernel copies
@@ -58,10 +59,12 @@ struct SubmissionBatch: ~Copyable {
 
   /// Adds a request; there must be room for it.
   ///
-  /// - Parameter event: the eventfd that counts the completion.
+  /// - Parameters:
+  ///   - event: the eventfd that counts the completion.
+  ///   - isNowait: whether the kernel is to refuse what it would have to sleep for.
   @inline(__always)
   mutating func append<Attachment>(
-    _ request: borrowing AcceptedRequest<Attachment>, tag: UInt64, event: Int32
+    _ request: borrowing AcceptedRequest<Attachment>, tag: UInt64, event: Int32, isNowait: Bool
   ) {
     precondition(count < capacity)
     var block = unsafe iocb()
@@ -69,43 +72,77 @@ struct SubmissionBatch: ~Copyable {
     unsafe block.aio_fildes = request.file.descriptor
     switch request.operation {
     case .read(let memory):
-      unsafe describe(memory, plain: IO_CMD_PREAD, vectored: IO_CMD_PREADV, in: &block)
-      unsafe block.u.c.offset = request.offset
+      unsafe describe(
+        memory, from: request.resume, most: request.mostAtOnce, plain: IO_CMD_PREAD,
+        vectored: IO_CMD_PREADV, in: &block)
+      unsafe block.u.c.offset = request.offset + Int64(request.resume)
     case .write(let memory):
-      unsafe describe(memory, plain: IO_CMD_PWRITE, vectored: IO_CMD_PWRITEV, in: &block)
-      unsafe block.u.c.offset = request.offset
+      unsafe describe(
+        memory, from: request.resume, most: request.mostAtOnce, plain: IO_CMD_PWRITE,
+        vectored: IO_CMD_PWRITEV, in: &block)
+      unsafe block.u.c.offset = request.offset + Int64(request.resume)
     case .fsync:
       unsafe block.aio_lio_opcode = Int16(IO_CMD_FSYNC.rawValue)
     case .fdatasync:
       unsafe block.aio_lio_opcode = Int16(IO_CMD_FDSYNC.rawValue)
     }
+    if isNowait { unsafe block.aio_rw_flags = UInt32(clinux_rwf_nowait) }
     unsafe block.u.c.flags = 1  // IOCB_FLAG_RESFD
     unsafe block.u.c.resfd = UInt32(bitPattern: event)
     unsafe blocks[count] = unsafe block
     count += 1
   }
 
+  /// - Parameters:
+  ///   - start: how many bytes of the memory to leave out, at its beginning.
+  ///   - most: how many bytes after those to take.
+  @inline(__always)
   private mutating func describe(
-    _ memory: Memory, plain: io_iocb_cmd, vectored: io_iocb_cmd, in block: inout iocb
+    _ memory: Memory, from start: Int, most: Int, plain: io_iocb_cmd, vectored: io_iocb_cmd,
+    in block: inout iocb
   ) {
     guard memory.isVector else {
       let bytes = unsafe memory[0]
       unsafe block.aio_lio_opcode = Int16(plain.rawValue)
-      unsafe block.u.c.buf = bytes.baseAddress
-      unsafe block.u.c.nbytes = UInt(bytes.count)
+      unsafe block.u.c.buf = bytes.baseAddress.map { unsafe $0 + start }
+      unsafe block.u.c.nbytes = UInt(min(bytes.count - start, most))
       return
     }
-    let elements = memory.elements
-    precondition(vectorCount + elements <= Self.maximumElements)
-    let first = unsafe vectors + vectorCount
-    for index in 0..<elements {
-      let bytes = unsafe memory[index]
-      unsafe first[index] = unsafe iovec(iov_base: bytes.baseAddress, iov_len: bytes.count)
-    }
-    vectorCount += elements
     unsafe block.aio_lio_opcode = Int16(vectored.rawValue)
-    unsafe block.u.c.buf = UnsafeMutableRawPointer(first)
-    unsafe block.u.c.nbytes = UInt(elements)
+    unsafe block.u.c.buf = UnsafeMutableRawPointer(vectors + vectorCount)
+    unsafe block.u.c.nbytes = UInt(append(memory, from: start, most: most))
+  }
+
+  /// Adds the elements of a vectored request to `vectors`.
+  ///
+  /// - Returns: how many.
+  private mutating func append(_ memory: Memory, from start: Int, most: Int) -> Int {
+    let first = vectorCount
+    var toSkip = start
+    var toTake = most
+    for index in 0..<memory.elements {
+      let bytes = unsafe memory[index]
+      let skipped = min(toSkip, bytes.count)
+      let taken = min(toTake, bytes.count - skipped)
+      toSkip -= skipped
+      toTake -= taken
+      if taken == 0 && start + bytes.count > 0 { continue }
+      precondition(vectorCount < Self.maximumElements)
+      unsafe vectors[vectorCount] = unsafe iovec(
+        iov_base: bytes.baseAddress.map { unsafe $0 + skipped }, iov_len: taken)
+      vectorCount += 1
+    }
+    return vectorCount - first
+  }
+
+  /// Calls `body` with the elements of what is left of a request's memory, as system calls take them.
+  mutating func withVectors<Attachment, Result>(
+    of memory: Memory, _ request: borrowing AcceptedRequest<Attachment>,
+    _ body: (UnsafePointer<iovec>, Int) -> Result
+  ) -> Result {
+    removeAll()
+    let count = append(memory, from: request.resume, most: request.mostAtOnce)
+    return unsafe body(vectors, count)
   }
 
   /// The tag that the request at `index` was added with.

@@ -122,7 +122,9 @@ public final class AIOFile: Sendable {
       descriptor: descriptor.rawValue, path: path,
       traits: OpenFile.Traits(
         isReadable: access != O_WRONLY, isWritable: access != O_RDONLY,
-        isDirect: alignment != nil, alignment: alignment ?? .none)
+        isDirect: alignment != nil, isMemory: clinux_is_on_tmpfs(descriptor.rawValue) == 1,
+        appends: flags & O_APPEND != 0, alignment: alignment ?? .none),
+      size: type == S_IFBLK ? .max : Int64(status.st_size)
     ) { descriptor in
       Self.closer.async {
         Glibc.close(descriptor)
@@ -179,6 +181,7 @@ public final class AIOFile: Sendable {
     guard !range.isEmpty else { return }
     let answer = clinux_fallocate(file.descriptor, range.lowerBound, Int64(range.count))
     guard answer == 0 else { throw AIOError(errno: -answer, subject) }
+    file.habits.extended(to: range.upperBound)
   }
 
   /// Closes the file: refuses new requests, lets accepted ones complete, then closes the

@@ -22,6 +22,8 @@ struct Departures {
 
   /// Few queues, so that looking through them beats hashing.
   private var departures: [Departure] = []
+  /// How many hops there have been.
+  private(set) var sent = 0
 
   /// How many queues `send` will hop to.
   var hops: Int { departures.count }
@@ -45,6 +47,7 @@ struct Departures {
         for (completion, result) in results { completion(result) }
       }
     }
+    sent += departures.count
     departures.removeAll(keepingCapacity: true)
   }
 }

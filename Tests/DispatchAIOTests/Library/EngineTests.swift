@@ -36,7 +36,7 @@ final class EngineTests: XCTestCase {
     /// The numbers of the requests that are over, in order.
     mutating func drain() -> [Int] {
       var numbers: [Int] = []
-      engine.reap()
+      _ = engine.reap()
       while let completion = engine.next() { numbers.append(completion.attachment) }
       return numbers
     }

@@ -12,13 +12,17 @@ struct ChildProcess {
   let errors: String
 
   /// Runs a program and waits for it. It is killed when it takes longer than `seconds`.
-  static func run(_ path: String, _ arguments: [String], seconds: Double = 60) throws -> Self {
+  static func run(
+    _ path: String, _ arguments: [String], seconds: Double = 60,
+    environment: [String: String] = [:]
+  ) throws -> Self {
     let process = Process()
     process.executableURL = URL(fileURLWithPath: path)
     process.arguments = arguments
     process.environment = ProcessInfo.processInfo.environment.merging(
       // A program that is meant to trap need not explain itself for seconds.
-      ["SWIFT_BACKTRACE": "enable=no"], uniquingKeysWith: { $1 })
+      ["SWIFT_BACKTRACE": "enable=no"], uniquingKeysWith: { $1 }
+    ).merging(environment, uniquingKeysWith: { $1 })
     process.standardInput = FileHandle.nullDevice
     let (output, errors) = (Pipe(), Pipe())
     process.standardOutput = output

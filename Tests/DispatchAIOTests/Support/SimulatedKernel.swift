@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CLibAIO
+import CLinux
 import Glibc
 
 @testable import DispatchAIO
 
 /// A kernel that does what the real one may do, decided by a seed: it takes part of a batch, has no
 /// room, refuses the first, completes at once or later and in any order, short, failed, or asking
-/// to try again; it lets reaping be interrupted, and counts events on its eventfd.
+/// to try again; it refuses RWF_NOWAIT when a request would have to wait, at once or for good, and
+/// gives what its page cache has; it lets reaping be interrupted, and counts events on its eventfd.
 ///
 /// It is stricter than the real one where a program could rely on too much: it has room for exactly
 /// the events it promised, and forgets the control blocks and vectors when `submit` returns.
@@ -23,7 +25,9 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     /// The memory, by element.
     var memory: [UnsafeMutableRawBufferPointer]
     var event: Int32?
+    var isNowait = false
 
+    /// The same request, whether it may wait or not.
     static func == (a: Submission, b: Submission) -> Bool {
       a.tag == b.tag && a.opcode == b.opcode && a.descriptor == b.descriptor
         && a.offset == b.offset && a.event == b.event
@@ -45,15 +49,24 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     var unaskedRetry = 0
     var failure = 0
     var shortTransfer = 0
+    var nowaitRefusal = 0
+    var nowaitShort = 0
+    var noSync = 0
+    var spuriousWakeUp = 0
 
     static let none = Faults()
     static let all = Faults(
       full: 10, shortCount: 4, interrupted: 20, refused: 30, interruptedReap: 10, partialReap: 4,
-      unaskedRetry: 12, failure: 15, shortTransfer: 10)
+      unaskedRetry: 12, failure: 15, shortTransfer: 10, nowaitRefusal: 4, nowaitShort: 8,
+      noSync: 20, spuriousWakeUp: 10)
   }
 
   /// Requests on this descriptor are refused with EBADF.
   static let badDescriptor: Int32 = -1
+  /// RWF_NOWAIT on this descriptor is refused by `submit` (EOPNOTSUPP), as on FUSE.
+  static let noNowaitDescriptor: Int32 = 9
+  /// RWF_NOWAIT on this descriptor completes with EOPNOTSUPP, as ext4's buffered writes do.
+  static let lateNoNowaitDescriptor: Int32 = 10
 
   let capacity: Int
   var faults: Faults
@@ -69,6 +82,8 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
   private(set) var taken: [Submission] = []
   /// What was put into the ring for each tag, in order.
   private(set) var results: [UInt64: [Int]] = [:]
+  /// Whether the last result for each tag was that of a request with RWF_NOWAIT.
+  private(set) var lastWasNowait: [UInt64: Bool] = [:]
   /// How often each fault was injected.
   private(set) var injected: [String: Int] = [:]
   private(set) var submitCalls = 0
@@ -135,6 +150,9 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     complete(at: Int.random(in: 0..<inFlight.count, using: &generator))
   }
 
+  /// Whether the eventfd wakes the loop for nothing.
+  func wakesForNothing() -> Bool { inject(\.spuriousWakeUp, "spurious wake-up") }
+
   func completeAll() {
     while !inFlight.isEmpty { completeOne() }
   }
@@ -144,10 +162,21 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     let result = outcome(of: submission)
     ring.append((submission.tag, result))
     results[submission.tag, default: []].append(result)
+    lastWasNowait[submission.tag] = submission.isNowait
     if submission.event != nil { eventCount += 1 }
   }
 
   private func outcome(of submission: Submission) -> Int {
+    if submission.isNowait {
+      if submission.descriptor == Self.lateNoNowaitDescriptor {
+        note("NOWAIT unsupported in a completion")
+        return -Int(EOPNOTSUPP)
+      }
+      if inject(\.nowaitRefusal, "NOWAIT refusal") { return -Int(EAGAIN) }
+      if submission.length > 1, inject(\.nowaitShort, "NOWAIT short") {
+        return Int.random(in: 0..<submission.length, using: &generator)
+      }
+    }
     if inject(\.unaskedRetry, "unasked EAGAIN or EINTR") {
       return Bool.random(using: &generator) ? -Int(EAGAIN) : -Int(EINTR)
     }
@@ -163,8 +192,17 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
   private func refusal(of submission: Submission) -> Int32? {
     if submission.descriptor == Self.badDescriptor { return EBADF }
     if submission.offset < 0 { return EINVAL }
+    if submission.isNowait, submission.descriptor == Self.noNowaitDescriptor {
+      note("NOWAIT unsupported by submit")
+      return EOPNOTSUPP
+    }
+    if submission.opcode == Int32(IO_CMD_FSYNC.rawValue)
+      || submission.opcode == Int32(IO_CMD_FDSYNC.rawValue), inject(\.noSync, "no sync")
+    {
+      return EINVAL
+    }
     if inject(\.refused, "refused at submission") {
-      return [EINVAL, EBADF, EOPNOTSUPP].randomElement(using: &generator)
+      return [EINVAL, EBADF, EPERM].randomElement(using: &generator)
     }
     return nil
   }
@@ -189,13 +227,16 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     return Submission(
       tag: UInt64(UInt(bitPattern: block.data)), opcode: opcode, descriptor: block.aio_fildes,
       offset: block.u.c.offset, memory: memory,
-      event: block.u.c.flags & 1 != 0 ? Int32(block.u.c.resfd) : nil)
+      event: block.u.c.flags & 1 != 0 ? Int32(block.u.c.resfd) : nil,
+      isNowait: block.aio_rw_flags & UInt32(clinux_rwf_nowait) != 0)
   }
 
   private func inject(_ fault: KeyPath<Faults, Int>, _ name: String) -> Bool {
     let chances = faults[keyPath: fault]
     guard chances > 0, generator.oneIn(chances) else { return false }
-    injected[name, default: 0] += 1
+    note(name)
     return true
   }
+
+  private func note(_ fault: String) { injected[fault, default: 0] += 1 }
 }

@@ -8,7 +8,7 @@ import XCTest
 /// skips the test where it cannot have them.
 final class SmallDisk {
   let path: FilePath
-  private let device: String
+  let device: String
 
   init(
     in directory: TemporaryDirectory, megabytes: Int, type: String = "ext4", sectorSize: Int = 512

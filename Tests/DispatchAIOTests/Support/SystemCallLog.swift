@@ -13,12 +13,13 @@ struct SystemCallLog {
   /// - Parameter options: further ones of strace's, `-e inject=…` for one.
   init(
     tracing names: String, options: [String] = [], _ program: String, _ arguments: [String],
-    in directory: TemporaryDirectory
+    in directory: TemporaryDirectory, environment: [String: String] = [:]
   ) throws {
     let strace = try ChildProcess.installed("strace", package: "strace")
     let log = directory.path.appending("strace").string
     run = try ChildProcess.run(
-      strace, ["-f", "-o", log, "-e", "trace=\(names)"] + options + [program] + arguments)
+      strace, ["-f", "-o", log, "-e", "trace=\(names)"] + options + [program] + arguments,
+      environment: environment)
     if run.errors.contains("Operation not permitted") { throw XCTSkip("strace may not trace here") }
     calls = Self.parse(try String(contentsOfFile: log, encoding: .utf8))
   }

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef CPROBE_H
+#define CPROBE_H
+
+// fork(2), which Swift does not let one call.
+int cprobe_fork(void);
+
+// Makes this process an ordinary user's, for good.
+void cprobe_become_nobody(void);
+
+#endif

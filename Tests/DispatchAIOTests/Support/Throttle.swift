@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import SystemPackage
+import XCTest
+
+/// Makes a disk slow, while it lives: by the block controller of cgroups (version 1), which root may
+/// set. Skips the test elsewhere.
+final class Throttle {
+  private static let file = "/sys/fs/cgroup/blkio/blkio.throttle.read_iops_device"
+  private let device: String
+
+  init(_ disk: SmallDisk, readsPerSecond: Int) throws {
+    var status = stat()
+    guard stat(disk.device, &status) == 0 else { throw Errno(rawValue: errno) }
+    device = "\(status.st_rdev >> 8):\(status.st_rdev & 0xff)"
+    guard Self.set("\(device) \(readsPerSecond)") else {
+      throw XCTSkip("\(Self.file) cannot be set: no slow disk to be had")
+    }
+  }
+
+  deinit { lift() }
+
+  /// Makes the disk fast again.
+  func lift() { _ = Self.set("\(device) 0") }
+
+  private static func set(_ line: String) -> Bool {
+    guard let descriptor = try? FileDescriptor.open(FilePath(file), .writeOnly) else {
+      return false
+    }
+    defer { try? descriptor.close() }
+    return (try? descriptor.writeAll((line + "\n").utf8)) != nil
+  }
+}
