@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CEngines
+import Dispatch
+import DispatchAIO
+import Foundation
+import SystemPackage
+
+/// This library, callbacks.
+struct DispatchAIOEngine: Engine {
+  /// Whether completions go to another queue than the context's.
+  var elsewhere = false
+  var isPlain = false
+
+  func run(_ job: Job, _ meter: Meter) throws {
+    var options = AIOContext.Options()
+    options.submission = isPlain ? .plain : .neverSleeping
+    let context = try AIOContext(queueDepth: min(job.depth + 1, 65536), options: options)
+    let file = try AIOFile(
+      adopting: FileDescriptor(rawValue: try job.open()), path: FilePath(job.file))
+    let queue = elsewhere ? DispatchQueue(label: "aio-bench.elsewhere") : context.queue
+    let runner = Runner(job, meter, context, file, elsewhere ? queue : nil)
+    queue.async { runner.begin() }
+    runner.done.wait()
+    let closed = DispatchSemaphore(value: 0)
+    context.close { closed.signal() }
+    closed.wait()
+    meter.longestStall = UInt64(context.statistics.longestSubmit / .nanoseconds(1))
+    if let failure = runner.failure { throw failure }
+  }
+
+  /// - Safety: `@unchecked Sendable` because it is confined to the queue of its completions.
+  private final class Runner: @unchecked Sendable {
+    let job: Job
+    let meter: Meter
+    let context: AIOContext
+    let file: AIOFile
+    let queue: DispatchQueue?
+    let done = DispatchSemaphore(value: 0)
+    var failure: (any Error)?
+    private var offsets: Offsets
+    private var inFlight = 0
+    private var written = 0
+    private var isSyncing = false
+
+    init(
+      _ job: Job, _ meter: Meter, _ context: AIOContext, _ file: AIOFile, _ queue: DispatchQueue?
+    ) {
+      (self.job, self.meter, self.context) = (job, meter, context)
+      (self.file, self.queue) = (file, queue)
+      offsets = Offsets(job)
+    }
+
+    func begin() {
+      let now = meter.begin()
+      for _ in 0..<job.depth {
+        inFlight += 1
+        submit(AIOBuffer(count: job.blockSize), now)
+      }
+    }
+
+    private func submit(_ buffer: AIOBuffer, _ started: UInt64) {
+      let offset = offsets.removeFirst()
+      do {
+        if job.pattern.isWrite {
+          if job.verifies {
+            buffer.withUnsafeMutableBytes {
+              cengines_stamp($0.baseAddress, UInt64($0.count), UInt64(offset))
+            }
+          }
+          try context.write(file, at: offset, from: buffer, queue: queue) { [self] result in
+            completed(result, buffer, offset, started)
+          }
+        } else {
+          try context.read(file, at: offset, into: buffer, queue: queue) { [self] result in
+            completed(result, buffer, offset, started)
+          }
+        }
+      } catch {
+        failed(error)
+      }
+    }
+
+    private func completed(
+      _ result: Result<Int, AIOError>, _ buffer: AIOBuffer, _ offset: Int64, _ started: UInt64
+    ) {
+      switch result {
+      case .success(job.blockSize): break
+      case .success(let count):
+        return failed(BenchError("\(count) of \(job.blockSize) bytes at \(offset)"))
+      case .failure(let error): return failed(error)
+      }
+      if job.verifies && !job.pattern.isWrite {
+        buffer.withUnsafeBytes {
+          if cengines_check($0.baseAddress, UInt64($0.count), UInt64(offset)) == 0 {
+            meter.wrong += 1
+          }
+        }
+      }
+      let (now, goesOn) = meter.completed(started)
+      if goesOn && failure == nil {
+        submit(buffer, now)
+        if job.fdatasyncEvery > 0 { sync() }
+      } else {
+        ended()
+      }
+    }
+
+    private func sync() {
+      written += 1
+      guard written >= job.fdatasyncEvery, !isSyncing else { return }
+      written = 0
+      isSyncing = true
+      do {
+        try context.fdatasync(file, queue: queue) { [self] result in
+          isSyncing = false
+          if case .failure(let error) = result { failure = error }
+        }
+      } catch {
+        failure = error
+      }
+    }
+
+    private func failed(_ error: any Error) {
+      failure = error
+      ended()
+    }
+
+    private func ended() {
+      inFlight -= 1
+      guard inFlight == 0 else { return }
+      meter.end()
+      done.signal()
+    }
+  }
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// Something that does a job.
+protocol Engine {
+  /// Does all of the job, keeping `depth` requests in flight until the time is over.
+  func run(_ job: Job, _ meter: Meter) throws
+}
+
+enum Engines {
+  /// The names of all, in the order in which they are compared.
+  static let names = [
+    "libaio", "io-ctx", "dispatch-aio", "dispatch-aio-queue", "dispatch-aio-plain", "ioring",
+    "nio-threadpool", "gcd-pread", "dispatchio", "nio-filesystem", "fio-libaio", "fio-io_uring",
+  ]
+
+  /// What each is, for the help.
+  static let descriptions = """
+    libaio: a plain C loop over libaio, batching (the limit). io-ctx: the C original's way, a \
+    system call per request, an eventfd, poll and read. dispatch-aio: this library, callbacks on \
+    its queue; dispatch-aio-queue: callbacks on another queue; dispatch-aio-plain: without \
+    RWF_NOWAIT. ioring: swift-system's IORing. nio-threadpool: SwiftNIO's NIOThreadPool and pread. \
+    gcd-pread: a concurrent queue and pread. dispatchio: DispatchIO. nio-filesystem: SwiftNIO's \
+    NIOFileSystem (buffered). fio-libaio, fio-io_uring: fio, where it is installed.
+    """
+
+  static func make(_ name: String) throws -> any Engine {
+    switch name {
+    case "libaio": CEngine(batches: true)
+    case "io-ctx": CEngine(batches: false)
+    case "dispatch-aio": DispatchAIOEngine()
+    case "dispatch-aio-queue": DispatchAIOEngine(elsewhere: true)
+    case "dispatch-aio-plain": DispatchAIOEngine(isPlain: true)
+    case "ioring": IORingEngine()
+    case "nio-threadpool": NIOThreadPoolEngine()
+    case "gcd-pread": ConcurrentQueueEngine()
+    case "dispatchio": DispatchIOEngine()
+    case "nio-filesystem": NIOFileSystemEngine()
+    default:
+      throw BenchError("no engine '\(name)'; there are \(names.joined(separator: ", "))")
+    }
+  }
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CEngines
+import Dispatch
+import Foundation
+import NIOCore
+import NIOPosix
+import Synchronization
+import _NIOFileSystem
+
+/// SwiftNIO's file system: buffered, a task per request in flight.
+struct NIOFileSystemEngine: Engine {
+  func run(_ job: Job, _ meter: Meter) throws {
+    guard !job.pattern.isWrite else { throw BenchError("nio-filesystem only reads here") }
+    let done = DispatchSemaphore(value: 0)
+    nonisolated(unsafe) var failure: (any Error)?  // written before the signal
+    Task {
+      do {
+        try await read(job, meter)
+      } catch {
+        failure = error
+      }
+      meter.end()
+      done.signal()
+    }
+    done.wait()
+    if let failure { throw failure }
+  }
+
+  private func read(_ job: Job, _ meter: Meter) async throws {
+    try await FileSystem.shared.withFileHandle(forReadingAt: FilePath(job.file)) { file in
+      let recorder = Recorder(meter)
+      let began = meter.begin()
+      try await withThrowingTaskGroup(of: Void.self) { group in
+        for number in 0..<job.depth {
+          group.addTask {
+            var offsets = Offsets(job, seed: UInt64(number + 1) &* 0x9e37_79b9_7f4a_7c15)
+            var started = began
+            while true {
+              let offset = offsets.removeFirst()
+              let bytes = try await file.readChunk(
+                fromAbsoluteOffset: offset, length: .bytes(Int64(job.blockSize)))
+              guard bytes.readableBytes == job.blockSize else {
+                throw BenchError("\(job.file): \(bytes.readableBytes) bytes at \(offset)")
+              }
+              let (now, goesOn) = await recorder.completed(started)
+              guard goesOn else { return }
+              started = now
+            }
+          }
+        }
+        try await group.waitForAll()
+      }
+    }
+  }
+
+  /// The meter is for one at a time.
+  private actor Recorder {
+    let meter: Meter
+    init(_ meter: Meter) { self.meter = meter }
+    func completed(_ started: UInt64) -> (now: UInt64, goesOn: Bool) { meter.completed(started) }
+  }
+}

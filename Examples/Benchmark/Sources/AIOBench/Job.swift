@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import ArgumentParser
+import CEngines
+import Foundation
+
+/// What an engine has to do.
+struct Job: Sendable {
+  enum Pattern: String, ExpressibleByArgument, CaseIterable, Sendable, Codable {
+    case randread, randwrite, read, write, append
+
+    var isWrite: Bool { self != .randread && self != .read }
+    var isRandom: Bool { self == .randread || self == .randwrite }
+  }
+
+  var pattern: Pattern
+  var blockSize: Int
+  var depth: Int
+  var file: String
+  var size: Int
+  /// In seconds.
+  var runtime: Double
+  var isDirect: Bool
+  /// After so many writes, an fdatasync; 0 is never.
+  var fdatasyncEvery: Int
+  var verifies: Bool
+
+  var blocks: Int { size / blockSize }
+
+  /// Opens the file as the job says.
+  func open() throws -> Int32 {
+    let descriptor = cengines_open(
+      file, isDirect ? 1 : 0, pattern.isWrite ? 1 : 0, pattern == .append ? 1 : 0)
+    guard descriptor >= 0 else {
+      let hint = -descriptor == EINVAL && isDirect ? "; no direct I/O there? try --buffered" : ""
+      throw BenchError("\(file): \(String(cString: strerror(-descriptor)))\(hint)")
+    }
+    return descriptor
+  }
+
+  /// Makes sure that the file is there, has its size, and has been written, with what `--verify`
+  /// expects.
+  func prepareFile(fill: Bool, progress: (Double) -> Void) throws {
+    guard pattern != .append else { return }
+    var status = stat()
+    let isThere =
+      stat(file, &status) == 0
+      && (status.st_mode & S_IFMT == S_IFBLK || Int(status.st_size) >= size)
+    if isThere && !fill { return }
+    guard status.st_mode & S_IFMT != S_IFBLK else {
+      throw BenchError("\(file) is a block device: --verify would overwrite it")
+    }
+    var writing = self
+    writing.pattern = .write
+    let descriptor = try writing.open()
+    defer { close(descriptor) }
+    let piece = 1 << 20
+    let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: piece, alignment: 4096)
+    defer { memory.deallocate() }
+    var offset = 0
+    while offset < size {
+      cengines_stamp(memory.baseAddress, UInt64(piece), UInt64(offset))
+      let count = min(piece, size - offset)
+      guard pwrite(descriptor, memory.baseAddress, count, off_t(offset)) == count else {
+        throw BenchError("\(file): \(String(cString: strerror(errno)))")
+      }
+      offset += count
+      progress(Double(offset) / Double(size))
+    }
+    fsync(descriptor)
+  }
+}
+
+struct BenchError: Error, CustomStringConvertible {
+  let description: String
+  init(_ description: String) { self.description = description }
+}
+
+/// Where requests go, one after the other.
+struct Offsets {
+  private let pattern: Job.Pattern
+  private let blockSize: UInt64
+  private let blocks: UInt64
+  private var state: UInt64
+  private var next: UInt64 = 0
+
+  init(_ job: Job, seed: UInt64 = 88_172_645_463_325_252) {
+    pattern = job.pattern
+    blockSize = UInt64(job.blockSize)
+    blocks = UInt64(job.blocks)
+    state = seed | 1
+  }
+
+  /// xorshift64 (Marsaglia, "Xorshift RNGs", 2003), as in the C engines.
+  mutating func removeFirst() -> Int64 {
+    switch pattern {
+    case .randread, .randwrite:
+      state ^= state << 13
+      state ^= state >> 7
+      state ^= state << 17
+      return Int64(state % blocks * blockSize)
+    case .read, .write:
+      defer { next += 1 }
+      return Int64(next % blocks * blockSize)
+    case .append:
+      defer { next += 1 }
+      return Int64(next * blockSize)
+    }
+  }
+}

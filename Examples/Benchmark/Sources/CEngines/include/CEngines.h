@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What is measured in C: the limit (a plain loop over libaio, batching), and the way of the C
+// library that this one's design comes from (a system call per request, an eventfd, poll and read).
+
+#ifndef CENGINES_H
+#define CENGINES_H
+
+#include <stdint.h>
+
+struct cengines_job {
+  int fd;
+  int depth;
+  int is_write;
+  int is_random;
+  int is_append;
+  int fdatasync_every;  // 0: never
+  int verify;
+  int batches;          // 1: one io_submit for all that is there, and no eventfd
+  uint64_t block;       // bytes
+  uint64_t blocks;      // in the file
+  uint64_t runtime;     // nanoseconds
+  uint64_t seed;
+  uint32_t *samples;    // latencies in nanoseconds
+  uint64_t samples_capacity;
+};
+
+struct cengines_result {
+  uint64_t requests;
+  uint64_t samples;
+  uint64_t elapsed;         // nanoseconds
+  uint64_t longest_submit;  // nanoseconds
+  uint64_t wrong;           // blocks that were not what had been written
+  int error;                // an errno, or 0
+};
+
+// Runs the job; `progress` counts requests meanwhile, for another thread to look at.
+void cengines_run(const struct cengines_job *job, struct cengines_result *result,
+                  volatile uint64_t *progress);
+
+// What a block at an offset has in it: in each 512 bytes, first a number made of the offset.
+void cengines_stamp(void *block, uint64_t length, uint64_t offset);
+int cengines_check(const void *block, uint64_t length, uint64_t offset);
+
+uint64_t cengines_now(void);  // CLOCK_MONOTONIC, nanoseconds
+
+// open(2) with O_DIRECT or without; -errno on failure.
+int cengines_open(const char *path, int is_direct, int is_write, int truncates);
+
+// Heap allocations of the whole process since the start.
+uint64_t cengines_allocations(void);
+
+// Counts the system calls of all threads of the process, from now on; answers 0, or -errno where
+// that is not allowed. Counting makes each of them slower: not while time is measured.
+int cengines_start_counting(void);
+
+// Stops counting, and answers how many there were.
+uint64_t cengines_stop_counting(void);
+
+#endif
