@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/magic.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -90,4 +91,40 @@ int clinux_fallocate(int fd, int64_t offset, int64_t length) {
     result = fallocate(fd, 0, offset, length);
   } while (result < 0 && errno == EINTR);
   return result < 0 ? -errno : 0;
+}
+
+// What io_setup maps (fs/aio.c, struct aio_ring). The kernel adds completions at the tail, and takes
+// the head, which is the reaper's, to know how much room there is.
+struct ring {
+  uint32_t id;
+  uint32_t slots;
+  uint32_t head;
+  uint32_t tail;
+  uint32_t magic;
+  uint32_t compatible_features;
+  uint32_t incompatible_features;
+  uint32_t header_length;
+  struct {
+    uint64_t words[4];
+  } events[];
+};
+
+int clinux_aio_ring_reap(void *context, void *events, uint32_t capacity) {
+  struct ring *ring = context;
+  if (ring->magic != 0xa10a10a1 || ring->incompatible_features != 0) return -1;
+  // Ours: nobody else moves the head.
+  uint32_t head = ring->head;
+  // Acquire: what lies before the tail was written before it was moved.
+  uint32_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
+  if (head == tail) return 0;
+  uint32_t count = 0;
+  while (head != tail && count < capacity) {
+    memcpy((char *)events + count * sizeof ring->events[0], &ring->events[head],
+           sizeof ring->events[0]);
+    count++;
+    head = head + 1 == ring->slots ? 0 : head + 1;
+  }
+  // Release: the kernel may write there again once it sees the new head.
+  __atomic_store_n(&ring->head, head, __ATOMIC_RELEASE);
+  return (int)count;
 }

@@ -34,6 +34,11 @@ public struct AIOStatistics: Sendable, Hashable {
   public var turns = 0
   /// Turns that began because the kernel had counted a completion on the eventfd.
   public var wakeUps = 0
+  /// Times the loop waited for a completion itself, rather than go to sleep at once: see
+  /// ``AIOContext/Options/polling``.
+  public var polls = 0
+  /// How many of those waits one came in.
+  public var pollHits = 0
   /// Blocks sent to other queues with completions.
   public var hops = 0
 

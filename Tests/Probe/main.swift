@@ -23,6 +23,7 @@ enum Command: String {
   case create
   case threads
   case workload
+  case scan
   case fork
   case exitInFlight = "exit-in-flight"
   case noPermission = "no-permission"
@@ -200,6 +201,10 @@ case .noPermission:
   } catch {
     print(error.code, error)
   }
+
+case .scan:
+  let (completed, failed) = try Scan(file()).run()
+  print("completed \(completed) failed \(failed)")
 
 case .trapProcessOffQueue:
   try AIOContext(queueDepth: 4).process()

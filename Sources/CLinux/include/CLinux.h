@@ -43,4 +43,9 @@ int64_t clinux_block_device_size(int fd);
 // fallocate(2) with mode 0: room on the disk, and the file's size raised to cover it.
 int clinux_fallocate(int fd, int64_t offset, int64_t length);
 
+// Moves up to `capacity` completions from the ring of a kernel AIO context (what io_setup gave) to
+// `events`, an array of struct io_event, in user space, as the kernel allows to the one thread that
+// reaps. Answers how many, or -1 when the ring is not of the make that is known here.
+int clinux_aio_ring_reap(void *context, void *events, uint32_t capacity);
+
 #endif

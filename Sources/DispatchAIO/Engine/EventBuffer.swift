@@ -25,12 +25,13 @@ struct EventBuffer: ~Copyable {
 
   /// Fills the buffer, which must be empty.
   ///
+  /// - Parameter nanoseconds: for how long to wait for the first.
   /// - Returns: how many there are now; or a negative errno, and there are none.
   @inline(__always)
-  mutating func refill<K: Kernel>(from kernel: K) -> Int {
+  mutating func refill<K: Kernel>(from kernel: K, waiting nanoseconds: UInt64) -> Int {
     precondition(isEmpty)
     first = 0
-    let answer = unsafe kernel.reap(into: events, capacity: capacity)
+    let answer = unsafe kernel.reap(into: events, capacity: capacity, waiting: nanoseconds)
     end = max(0, answer)
     precondition(end <= capacity)
     return answer

@@ -61,8 +61,8 @@ final class FileHabits: Sendable {
   // MARK: Deciding
 
   @inline(__always)
-  func route(_ operation: Operation, offset: Int64, length: Int) -> Route {
-    switch operation {
+  func route(_ verb: Verb, offset: Int64, length: Int) -> Route {
+    switch verb {
     case .read:
       if isMemory { return length <= Self.longestCopy ? .plain : .asleep }
       if !isDirect && length > Self.longestCopy { return .asleep }
@@ -86,15 +86,11 @@ final class FileHabits: Sendable {
     return refusals.add(1, ordering: .relaxed).newValue % Self.probing == 0
   }
 
-  /// How many bytes `io_submit` itself will copy for a request that goes down from the loop.
-  @inline(__always)
-  func copied(_ length: Int) -> Int { isDirect && !isMemory ? 0 : length }
-
   // MARK: Learning
 
   /// A request with RWF_NOWAIT was refused (-EAGAIN).
-  func refused(_ operation: Operation) {
-    switch operation {
+  func refused(_ verb: Verb) {
+    switch verb {
     case .read: readRefusals.add(1, ordering: .relaxed)
     case .write: writeRefusals.add(1, ordering: .relaxed)
     case .fsync, .fdatasync: break
@@ -103,8 +99,8 @@ final class FileHabits: Sendable {
 
   /// A request with RWF_NOWAIT was done at once.
   @inline(__always)
-  func accepted(_ operation: Operation) {
-    switch operation {
+  func accepted(_ verb: Verb) {
+    switch verb {
     case .read:
       if readRefusals.load(ordering: .relaxed) != 0 { readRefusals.store(0, ordering: .relaxed) }
     case .write:
@@ -115,8 +111,8 @@ final class FileHabits: Sendable {
 
   /// The kernel or the filesystem does not have what was asked for (-EOPNOTSUPP for RWF_NOWAIT,
   /// -EINVAL for a sync).
-  func unsupported(_ operation: Operation) {
-    switch operation {
+  func unsupported(_ verb: Verb) {
+    switch verb {
     case .read: readsMustSleep.store(true, ordering: .relaxed)
     case .write: writesMustSleep.store(true, ordering: .relaxed)
     case .fsync, .fdatasync: syncsMustSleep.store(true, ordering: .relaxed)

@@ -16,10 +16,13 @@ protocol Kernel: Sendable {
   /// - Returns: how many were taken, from the first on; or the negative errno of the first.
   func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>, count: Int) -> Int
 
-  /// `io_getevents(2)` with a zero timeout: moves up to `capacity` completions out of the ring.
+  /// Moves up to `capacity` completions out of the ring.
   ///
+  /// - Parameter nanoseconds: for how long to wait for the first, if there is none; below 1 s.
   /// - Returns: how many, or a negative errno, in which case none was taken.
-  func reap(into events: UnsafeMutablePointer<io_event>, capacity: Int) -> Int
+  func reap(
+    into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
+  ) -> Int
 
   /// `io_destroy(2)`: waits for everything in flight, then frees the context. It takes tens of
   /// milliseconds even when idle: never on the loop. Nothing may be called after it.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CLibAIO
+internal import CLinux
 internal import Glibc
 internal import SystemPackage
 
@@ -36,12 +37,24 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   }
 
   @inline(__always)
-  func reap(into events: UnsafeMutablePointer<io_event>, capacity: Int) -> Int {
-    guard unsafe context != nil else { return 0 }
-    // libaio looks at the ring in user space first when the timeout is zero: an empty ring costs
-    // no system call.
-    var zero = timespec(tv_sec: 0, tv_nsec: 0)
-    return Int(unsafe io_getevents(context, 0, capacity, events, &zero))
+  func reap(
+    into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
+  ) -> Int {
+    guard let context = unsafe context else { return 0 }
+    // Taken out of the ring in user space: no system call at all. `-1`: the ring is of a make that
+    // we do not know.
+    let count = unsafe clinux_aio_ring_reap(
+      UnsafeMutableRawPointer(context), UnsafeMutableRawPointer(events), UInt32(capacity))
+    if count > 0 || count == 0 && nanoseconds == 0 { return Int(count) }
+    return unsafe call(into: events, capacity: capacity, waiting: nanoseconds)
+  }
+
+  /// `io_getevents(2)`, whatever the ring looks like.
+  func call(
+    into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
+  ) -> Int {
+    var timeout = timespec(tv_sec: 0, tv_nsec: Int(nanoseconds))
+    return Int(unsafe io_getevents(context, nanoseconds > 0 ? 1 : 0, capacity, events, &timeout))
   }
 
   func destroy() {

@@ -6,6 +6,22 @@ enum Operation {
   case write(from: Memory)
   case fsync
   case fdatasync
+
+  var verb: Verb {
+    @inline(__always) get {
+      switch self {
+      case .read: .read
+      case .write: .write
+      case .fsync: .fsync
+      case .fdatasync: .fdatasync
+      }
+    }
+  }
+}
+
+/// An operation without its memory.
+enum Verb {
+  case read, write, fsync, fdatasync
 }
 
 /// The memory of a read or a write, and what keeps it alive while the request holds it.
@@ -51,8 +67,12 @@ enum Memory {
 
 /// A request as it was accepted: what the engine needs to submit it, to keep it alive, and to say
 /// what it was when it fails; and how far it has got.
-struct AcceptedRequest<Attachment> {
+///
+/// Not copyable, because each copy would count three references up, and down again later: a third
+/// of all that the library itself costs.
+struct AcceptedRequest<Attachment>: ~Copyable {
   let operation: Operation
+  let verb: Verb
   let file: OpenFile
   /// Where in the file, in bytes; 0 for a sync.
   let offset: Int64
@@ -65,6 +85,9 @@ struct AcceptedRequest<Attachment> {
 
   /// How it went down last, or has to go down; `nil` before the first time.
   var route: Route?
+  /// Whether it went down without counting on the eventfd, because it is complete when
+  /// `io_submit` returns.
+  var isSilent = false
   /// Whether `route` is what it has to be, rather than what it was.
   var isRouted = false
   /// How often the kernel has said that nothing was done, and to try again.
@@ -81,6 +104,7 @@ struct AcceptedRequest<Attachment> {
     attachment: Attachment
   ) {
     self.operation = operation
+    verb = operation.verb
     self.file = file
     self.offset = offset
     self.length = length

@@ -24,8 +24,7 @@ struct RequestKey: Hashable, Sendable {
   let generation: UInt32
 }
 
-struct Slot<Attachment> {
-  var request: AcceptedRequest<Attachment>?
+struct Slot {
   /// The neighbours in the pending queue.
   var next = PendingQueue.end
   var previous = PendingQueue.end
@@ -52,7 +51,9 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
   /// Requests that the sleeping side gives back, with an answer.
   let returns: Inbox
 
-  private let slots: UnsafeMutablePointer<Slot<Attachment>>
+  private let slots: UnsafeMutablePointer<Slot>
+  /// Per slot, its request: initialized unless the slot is free.
+  private let requests: UnsafeMutablePointer<AcceptedRequest<Attachment>>
   /// Per slot, generation and phase in one word: `generation << 2 | phase`. Apart from the slots,
   /// because other threads look at them while the loop changes a slot.
   private let states: UnsafeMutablePointer<Atomic<UInt64>>
@@ -65,11 +66,16 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
     returns = Inbox(capacity: capacity)
     unsafe slots = .allocate(capacity: capacity)
     unsafe slots.initialize(repeating: Slot(), count: capacity)
+    unsafe requests = .allocate(capacity: capacity)
     unsafe states = .allocate(capacity: capacity)
     for index in 0..<capacity { unsafe (states + index).initialize(to: Atomic(0)) }
   }
 
   deinit {
+    for slot in 0..<UInt32(capacity) where load(slot) & 3 != RequestPhase.free.rawValue {
+      unsafe (requests + Int(slot)).deinitialize(count: 1)
+    }
+    unsafe requests.deallocate()
     unsafe states.deinitialize(count: capacity)
     unsafe states.deallocate()
     unsafe slots.deinitialize(count: capacity)
@@ -77,7 +83,7 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
   }
 
   @inline(__always)
-  subscript(index: UInt32) -> Slot<Attachment> {
+  subscript(index: UInt32) -> Slot {
     _read {
       precondition(index < capacity)
       yield unsafe slots[Int(index)]
@@ -88,15 +94,37 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
     }
   }
 
+  /// The request in a slot that is not free, and is the caller's.
+  @inline(__always)
+  subscript(request slot: UInt32) -> AcceptedRequest<Attachment> {
+    _read {
+      precondition(slot < capacity)
+      yield unsafe requests[Int(slot)]
+    }
+    _modify {
+      precondition(slot < capacity)
+      yield unsafe &requests[Int(slot)]
+    }
+  }
+
   // MARK: From any thread
 
   /// Puts a request into a slot that the caller has taken from `free`, and passes it to the loop.
   @inline(__always)
   func accept(_ request: consuming AcceptedRequest<Attachment>, in slot: UInt32) -> RequestKey {
-    self[slot].request = consume request
+    let key = place(request, in: slot)
+    inbox.push(slot)
+    return key
+  }
+
+  /// Puts a request into a slot that the caller has taken from `free`.
+  @inline(__always)
+  func place(_ request: consuming AcceptedRequest<Attachment>, in slot: UInt32) -> RequestKey {
+    precondition(slot < capacity)
+    // Free, and so not initialized.
+    unsafe (requests + Int(slot)).initialize(to: request)
     let key = key(of: slot)
     set(key, .waiting)
-    inbox.push(slot)
     return key
   }
 
@@ -153,18 +181,52 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
     set(key(of: slot), .waiting)
   }
 
-  /// Empties a slot and gives it back, with a new generation, so that the old key is stale.
+  /// Empties a slot and frees it, with a new generation, so that the old key is stale.
   @inline(__always)
   func retire(_ slot: UInt32) -> AcceptedRequest<Attachment> {
-    guard let request = self[slot].request.take() else {
-      preconditionFailure("request table: slot \(slot) completed without a request in it")
-    }
-    let old = key(of: slot)
-    let new = RequestKey(slot: slot, generation: old.generation &+ 1)
-    set(new, .free)
-    free.give(slot)
+    let state = load(slot)
+    precondition(
+      state & 3 != RequestPhase.free.rawValue, "request table: a slot that is free completed")
+    // Not free, and so initialized.
+    let request = unsafe (requests + Int(slot)).move()
+    set(RequestKey(slot: slot, generation: generation(of: state) &+ 1), .free)
+    keep(slot)
     return request
   }
+
+  // MARK: The spare slot
+
+  /// A free slot that the loop keeps for the request that a completion handler makes next, so that
+  /// neither costs an exchange of the free list's head. The loop's only.
+  private var spare: UInt32?
+
+  @inline(__always)
+  private func keep(_ slot: UInt32) {
+    if let spare { free.give(spare) }
+    spare = slot
+  }
+
+  /// Takes a free slot, on the loop.
+  @inline(__always)
+  func takeOnLoop() -> UInt32? {
+    if let slot = spare {
+      spare = nil
+      return slot
+    }
+    return free.take()
+  }
+
+  /// Gives the spare slot to all, before the loop does something else than running handlers.
+  @inline(__always)
+  func shareSpare() {
+    if let slot = spare {
+      spare = nil
+      free.give(slot)
+    }
+  }
+
+  /// How many slots are free, on the loop.
+  var freeCount: Int { free.count + (spare == nil ? 0 : 1) }
 
   // MARK: The state word
 

@@ -25,15 +25,14 @@ struct SleepingSubmitter<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// - Returns: whether the request is in `table.returns`, so that the loop has to look; else its
   ///   completion comes through the eventfd, and may have come already.
   mutating func submit(_ slot: UInt32, _ route: Route) -> Bool {
-    guard let request = table[slot].request else {
-      preconditionFailure("sleeping side: slot \(slot) has no request in it")
-    }
+    let table = table
     let answer: Int
     if route == .performed {
-      answer = perform(request)
+      answer = perform(table[request: slot])
     } else {
       batch.removeAll()
-      batch.append(request, tag: table.tag(of: slot), event: event, isNowait: false)
+      batch.append(
+        table[request: slot], tag: table.tag(of: slot), event: event, isNowait: false)
       table.handToKernel(slot)
       var attempt: Int
       repeat { attempt = batch.submit(from: 0, to: kernel) } while attempt == -Int(EINTR)
@@ -47,7 +46,7 @@ struct SleepingSubmitter<K: Kernel, Attachment: Sendable>: ~Copyable {
   }
 
   /// The request as a system call: `preadv(2)`, `pwritev(2)`, `fsync(2)`, `fdatasync(2)`.
-  private mutating func perform(_ request: AcceptedRequest<Attachment>) -> Int {
+  private mutating func perform(_ request: borrowing AcceptedRequest<Attachment>) -> Int {
     let file = request.file.descriptor
     let offset = request.offset + Int64(request.resume)
     var answer: Int

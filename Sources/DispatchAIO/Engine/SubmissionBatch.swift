@@ -60,11 +60,11 @@ struct SubmissionBatch: ~Copyable {
   /// Adds a request; there must be room for it.
   ///
   /// - Parameters:
-  ///   - event: the eventfd that counts the completion.
+  ///   - event: the eventfd that counts the completion; `nil`: none does.
   ///   - isNowait: whether the kernel is to refuse what it would have to sleep for.
   @inline(__always)
   mutating func append<Attachment>(
-    _ request: borrowing AcceptedRequest<Attachment>, tag: UInt64, event: Int32, isNowait: Bool
+    _ request: borrowing AcceptedRequest<Attachment>, tag: UInt64, event: Int32?, isNowait: Bool
   ) {
     precondition(count < capacity)
     var block = unsafe iocb()
@@ -87,8 +87,10 @@ struct SubmissionBatch: ~Copyable {
       unsafe block.aio_lio_opcode = Int16(IO_CMD_FDSYNC.rawValue)
     }
     if isNowait { unsafe block.aio_rw_flags = UInt32(clinux_rwf_nowait) }
-    unsafe block.u.c.flags = 1  // IOCB_FLAG_RESFD
-    unsafe block.u.c.resfd = UInt32(bitPattern: event)
+    if let event {
+      unsafe block.u.c.flags = 1  // IOCB_FLAG_RESFD
+      unsafe block.u.c.resfd = UInt32(bitPattern: event)
+    }
     unsafe blocks[count] = unsafe block
     count += 1
   }

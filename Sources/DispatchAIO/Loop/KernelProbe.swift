@@ -41,7 +41,7 @@ enum KernelProbe {
       }
       guard submitted == 1 else { return Errno(rawValue: Int32(max(1, -submitted))) }
       var event = unsafe io_event()
-      let reaped = unsafe kernel.reap(into: &event, capacity: 1)
+      let reaped = unsafe kernel.call(into: &event, capacity: 1, waiting: 0)
       // Completed, and with the byte; else nobody would ever hear of a request.
       guard reaped == 1, unsafe event.res == 1, unsafe bytes[0] == 0 else { return .noFunction }
       return nil

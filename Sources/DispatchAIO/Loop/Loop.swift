@@ -5,10 +5,14 @@
 // handler), when a thread has left something for the loop and found it asleep (`wake`), or when the
 // caller says so (`process`).
 //
-// Nobody but a turn touches the engine. A request made by a completion handler takes the same way
-// through the inbox as one from any other thread, only that the loop is awake then, and takes it
-// in before the turn ends: so all that the handlers of one turn ask for goes down in one
-// `io_submit`, and so does all that other blocks on the queue ask for before the turn they woke.
+// Nobody but a turn touches the engine. A request from another thread comes through the inbox; one
+// that a completion handler makes goes to the engine at once, behind those in the inbox. So what
+// handlers ask for goes down together, and so does all that other blocks on the queue ask for
+// before the turn they woke.
+//
+// Before the loop sleeps it waits for a moment by itself, where that pays (see Polling). When a turn
+// has used its share of time it is queued anew, behind the queue's other blocks; meanwhile the
+// source is suspended, or each completion would wake Dispatch's manager thread for nothing.
 
 internal import CLinux
 internal import Dispatch
@@ -19,11 +23,12 @@ internal import SystemPackage
 /// - Safety: `@unchecked Sendable` because what is not constant, atomic or Sendable itself (the
 ///   engine, the departures, the life and its closing callbacks) is touched in turns and in blocks
 ///   on `queue` only, which is serial; a turn traps when it is not.
+@safe
 final class Loop: @unchecked Sendable {
   /// How many completions a turn runs before it lets the queue's other blocks run.
   static let completionsPerTurn = 256
   /// How long a turn may take before it does so, in nanoseconds; looked at between rounds.
-  static let longestTurn: UInt64 = 1_000_000
+  static let longestTurn: UInt64 = 100_000
   /// How long to wait before asking a kernel again that refused while nothing was in flight.
   static let stallDelay = DispatchTimeInterval.milliseconds(1)
 
@@ -32,13 +37,18 @@ final class Loop: @unchecked Sendable {
     var pendingLimit: Int
     var policy: SubmissionPolicy
     var sleepingThreads: Int
+    /// In nanoseconds.
+    var polling: UInt64
   }
 
   let queue: DispatchQueue
   let settings: Settings
   let table: RequestTable<Delivery>
   private let kernel: LinuxKernel
-  private var engine: Engine<LinuxKernel, Delivery>
+  /// Behind a pointer, because the compiler cannot know that turns never overlap, and would check
+  /// each access of a class's property while the program runs. Allocated by `init`, freed by
+  /// `deinit`.
+  private let engine: UnsafeMutablePointer<Engine<LinuxKernel, Delivery>>
   private let event: EventDescriptor
   private let source: any DispatchSourceRead
   /// Set once, at the end of `init`.
@@ -46,8 +56,8 @@ final class Loop: @unchecked Sendable {
 
   /// Whether a turn is running or queued, and will look for mail before it ends.
   private let isAwake = Atomic<Bool>(false)
-  /// Whether a turn is running, to catch a second one.
-  private let isInTurn = Atomic<Bool>(false)
+  /// The thread that a turn is running on, or 0.
+  private let turnThread = Atomic<UInt>(0)
   /// Whether new requests are refused.
   private let isClosing = Atomic<Bool>(false)
   /// Marks `queue`, so that one can ask whether one is on it.
@@ -57,6 +67,11 @@ final class Loop: @unchecked Sendable {
   /// Entered while handlers are on their way to other queues.
   private let departing = DispatchGroup()
   private var isStallTimerSet = false
+  private var polling: Polling
+  /// Whether the eventfd may have counted since it was drained.
+  private var mayHaveCounted = false
+  /// Whether the source is suspended: while turns follow each other without a pause.
+  private var isSourceSuspended = false
 
   private var turns = 0
   private var wakeUps = 0
@@ -84,9 +99,12 @@ final class Loop: @unchecked Sendable {
       throw error
     }
     table = RequestTable(capacity: settings.queueDepth + settings.pendingLimit)
-    engine = Engine(
-      kernel: kernel, table: table, queueDepth: settings.queueDepth, event: event.rawValue,
-      policy: settings.policy)
+    unsafe engine = .allocate(capacity: 1)
+    unsafe engine.initialize(
+      to: Engine(
+        kernel: kernel, table: table, queueDepth: settings.queueDepth, event: event.rawValue,
+        policy: settings.policy))
+    polling = Polling(bound: settings.polling)
     source = DispatchSource.makeReadSource(
       fileDescriptor: event.rawValue, queue: self.queue)
     sleepingSide = SleepingSide(
@@ -95,11 +113,15 @@ final class Loop: @unchecked Sendable {
     // Both handlers hold the loop, so that it outlives its context until it has closed; Dispatch
     // drops them when the source has been cancelled.
     source.setEventHandler { [self] in
-      event.drain()
       wakeUps += 1
-      // If it is awake, a turn is queued already, which will look; one more each time would leave
-      // the queue's other blocks less and less of it.
-      if !isAwake.load(ordering: .relaxed) { turn() }
+      if isAwake.load(ordering: .relaxed) {
+        // A turn is queued already, which will look; one more each time would leave the queue's
+        // other blocks less and less of it.
+        event.drain()
+      } else {
+        mayHaveCounted = true
+        turn(polls: true)
+      }
     }
     source.setCancelHandler { [self] in
       event.close()
@@ -111,6 +133,8 @@ final class Loop: @unchecked Sendable {
 
   deinit {
     queue.setSpecific(key: onQueue, value: nil)
+    unsafe engine.deinitialize(count: 1)
+    unsafe engine.deallocate()
   }
 
   // MARK: From any thread
@@ -123,7 +147,8 @@ final class Loop: @unchecked Sendable {
     _ request: consuming AcceptedRequest<Delivery>
   ) throws(AIOError) -> RequestKey {
     if Fork.isChild { throw .forked(request.subject) }
-    guard let slot = table.free.take() else {
+    let isInTurn = turnThread.load(ordering: .relaxed) == Self.thread
+    guard let slot = isInTurn ? table.takeOnLoop() : table.free.take() else {
       if isClosing.load(ordering: .sequentiallyConsistent) { throw .contextClosed(request.subject) }
       throw AIOError(.full, request.subject, .full(limit: table.capacity))
     }
@@ -134,9 +159,20 @@ final class Loop: @unchecked Sendable {
       wake()
       throw .contextClosed(request.subject)
     }
+    if isInTurn {
+      // The turn that runs the handler goes on, and takes it along.
+      if table.hasMail { unsafe engine.pointee.collect() }
+      let key = table.place(request, in: slot)
+      unsafe engine.pointee.arrive(slot)
+      return key
+    }
     let key = table.accept(request, in: slot)
     wake()
     return key
+  }
+
+  private static var thread: UInt {
+    @inline(__always) get { UInt(pthread_self()) }
   }
 
   func cancel(_ key: RequestKey) -> AIOCancellation {
@@ -158,7 +194,7 @@ final class Loop: @unchecked Sendable {
         guard life != .closed else { return completion() }
         whenClosed.append(completion)
       }
-      turn()
+      turn(polls: false)
     }
   }
 
@@ -169,7 +205,7 @@ final class Loop: @unchecked Sendable {
   private func wake() {
     if isAwake.load(ordering: .sequentiallyConsistent) { return }
     if !isAwake.exchange(true, ordering: .sequentiallyConsistent) {
-      queue.async { [self] in turn() }
+      queue.async { [self] in turn(polls: true) }
     }
   }
 
@@ -183,66 +219,156 @@ final class Loop: @unchecked Sendable {
     guard DispatchQueue.getSpecific(key: onQueue) != nil else {
       fatalError("AIOContext: process() was not called on the context's queue, '\(queue.label)'")
     }
-    return turn()
+    return turn(polls: false)
   }
 
   /// Runs until nothing is left to do, or the turn's share is used up, in which case another is on
   /// its way.
   ///
+  /// - Parameter polls: whether to wait for completions, where that pays.
   /// - Returns: how many completions were run, or sent to their queues.
   @discardableResult
-  func turn() -> Int {
-    if isInTurn.exchange(true, ordering: .acquiring) {
+  private func turn(polls: Bool) -> Int {
+    if turnThread.exchange(Self.thread, ordering: .acquiring) != 0 {
       fatalError(
         """
         AIOContext: a turn of the loop began while another was running: either process() was \
         called inside a completion handler, or the context's queue is not serial
         """)
     }
-    defer { isInTurn.store(false, ordering: .releasing) }
+    defer { turnThread.store(0, ordering: .releasing) }
     guard life == .open else { return 0 }
     isAwake.store(true, ordering: .relaxed)
+    if !table.inbox.isEmpty { polling.deferToOthers() }
     turns += 1
     let began = clinux_monotonic_nanoseconds()
     var completions = 0
-    while true {
-      engine.collect()
-      if engine.submit() == .stalled { setStallTimer() }
-      while let (slot, route, file, isWrite) = engine.nextAsleep() {
+    var hasPolled = false
+    var isGoingToSleep = false
+    var goesOn = true
+    while goesOn {
+      unsafe engine.pointee.collect()
+      if unsafe engine.pointee.submit() == .stalled { setStallTimer() }
+      while let (slot, route, file, isWrite) = unsafe engine.pointee.nextAsleep() {
         sleepingSide?.take(
           .init(slot: slot, route: route, isWrite: isWrite, file: ObjectIdentifier(file)),
           for: self)
       }
-      if !engine.reap() { setStallTimer() }
-      if !engine.hasCompletions {
-        isAwake.store(false, ordering: .sequentiallyConsistent)
-        if !table.hasMail { break }
-        isAwake.store(true, ordering: .relaxed)
+      if unsafe !engine.pointee.reap() { setStallTimer() }
+      if unsafe !engine.pointee.hasCompletions {
+        report()
+        let now = clinux_monotonic_nanoseconds()
+        let isLate = hasPolled && now &- began > Self.longestTurn
+        switch polls && !isGoingToSleep ? poll(isLate: isLate) : .nothing {
+        case .something: hasPolled = true
+        case .nothing:
+          isGoingToSleep = true
+          goesOn = !sleeps()
+        case .later:
+          comesAgain()
+          goesOn = false
+        }
         continue
       }
+      mayHaveCounted = true
+      isGoingToSleep = false
       if completions >= Self.completionsPerTurn
         || completions > 0 && clinux_monotonic_nanoseconds() &- began > Self.longestTurn
       {
-        queue.async { [self] in turn() }
+        comesAgain()
         break
       }
-      while completions < Self.completionsPerTurn, let completion = engine.next() {
+      var left = unsafe min(engine.pointee.round, Self.completionsPerTurn - completions)
+      while left > 0, let completion = unsafe engine.pointee.next() {
+        left -= 1
         completions += 1
         deliver(completion)
       }
     }
-    departures.send(departing)
-    publish()
+    report()
     if isClosing.load(ordering: .sequentiallyConsistent) { endIfIdle() }
     return completions
   }
 
+  /// Lets everybody else have what the handlers left: results, statistics, and first the slot, with
+  /// which whoever gets a result may make the next request.
+  private func report() {
+    table.shareSpare()
+    departures.send(departing)
+    publish()
+  }
+
+  /// Ends the turn, for another to begin after the queue's other blocks.
+  private func comesAgain() {
+    if !isSourceSuspended {
+      isSourceSuspended = true
+      source.suspend()
+    }
+    queue.async { [self] in turn(polls: true) }
+  }
+
+  /// Goes to sleep, unless something has come meanwhile.
+  private func sleeps() -> Bool {
+    if mayHaveCounted {
+      // What was counted until here has been reaped, or will be when the turn goes round once more;
+      // left on the eventfd, it would wake the loop for nothing.
+      mayHaveCounted = false
+      event.drain()
+      return false
+    }
+    isAwake.store(false, ordering: .sequentiallyConsistent)
+    if table.hasMail {
+      isAwake.store(true, ordering: .relaxed)
+      return false
+    }
+    // tmpfs has completed all of it when `io_submit` returns. Should a kernel ever not, nothing
+    // would tell of it.
+    if unsafe engine.pointee.silent > 0 { setStallTimer() }
+    if isSourceSuspended {
+      isSourceSuspended = false
+      source.resume()
+    }
+    return true
+  }
+
+  /// Waits for the next completion, for a moment, where that pays.
+  ///
+  /// - Parameter isLate: whether the queue's other blocks are to run before.
+  private func poll(isLate: Bool) -> Poll {
+    let (inKernel, asleep) = unsafe (engine.pointee.inKernel, engine.pointee.asleep)
+    guard let way = polling.way(inKernel: inKernel, asleep: asleep) else { return .nothing }
+    if isLate { return .later }
+    let began = clinux_monotonic_nanoseconds()
+    let longest = polling.longest(way)
+    var waited: UInt64 = 0
+    while waited < longest {
+      let wait = way == .spin ? 0 : longest &- waited
+      if unsafe !engine.pointee.reap(waiting: wait) { setStallTimer() }
+      waited = clinux_monotonic_nanoseconds() &- began
+      if unsafe engine.pointee.hasCompletions {
+        polling.waited(waited, successfully: true)
+        return .something
+      }
+      if table.hasMail { return .something }
+    }
+    polling.waited(waited, successfully: false)
+    return .nothing
+  }
+
+  private enum Poll {
+    /// A completion, or mail.
+    case something
+    case nothing
+    /// The queue's other blocks are to run first.
+    case later
+  }
+
   @inline(__always)
   private func deliver(_ completion: consuming Engine<LinuxKernel, Delivery>.Completion) {
-    if let queue = completion.attachment.queue {
-      departures.add(completion.attachment.completion, completion.result, to: queue)
+    if let queue = completion.request.attachment.queue {
+      departures.add(completion.request.attachment.completion, completion.result, to: queue)
     } else {
-      completion.attachment.completion(completion.result)
+      completion.request.attachment.completion(completion.result)
     }
   }
 
@@ -253,14 +379,15 @@ final class Loop: @unchecked Sendable {
     isStallTimerSet = true
     queue.asyncAfter(deadline: .now() + Self.stallDelay) { [self] in
       isStallTimerSet = false
-      engine.tryAgain()
-      turn()
+      unsafe engine.pointee.tryAgain()
+      turn(polls: true)
     }
   }
 
   private func publish() {
-    let counts = engine.counts
-    let accounts = engine.accounts
+    let counts = unsafe engine.pointee.counts
+    let accounts = unsafe engine.pointee.accounts
+    let asleep = unsafe engine.pointee.asleep
     published.withLock { statistics in
       statistics.submitted = counts.submitted
       statistics.completed = counts.succeeded
@@ -268,13 +395,15 @@ final class Loop: @unchecked Sendable {
       statistics.cancelled = counts.cancelled
       statistics.pending = accounts.pending
       statistics.inKernel = accounts.inKernel
-      statistics.asleep = engine.asleep
+      statistics.asleep = asleep
       statistics.submitCalls = counts.submitCalls
       statistics.submittedByCalls = counts.submittedByCalls
       statistics.largestBatch = counts.largestBatch
       statistics.longestSubmit = .nanoseconds(counts.longestSubmit)
       statistics.turns = turns
       statistics.wakeUps = wakeUps
+      statistics.polls = polling.waits
+      statistics.pollHits = polling.successes
       statistics.hops = departures.sent
       statistics.refused = counts.refused
       statistics.sleepingSubmits = counts.asleep
@@ -308,6 +437,11 @@ final class Loop: @unchecked Sendable {
   private func endIfIdle() {
     guard life == .open, table.free.count == table.capacity else { return }
     life = .ending
+    if isSourceSuspended {
+      // A source that is suspended never runs its cancel handler.
+      isSourceSuspended = false
+      source.resume()
+    }
     // Handlers on other queues have run before close calls back; and io_destroy takes tens of
     // milliseconds, so it gets a thread of its own.
     departing.notify(queue: DispatchQueue(label: "DispatchAIO.teardown")) { [self] in

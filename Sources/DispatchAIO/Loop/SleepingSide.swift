@@ -4,8 +4,13 @@
 // keeps one slow file from holding up the others: files take turns; of one file, one write at a
 // time is under way (its others would wait for the same inode lock), and its reads have at most
 // half of the threads. How many requests wait here is bounded by the engine.
+//
+// A thread that has nothing to do looks out for more, for a moment, when the last time more came
+// soon: an append takes some 60 us, and to wake a thread for it as long again.
 
+internal import CLinux
 internal import Dispatch
+internal import Synchronization
 
 final class SleepingSide: Sendable {
   /// What there is to do: a slot of the request table, and how.
@@ -37,15 +42,20 @@ final class SleepingSide: Sendable {
     var line: [ObjectIdentifier] = []
     /// Threads that have nothing to do.
     var idle: [Int]
+    /// How many threads look out for work.
+    var lookouts = 0
   }
 
   /// A serial queue, which has a thread while it has work.
   ///
-  /// - Safety: `@unchecked Sendable` because `worker` is touched on the queue only.
+  /// - Safety: `@unchecked Sendable` because its variables are touched on the queue only.
   private final class Thread: @unchecked Sendable {
     let queue: DispatchQueue
     lazy var worker = makeWorker()
     private let makeWorker: @Sendable () -> Worker
+    /// When it had nothing more to do, and how long it took until it had; in nanoseconds.
+    var idleSince: UInt64 = 0
+    var lastGap = UInt64.max
 
     init(_ number: Int, _ makeWorker: @escaping @Sendable () -> Worker) {
       queue = DispatchQueue(label: "DispatchAIO.sleeping.\(number)")
@@ -53,7 +63,12 @@ final class SleepingSide: Sendable {
     }
   }
 
+  /// For how long a thread looks out for work, in nanoseconds.
+  private static let lookout: UInt64 = 50_000
+
   private let state: Lock<State>
+  /// Changes with each piece of work that comes.
+  private let arrivals = Atomic<UInt>(0)
   private let threads: [Thread]
   private let mostReads: Int
   private let mostWrites: Int
@@ -78,8 +93,9 @@ final class SleepingSide: Sendable {
       if work.isWrite { file.writes.append(work) } else { file.reads.append(work) }
       state.files[work.file] = file
       lineUp(work.file, &state)
-      return state.line.isEmpty ? nil : state.idle.popLast()
+      return state.line.count > state.lookouts ? state.idle.popLast() : nil
     }
+    arrivals.add(1, ordering: .releasing)
     guard let thread else { return }
     threads[thread].queue.async { [self] in
       run(thread)
@@ -88,18 +104,37 @@ final class SleepingSide: Sendable {
   }
 
   /// One thread, until there is nothing for it to do.
-  private func run(_ thread: Int) {
+  private func run(_ number: Int) {
+    let thread = threads[number]
+    thread.lastGap = clinux_monotonic_nanoseconds() &- thread.idleSince
     var done: Work?
+    var isLookingOut = false
     while true {
+      let seen = arrivals.load(ordering: .acquiring)
+      let looksOut = thread.lastGap < 4 * Self.lookout && !isLookingOut
       let next = state.withLock { state -> Work? in
         if let done { finished(done, &state) }
+        done = nil
+        if isLookingOut { state.lookouts -= 1 }
         let next = start(&state)
-        if next == nil { state.idle.append(thread) }
+        if next == nil {
+          if looksOut { state.lookouts += 1 } else { state.idle.append(number) }
+        }
         return next
       }
-      guard let next else { return }
-      threads[thread].worker(next)
-      done = next
+      if let next {
+        if isLookingOut { thread.lastGap = clinux_monotonic_nanoseconds() &- thread.idleSince }
+        isLookingOut = false
+        thread.worker(next)
+        done = next
+        continue
+      }
+      if !isLookingOut { thread.idleSince = clinux_monotonic_nanoseconds() }
+      guard looksOut else { return }
+      isLookingOut = true
+      while arrivals.load(ordering: .relaxed) == seen,
+        clinux_monotonic_nanoseconds() &- thread.idleSince < Self.lookout
+      {}
     }
   }
 

@@ -153,7 +153,8 @@ private final class Simulation {
       rounds += 1
       if rounds == 10_000 { throw Violation("requests never complete") }
     }
-    guard table.free.count == table.capacity else { throw Violation("slots are lost") }
+    guard table.freeCount == table.capacity else { throw Violation("slots are lost") }
+    guard engine.silent == 0 else { throw Violation("\(engine.silent) silent for ever") }
     guard engine.asleep == 0 else { throw Violation("\(engine.asleep) asleep for ever") }
     try checkOrder()
     try checkCounts()
@@ -163,7 +164,7 @@ private final class Simulation {
   // MARK: Steps
 
   private func accept() throws {
-    guard let slot = table.free.take() else {
+    guard let slot = generator.oneIn(2) ? table.takeOnLoop() : table.free.take() else {
       guard table.free.count == 0 else { throw Violation("no slot, though some are free") }
       return
     }
@@ -282,8 +283,10 @@ private final class Simulation {
     }
   }
 
-  private func complete(_ completion: Engine<SimulatedKernel, Int>.Completion) throws {
-    let id = completion.attachment
+  private func complete(
+    _ completion: borrowing Engine<SimulatedKernel, Int>.Completion
+  ) throws {
+    let id = completion.request.attachment
     let ask = asks[id]
     if ask.outcome != nil { throw Violation("request \(id) completed twice") }
     asks[id].outcome = completion.result
@@ -355,7 +358,7 @@ private final class Simulation {
     let accounts = engine.accounts
     // What the sleeping side gave back is still counted as in the kernel, until it is collected.
     let sum =
-      table.free.count + inInbox + accounts.pending + accounts.inKernel + accounts.arrived
+      table.freeCount + inInbox + accounts.pending + accounts.inKernel + accounts.arrived
     guard sum == table.capacity else {
       throw Violation("\(sum) slots of \(table.capacity): free \(table.free.count), \(accounts)")
     }
@@ -378,6 +381,9 @@ private final class Simulation {
         throw Violation("an unknown tag was submitted")
       }
       let ask = asks[id]
+      // Only what tmpfs does within `submit` may go without the eventfd.
+      guard submission.event == event || submission.event == nil && ask.file.traits.isMemory
+      else { throw Violation("\(id): nothing tells of its completion") }
       if !ask.isToFinish || !seen.contains(submission.tag) {
         guard submission == ask.submission else {
           throw Violation("\(id): asked for \(ask.submission), submitted \(submission)")

@@ -37,7 +37,7 @@ final class EngineTests: XCTestCase {
     mutating func drain() -> [Int] {
       var numbers: [Int] = []
       _ = engine.reap()
-      while let completion = engine.next() { numbers.append(completion.attachment) }
+      while let completion = engine.next() { numbers.append(completion.request.attachment) }
       return numbers
     }
   }
@@ -63,7 +63,7 @@ final class EngineTests: XCTestCase {
     XCTAssertEqual(scene.drain(), [0, 2, 3])
     scene.kernel.completeAll()
     XCTAssertEqual(scene.drain().sorted(), [1, 4])
-    XCTAssertEqual(scene.table.free.count, 8)
+    XCTAssertEqual(scene.table.freeCount, 8)
   }
 
   func testTheRestWaitsForRoomInItsOrder() throws {
@@ -112,7 +112,7 @@ final class EngineTests: XCTestCase {
       numbers = scene.drain()
     }
     XCTAssertEqual(rounds, 17, "16 retries, then the error is the result")
-    XCTAssertEqual(scene.table.free.count, 1)
+    XCTAssertEqual(scene.table.freeCount, 1)
   }
 
   func testCancelledOnesLeaveTheMiddle() throws {
@@ -133,6 +133,6 @@ final class EngineTests: XCTestCase {
       _ = scene.engine.submit()
     }
     XCTAssertEqual(rest, [0, 1, 3])
-    XCTAssertEqual(scene.table.free.count, 5)
+    XCTAssertEqual(scene.table.freeCount, 5)
   }
 }

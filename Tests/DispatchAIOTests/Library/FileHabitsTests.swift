@@ -8,14 +8,14 @@ import XCTest
 final class FileHabitsTests: XCTestCase {
   private typealias Traits = OpenFile.Traits
 
-  private let read = DispatchAIO.Operation.read(into: .buffer(AIOBuffer(count: 0)))
-  private let write = DispatchAIO.Operation.write(from: .buffer(AIOBuffer(count: 0)))
+  private let read = Verb.read
+  private let write = Verb.write
 
   func testWhatIsKnownFromTheStart() {
     let direct = Traits()
     let buffered = Traits(isDirect: false)
     let memory = Traits(isMemory: true)
-    let rows: [(String, Traits, DispatchAIO.Operation, Int64, Int, Route)] = [
+    let rows: [(String, Traits, Verb, Int64, Int, Route)] = [
       ("direct read", direct, read, 0, 4096, .nowait),
       ("direct read past the end", direct, read, 1 << 30, 4096, .nowait),
       ("large direct read", direct, read, 0, 64 << 20, .nowait),

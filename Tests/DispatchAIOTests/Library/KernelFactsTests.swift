@@ -57,7 +57,7 @@ final class KernelFactsTests: XCTestCase {
       var events = [io_event](repeating: io_event(), count: 16)
       XCTAssertTrue(
         eventually {
-          let got = kernel.reap(into: &events, capacity: events.count)
+          let got = kernel.reap(into: &events, capacity: events.count, waiting: 0)
           results += events.prefix(max(0, got)).map { Int(bitPattern: $0.res) }
           return results.count >= count
         })
@@ -194,14 +194,14 @@ final class KernelFactsTests: XCTestCase {
       XCTAssertEqual(bare.submit([block]), 1)
       XCTAssertTrue(eventually { clinux_eventfd_drain(bare.event) == 1 })
       var event = io_event()
-      XCTAssertEqual(bare.kernel.reap(into: &event, capacity: 1), 1)
+      XCTAssertEqual(bare.kernel.reap(into: &event, capacity: 1, waiting: 0), 1)
     }
     XCTAssertEqual(clinux_eventfd_drain(bare.event), 0)
   }
 
   func testAnEmptyRingAnswersZero() {
     var event = io_event()
-    XCTAssertEqual(bare.kernel.reap(into: &event, capacity: 1), 0)
+    XCTAssertEqual(bare.kernel.reap(into: &event, capacity: 1, waiting: 0), 0)
   }
 
   func testTheEventDescriptorIsNonBlockingAndCloseOnExec() {

@@ -27,10 +27,10 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     var event: Int32?
     var isNowait = false
 
-    /// The same request, whether it may wait or not.
+    /// The same request, whether it may wait or not, and counts on the eventfd or not.
     static func == (a: Submission, b: Submission) -> Bool {
       a.tag == b.tag && a.opcode == b.opcode && a.descriptor == b.descriptor
-        && a.offset == b.offset && a.event == b.event
+        && a.offset == b.offset
         && a.memory.map(\.baseAddress) == b.memory.map(\.baseAddress)
         && a.memory.map(\.count) == b.memory.map(\.count)
     }
@@ -121,7 +121,9 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     return taken
   }
 
-  func reap(into events: UnsafeMutablePointer<io_event>, capacity: Int) -> Int {
+  func reap(
+    into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
+  ) -> Int {
     precondition(!isDestroyed, "reap after destroy")
     if inject(\.interruptedReap, "EINTR from reap") { return -Int(EINTR) }
     var count = min(capacity, ring.count)

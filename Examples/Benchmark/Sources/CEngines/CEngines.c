@@ -187,8 +187,9 @@ void cengines_run(const struct cengines_job *job, struct cengines_result *result
       result->error = -got;
       break;
     }
-    uint64_t now = cengines_now();
     for (int i = 0; i < got; i++) {
+      // For each, as the other engines do, to whom completions come one by one.
+      uint64_t now = cengines_now();
       struct request *request = (struct request *)events[i].obj;
       int is_sync = request->is_sync;
       if (!is_sync) in_flight--;
