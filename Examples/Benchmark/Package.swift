@@ -17,10 +17,11 @@ let package = Package(
     .target(
       name: "CEngines", cSettings: [.unsafeFlags(["-O2"])],
       linkerSettings: [.linkedLibrary("aio")]),
+    .target(name: "CServers", cSettings: [.unsafeFlags(["-O2"])]),
     .executableTarget(
       name: "AIOBench",
       dependencies: [
-        "CEngines",
+        "CEngines", "CServers",
         .product(name: "DispatchAIO", package: "DispatchAIO"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),

@@ -10,7 +10,9 @@ struct AIOBench: ParsableCommand {
     abstract: "Measures file I/O on your own disk: DispatchAIO beside what else there is.",
     discussion: "Engines: \(Engines.descriptions)",
     version: "1.0.0",
-    subcommands: [Run.self, Compare.self, Stall.self, Neighbours.self, Draw.self])
+    subcommands: [
+      Run.self, Compare.self, Stall.self, Neighbours.self, Serve.self, CServer.self, Draw.self,
+    ])
 }
 
 /// What `run` and `compare` have in common.

@@ -87,16 +87,21 @@ struct Compare: ParsableCommand {
       "engine", "req/s", "ratio", "cpu us", "ratio", "50 % us", "99.9 % us", "allocs", "wake-ups",
       "longest submit us",
     ]
-    let widths = head.indices.map { column in
-      rows.reduce(head[column].count) { max($0, $1[column].count) }
-    }
-    for row in [head] + rows {
-      print(
-        row.indices.map { column in
-          let space = String(repeating: " ", count: widths[column] - row[column].count)
-          return column == 0 ? row[column] + space : space + row[column]
-        }.joined(separator: "  "))
-    }
+    printColumns(head, rows)
+  }
+}
+
+/// Under a head, the first column to the left and the others to the right.
+func printColumns(_ head: [String], _ rows: [[String]]) {
+  let widths = head.indices.map { column in
+    rows.reduce(head[column].count) { max($0, $1[column].count) }
+  }
+  for row in [head] + rows {
+    print(
+      row.indices.map { column in
+        let space = String(repeating: " ", count: widths[column] - row[column].count)
+        return column == 0 ? row[column] + space : space + row[column]
+      }.joined(separator: "  "))
   }
 }
 
