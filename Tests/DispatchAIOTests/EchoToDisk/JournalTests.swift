@@ -217,7 +217,8 @@ final class JournalTests: XCTestCase {
 
   // MARK: What the disk is asked for
 
-  /// `--sync batch`: no echo before the fdatasync; `--sync none`: no fdatasync.
+  /// No echo before the write. `--sync batch`: what is written to is open with O_DSYNC; `--sync
+  /// none`: it is not.
   func testSyncing() throws {
     for (sync, syncs) in [("batch", true), ("none", false)] {
       let directory = try temporaryDirectory()
@@ -227,7 +228,7 @@ final class JournalTests: XCTestCase {
         data, ["--segment-size", "1M", "--sync", sync],
         under: [
           ChildProcess.installed("strace", package: "strace"), "-f", "-o", log, "-e",
-          "trace=io_submit,recvfrom,sendto",
+          "trace=io_submit,recvfrom,sendto,openat",
         ])
       let client = try EchoClient(port: server.port)
       for _ in 0..<5 { XCTAssertTrue(client.exchange([7], until: client.received.count + 1)) }
@@ -239,15 +240,22 @@ final class JournalTests: XCTestCase {
       let calls = SystemCallLog.parse(try String(contentsOfFile: log, encoding: .utf8))
       let kinds = calls.compactMap { call -> String? in
         if call.contains("IOCB_CMD_PWRITE") { return "write" }
-        if call.contains("IOCB_CMD_FDSYNC") { return "sync" }
         if call.hasPrefix("sendto(") { return "echo" }
         return call.hasPrefix("recvfrom(") && call.hasSuffix("= 1") ? "receive" : nil
       }
-      let round = syncs ? ["receive", "write", "sync", "echo"] : ["receive", "write", "echo"]
+      let round = ["receive", "write", "echo"]
       // Up to the last echo: what comes first and last are the records of the opening and closing.
       let last = try XCTUnwrap(kinds.lastIndex(of: "echo"))
       XCTAssertEqual(
         Array(kinds[...last].suffix(round.count * 4)), (0..<4).flatMap { _ in round })
+      let segments = calls.filter {
+        $0.hasPrefix("openat(") && $0.contains("segment-") && $0.contains("O_WRONLY")
+      }
+      XCTAssertFalse(segments.isEmpty)
+      for call in segments {
+        XCTAssertTrue(call.contains("O_DIRECT"), call)
+        XCTAssertEqual(call.contains("O_DSYNC"), syncs, call)
+      }
     }
   }
 }

@@ -52,8 +52,8 @@ struct Serve: ParsableCommand {
   @Option(
     help: ArgumentHelp(
       """
-      batch: an fdatasync follows every batch of appends, before anything of it is echoed. none: \
-      echo what has been written; a power failure may lose it.
+      batch: every batch of appends is written synchronously (O_DSYNC): it is durable before \
+      anything of it is echoed. none: echo what has been written; a power failure may lose it.
       """))
   var sync = Sync.batch
 

@@ -5,9 +5,13 @@
 //   append ->  [open batch]  --seal-->  [in flight, in order: writing, written, …]  --> durable
 //
 // Connections put what they receive straight into the open batch's buffer. It is sealed as soon as
-// there is room for one more batch in flight; what arrives until then goes down together. A batch
-// is durable when its write and those of all batches before have completed, and an fdatasync that
-// was asked for after that. Only then its bytes are echoed, from the same buffer.
+// there is room for one more batch in flight; what arrives until then goes down together. The
+// segment is open with O_DSYNC, so a write completes when its bytes are durable; a batch counts as
+// durable when those of all batches before have completed, too. Only then its bytes are echoed,
+// from the same buffer.
+//
+// (A write and then an fdatasync would be two requests, one after the other. In flight at once, the
+// synchronous writes share the flushes of the disk's cache: the kernel merges those.)
 
 import Dispatch
 import DispatchAIO
@@ -32,7 +36,7 @@ final class Journal: @unchecked Sendable {
     var batchSize = 1 << 20
     /// How many batches may be in flight.
     var batchesInFlight = 4
-    /// Whether an fdatasync follows before bytes are durable.
+    /// Whether a write is to be durable when it completes.
     var syncs = true
   }
 
@@ -40,7 +44,6 @@ final class Journal: @unchecked Sendable {
     var batches = 0
     var records = 0
     var bytes = 0
-    var syncs = 0
     var failures = 0
     /// From the sealing of a batch to its durability, in nanoseconds; the longest.
     var slowestBatch: UInt64 = 0
@@ -62,7 +65,6 @@ final class Journal: @unchecked Sendable {
   /// In order of their sequence numbers.
   private var inFlight: [Batch] = []
   private var emptyBuffers: [AIOBuffer] = []
-  private var isSyncing = false
   private var nextSequence: UInt64
   /// The last batch of which all before are durable, too.
   private var durable: UInt64
@@ -93,7 +95,6 @@ final class Journal: @unchecked Sendable {
     var records = 0
     var sequence: UInt64 = 0
     var isWritten = false
-    var isSynced = false
     /// Its clients have been told that it failed.
     var isGivenUp = false
     var sealed = ContinuousClock.now
@@ -222,40 +223,13 @@ final class Journal: @unchecked Sendable {
   private func written(_ batch: Batch) {
     batch.isWritten = true
     guard !batch.isGivenUp else { return }
-    if settings.syncs { sync() } else { makeDurable() }
-  }
-
-  /// One fdatasync at a time, for all that has been written when it starts.
-  private func sync() {
-    guard !isSyncing, let segment else { return }
-    let covered = inFlight.filter { $0.isWritten && !$0.isSynced }
-    // A sync that could make nothing durable waits for the write that is missing.
-    guard let first = inFlight.first, first.isWritten, !covered.isEmpty else { return }
-    isSyncing = true
-    statistics.syncs += 1
-    do {
-      try context.fdatasync(segment.file) { [self] result in
-        // On the loop.
-        self.isSyncing = false
-        switch result {
-        case .success:
-          for batch in covered { batch.isSynced = true }
-          self.makeDurable()
-          self.sync()
-        case .failure(let error):
-          self.giveUp(error)
-        }
-      }
-    } catch {
-      isSyncing = false
-      giveUp(error)
-    }
+    makeDurable()
   }
 
   /// Tells the clients of the batches that are durable now, in order.
   private func makeDurable() {
     var done: [Batch] = []
-    while let batch = inFlight.first, settings.syncs ? batch.isSynced : batch.isWritten {
+    while let batch = inFlight.first, batch.isWritten {
       inFlight.removeFirst()
       durable = batch.sequence
       done.append(batch)
@@ -338,7 +312,7 @@ final class Journal: @unchecked Sendable {
   private func segment(for length: Int) -> Segment? {
     if let segment, segmentOffset + length <= segment.size { return segment }
     // All of a segment is durable before the next is begun: see JournalFormat.
-    guard inFlight.isEmpty, !isSyncing else { return nil }
+    guard inFlight.isEmpty else { return nil }
     if spares.isEmpty {
       if let makingFailure, let batch = openBatch {
         openBatch = nil
@@ -371,7 +345,8 @@ final class Journal: @unchecked Sendable {
     _ number: UInt64, _ directory: JournalDirectory, _ settings: Settings
   ) throws -> Segment {
     try Segment(
-      making: number, in: directory.path, journal: directory.journal, size: settings.segmentSize)
+      making: number, in: directory.path, journal: directory.journal, size: settings.segmentSize,
+      syncs: settings.syncs)
   }
 
   private func made(_ made: Result<Segment, any Error>) {

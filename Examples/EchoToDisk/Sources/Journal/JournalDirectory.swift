@@ -25,7 +25,9 @@ struct JournalDirectory {
   /// Opens a directory, makes it where there is none, and finds out where its journal ends.
   ///
   /// Blocks the calling thread. What was readable is durable when it returns.
-  init(_ path: FilePath) throws {
+  ///
+  /// - Parameter syncs: whether what is written to its segments is to be durable.
+  init(_ path: FilePath, syncs: Bool = true) throws {
     self.path = path
     do {
       try Self.makeDirectory(path)
@@ -49,7 +51,9 @@ struct JournalDirectory {
       }
       if torn == nil, try segment.isFresh() {
         // One from a disk with smaller sectors stays as it is.
-        if let segment = try Segment(path, segment.header) { fresh.insert(segment, at: 0) }
+        if let segment = try Segment(path, segment.header, syncs: syncs) {
+          fresh.insert(segment, at: 0)
+        }
         continue
       }
       var offset = segment.header.unit
@@ -141,12 +145,19 @@ struct Segment: Sendable {
 
   /// Opens a segment that exists; `nil` when its batches are laid out for smaller sectors than the
   /// disk has.
-  init?(_ path: FilePath, _ header: SegmentHeader) throws {
-    file = try AIOFile.open(path, .writeOnly)
+  ///
+  /// - Parameter syncs: whether a write is durable when it completes (`O_DSYNC`): in one request,
+  ///   and one turn of the loop, what would be a write and then an fdatasync.
+  init?(_ path: FilePath, _ header: SegmentHeader, syncs: Bool) throws {
+    file = try Self.open(path, syncs: syncs)
     guard header.unit % file.alignment.offset == 0 else { return nil }
     number = header.segment
     unit = header.unit
     size = header.size
+  }
+
+  private static func open(_ path: FilePath, syncs: Bool) throws -> AIOFile {
+    try AIOFile.open(path, .writeOnly, options: syncs ? .init(rawValue: O_DSYNC) : [])
   }
 
   /// Makes a segment, and the room for all of it: written with zeros once, because a write to a
@@ -154,11 +165,14 @@ struct Segment: Sendable {
   /// filesystem's journal. Under another name until it is complete.
   ///
   /// Blocks the calling thread, for as long as it takes to write `size` bytes.
-  init(making number: UInt64, in directory: FilePath, journal: UInt64, size: Int) throws {
+  init(
+    making number: UInt64, in directory: FilePath, journal: UInt64, size: Int, syncs: Bool
+  ) throws {
     let path = directory.appending(JournalFormat.fileName(of: number))
     let unfinished = FilePath(path.string + Self.unfinishedSuffix)
     do {
-      file = try AIOFile.open(unfinished, .readWrite, options: [.create, .truncate])
+      // Without O_DSYNC: one fsync at the end is enough for the zeros.
+      let file = try AIOFile.open(unfinished, .readWrite, options: [.create, .truncate])
       unit = max(512, file.alignment.offset)
       self.size = size
       self.number = number
@@ -181,6 +195,7 @@ struct Segment: Sendable {
       first.withUnsafeMutableBytes { header.write(to: $0) }
       _ = try first.withUnsafeBytes { try descriptor.writeAll(toAbsoluteOffset: 0, $0) }
       guard fsync(descriptor.rawValue) == 0 else { throw Errno(rawValue: errno) }
+      self.file = try Self.open(unfinished, syncs: syncs)
       guard rename(unfinished.string, path.string) == 0 else { throw Errno(rawValue: errno) }
       let directory = try FileDescriptor.open(directory, .readOnly, options: .directory)
       defer { try? directory.close() }

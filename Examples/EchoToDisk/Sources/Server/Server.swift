@@ -58,7 +58,7 @@ final class Server: @unchecked Sendable {
     self.settings = settings
     self.logger = logger
     now = clock.now
-    let directory = try JournalDirectory(settings.directory)
+    let directory = try JournalDirectory(settings.directory, syncs: settings.journal.syncs)
     if let torn = directory.tornTail {
       logger.notice(
         "the last run ended within a batch, at \(torn); nothing of it had been echoed")
@@ -201,7 +201,7 @@ final class Server: @unchecked Sendable {
       \(connections.count) connections, \(accepted) accepted, \(refused) refused; \
       received \(ByteCount(bytesReceived)), echoed \(ByteCount(bytesEchoed)); \
       \(disk.batches) batches, \((perBatch * 10).rounded() / 10) records each, \
-      \(ByteCount(disk.bytes)) written, \(disk.syncs) syncs, \(disk.failures) failed, \
+      \(ByteCount(disk.bytes)) written, \(disk.failures) failed, \
       slowest \(disk.slowestBatch / 1000) us
       """)
   }
