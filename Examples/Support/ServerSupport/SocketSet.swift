@@ -51,7 +51,7 @@ public final class SocketSet {
     source = DispatchSource.makeReadSource(fileDescriptor: descriptor, queue: queue)
     let descriptor = descriptor
     source.setCancelHandler { Glibc.close(descriptor) }
-    source.setEventHandler { [weak self] in self?.look() }
+    source.setEventHandler { [weak self] in _ = self?.look() }
     source.activate()
   }
 
@@ -84,15 +84,19 @@ public final class SocketSet {
   }
 
   /// Looks for ready sockets now, rather than when Dispatch says so.
-  public func look() {
+  ///
+  /// - Returns: whether there were any.
+  @discardableResult
+  public func look() -> Bool {
     let most = 128
-    withUnsafeTemporaryAllocation(of: epoll_event.self, capacity: most) { events in
+    return withUnsafeTemporaryAllocation(of: epoll_event.self, capacity: most) { events in
       let count = epoll_wait(descriptor, events.baseAddress, Int32(most), 0)
-      guard count > 0 else { return }
+      guard count > 0 else { return false }
       for event in events.prefix(Int(count)) {
         handlers[event.data.u64]?.socket(isReadyFor: Readiness(rawValue: event.events))
       }
       afterEvents()
+      return true
     }
   }
 }

@@ -57,6 +57,15 @@ struct Serve: ParsableCommand {
       """))
   var sync = Sync.batch
 
+  @Option(
+    help: ArgumentHelp(
+      """
+      After something has happened, look for what comes next for so long, rather than wait to be \
+      woken: faster, for more processor time. Only with up to 16 connections, and never while idle. \
+      0 is never.
+      """, valueName: "microseconds"))
+  var poll = 100
+
   @Option(help: ArgumentHelp("Log statistics every so often; 0 is never.", valueName: "seconds"))
   var statsInterval = 0.0
 
@@ -83,6 +92,9 @@ struct Serve: ParsableCommand {
     guard (1...1_000_000).contains(maxConnections) else {
       throw ValidationError("--max-connections \(maxConnections): 1 to 1000000")
     }
+    guard (0...1000).contains(poll) else {
+      throw ValidationError("--poll \(poll): microseconds, 0 to 1000")
+    }
     for (name, seconds) in [
       ("idle-timeout", idleTimeout), ("stats-interval", statsInterval),
       ("drain-timeout", drainTimeout),
@@ -100,6 +112,7 @@ struct Serve: ParsableCommand {
       directory: FilePath(data), journal: journal, queueDepth: queueDepth,
       maxConnections: maxConnections, idleTimeout: idleTimeout > 0 ? .seconds(idleTimeout) : nil,
       statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil,
+      polling: .microseconds(poll),
       drainTimeout: .seconds(drainTimeout))
     let server: Server
     do {

@@ -21,6 +21,8 @@ final class Server: @unchecked Sendable {
     var idleTimeout: Duration?
     /// `nil`: never.
     var statisticsInterval: Duration?
+    /// How long to look for what comes next before the loop's queue is let go; zero: not at all.
+    var polling: Duration = .microseconds(100)
     /// How long connections may take to take their last echoes.
     var drainTimeout: Duration = .seconds(10)
   }
@@ -31,8 +33,9 @@ final class Server: @unchecked Sendable {
   private let context: AIOContext
   let journal: Journal
   private let listener: Listener
-  /// Set by `start`; needs the loop.
+  /// Set by `start`, as `polling` is; needs the loop.
   private(set) var sockets: SocketSet!
+  private var polling: Polling!
   private var signals: ShutdownSignals?
   private var timers: [any DispatchSourceTimer] = []
   private let clock = ContinuousClock()
@@ -83,6 +86,10 @@ final class Server: @unchecked Sendable {
     try loop.sync {
       self.exit = exit
       sockets = try SocketSet(queue: loop) { [unowned self] in receiveAll() }
+      polling = Polling(on: loop, longest: settings.polling) { [unowned self] in
+        let hasCompletions = context.process() > 0
+        return sockets.look() || hasCompletions
+      }
       journal.afterProgress = { [unowned self] in receiveAll() }
       signals = ShutdownSignals(queue: loop) { [unowned self] in shutDown(because: $0) }
       listener.activate(on: loop) { [unowned self] in accept($0) }
@@ -152,6 +159,10 @@ final class Server: @unchecked Sendable {
 
   // MARK: Receiving
 
+  /// With more connections than this the loop does not poll: it is hardly ever idle then, and to
+  /// look earlier only makes batches smaller.
+  private static let mostPolled = 16
+
   /// Puts a connection in the line of those that may have something to receive.
   func line(up connection: Connection) {
     guard !connection.isInLine else { return }
@@ -181,6 +192,7 @@ final class Server: @unchecked Sendable {
     }
     while let connection = closings.last, connection.recordClosing() { closings.removeLast() }
     journal.seal()
+    if (1...Self.mostPolled).contains(connections.count) { polling.expectMore() }
   }
 
   // MARK: Timers
