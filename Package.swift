@@ -15,6 +15,7 @@ let package = Package(
   products: [
     .library(name: "DispatchAIO", targets: ["DispatchAIO"]),
     .executable(name: "echo-to-disk", targets: ["EchoToDisk"]),
+    .executable(name: "aio-nbd", targets: ["BlockServer"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -56,6 +57,16 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       path: "Examples/EchoToDisk/Sources"),
+    .target(name: "CStorage", path: "Examples/BlockServer/CStorage"),
+    .executableTarget(
+      name: "BlockServer",
+      dependencies: [
+        "CStorage", "DispatchAIO", "ServerSupport",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Examples/BlockServer/Sources"),
     .executableTarget(
       name: "first-write", dependencies: ["DispatchAIO"], path: "Examples/FirstWrite"),
     .executableTarget(
@@ -67,7 +78,8 @@ let package = Package(
     .testTarget(
       name: "DispatchAIOTests",
       dependencies: [
-        "DispatchAIO", "dispatch-aio-probe", "EchoToDisk", "first-write", "one-queue",
+        "BlockServer", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk", "first-write",
+        "one-queue",
       ]),
     .target(name: "CProbe", path: "Tests/CProbe"),
     .executableTarget(

@@ -5,13 +5,28 @@ import Glibc
 
 /// SIGTERM and SIGINT as calls on a queue.
 public final class ShutdownSignals {
-  private var sources: [any DispatchSourceSignal] = []
+  private static let signals = [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT")]
 
-  /// - Parameter handler: called on `queue` with the signal's name, each time one comes.
-  public init(queue: DispatchQueue, _ handler: @escaping (String) -> Void) {
-    for (number, name) in [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT")] {
+  private var sources: [any DispatchSourceSignal] = []
+  private var installed = 0
+
+  /// - Parameters:
+  ///   - queue: serial.
+  ///   - whenInstalled: called on `queue` once both signals come here; until then they end the
+  ///     process, so that a server is not ready before.
+  ///   - handler: called on `queue` with the signal's name, each time one comes.
+  public init(
+    queue: DispatchQueue, whenInstalled: @escaping () -> Void,
+    handler: @escaping (String) -> Void
+  ) {
+    for (number, name) in Self.signals {
       let source = DispatchSource.makeSignalSource(signal: number, queue: queue)
       source.setEventHandler { handler(name) }
+      source.setRegistrationHandler { [weak self] in
+        guard let self else { return }
+        installed += 1
+        if installed == Self.signals.count { whenInstalled() }
+      }
       source.activate()
       sources.append(source)
     }

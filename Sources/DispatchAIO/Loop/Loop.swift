@@ -198,6 +198,9 @@ final class Loop: @unchecked Sendable {
     }
   }
 
+  /// What the kernel counts completions on.
+  var completionDescriptor: Int32 { event.rawValue }
+
   var statistics: AIOStatistics { published.withLock { $0 } }
 
   /// Makes sure that a turn looks for mail.
@@ -210,6 +213,11 @@ final class Loop: @unchecked Sendable {
   }
 
   // MARK: The turn
+
+  /// The caller is about to call `turnByHand`: nothing else need see to it that a turn comes.
+  func turnIsComing() {
+    isAwake.store(true, ordering: .sequentiallyConsistent)
+  }
 
   /// A turn, on behalf of the caller of `process()`.
   func turnByHand() -> Int {

@@ -126,7 +126,7 @@ struct Serve: ParsableCommand {
         FileDescriptor.standardOutput.write(line: "listening on \(name)")
       },
       exit: { Glibc.exit($0) })
-    withExtendedLifetime(server) { dispatchMain() }
+    dispatchMain()
   }
 }
 

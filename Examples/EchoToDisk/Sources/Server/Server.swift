@@ -37,6 +37,8 @@ final class Server: @unchecked Sendable {
   private(set) var sockets: SocketSet!
   private var polling: Polling!
   private var signals: ShutdownSignals?
+  /// Keeps it alive while it serves, whatever its maker does with its reference.
+  private var selfWhileServing: Server?
   private var timers: [any DispatchSourceTimer] = []
   private let clock = ContinuousClock()
 
@@ -66,7 +68,10 @@ final class Server: @unchecked Sendable {
       logger.notice(
         "the last run ended within a batch, at \(torn); nothing of it had been echoed")
     }
-    context = try AIOContext(queueDepth: settings.queueDepth, queue: loop)
+    var options = AIOContext.Options()
+    // `polling` looks at the sockets and the completions alike.
+    options.polling = .zero
+    context = try AIOContext(queueDepth: settings.queueDepth, queue: loop, options: options)
     journal = try Journal(
       directory, context: context, settings: settings.journal, logger: logger)
     listener = try Listener(settings.address)
@@ -85,13 +90,21 @@ final class Server: @unchecked Sendable {
   ) throws {
     try loop.sync {
       self.exit = exit
-      sockets = try SocketSet(queue: loop) { [unowned self] in receiveAll() }
+      selfWhileServing = self
+      sockets = try SocketSet(queue: loop) { [unowned self] tell in
+        tell()
+        receiveAll()
+      }
       polling = Polling(on: loop, longest: settings.polling) { [unowned self] in
         let hasCompletions = context.process() > 0
         return sockets.look() || hasCompletions
       }
       journal.afterProgress = { [unowned self] in receiveAll() }
-      signals = ShutdownSignals(queue: loop) { [unowned self] in shutDown(because: $0) }
+      signals = ShutdownSignals(queue: loop) { [unowned self] in
+        ready(listener.name)
+      } handler: { [unowned self] in
+        shutDown(because: $0)
+      }
       listener.activate(on: loop) { [unowned self] in accept($0) }
       if let timeout = settings.idleTimeout {
         every(min(timeout, .seconds(1))) { [unowned self] in closeIdle(timeout) }
@@ -99,7 +112,6 @@ final class Server: @unchecked Sendable {
       if let interval = settings.statisticsInterval {
         every(interval) { [unowned self] in logStatistics() }
       }
-      ready(listener.name)
     }
   }
 

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import ArgumentParser
+import Dispatch
+import DispatchAIO
+import Glibc
+import Logging
+import ServerSupport
+import SystemPackage
+
+struct Serve: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Serve files and block devices (the default command).",
+    discussion: """
+      Prints `listening on ADDRESS` to standard output when it is ready, and logs to standard error. \
+      SIGTERM and SIGINT: accepts no more, answers what it has received, makes it durable, and exits \
+      with 0; a second one does not wait for slow clients.
+
+      The export of the empty name is the first.
+
+      A connection takes at most \
+      \(ByteCount(Connection.smallBudget + Connection.largeBudget)) for its requests; beyond that, \
+      nothing is read from its socket.
+
+      Started by systemd or a like of it (LISTEN_FDS), it serves the sockets it is given, and prints \
+      nothing.
+      """)
+
+  @Argument(
+    help: ArgumentHelp(
+      "A file or block device, named by its base name, or NAME=PATH.", valueName: "file"),
+    completion: .file())
+  var files: [String]
+
+  @Option(help: "Where to listen.")
+  var host: String?
+
+  @Option(help: "The port; 0 picks a free one. (default: 10809)")
+  var port: UInt16?
+
+  @Option(help: ArgumentHelp("Listen on a Unix socket instead.", valueName: "path"))
+  var unix: String?
+
+  @Flag(help: "Serve standard input, which is a connected socket, and exit when it ends.")
+  var inetd = false
+
+  @Flag(help: "Refuse to write.")
+  var readOnly = false
+
+  @Option(help: "On how many queues, each with its own context, to spread connections.")
+  var loops = 1
+
+  @Option(help: "How many disk requests of a loop may be in flight.")
+  var queueDepth = 128
+
+  @Option(help: "How many connections there may be; more are closed at once.")
+  var maxConnections = 256
+
+  @Option(
+    help: ArgumentHelp(
+      """
+      How long a loop waits for the next request or completion by itself, before it goes to sleep in \
+      Dispatch, which takes longer to wake up; 0 to 10000.
+      """, valueName: "microseconds"))
+  var linger = 500
+
+  @Option(help: ArgumentHelp("Log statistics every so often; 0 is never.", valueName: "seconds"))
+  var statsInterval = 0.0
+
+  @OptionGroup var logOptions: LogOptions
+
+  func validate() throws {
+    guard !files.isEmpty else { throw ValidationError("no FILE was given to serve") }
+    for (name, value, range) in [
+      ("loops", loops, 1...64), ("queue-depth", queueDepth, 1...4096),
+      ("max-connections", maxConnections, 1...100_000), ("linger", linger, 0...10_000),
+    ] where !range.contains(value) {
+      throw ValidationError("--\(name) \(value): \(range.lowerBound) to \(range.upperBound)")
+    }
+    guard statsInterval >= 0 && statsInterval <= 1e9 else {
+      throw ValidationError("--stats-interval \(statsInterval): seconds, 0 or more")
+    }
+    if unix != nil && (host != nil || port != nil) {
+      throw ValidationError("--unix \(unix ?? ""): either that, or --host and --port")
+    }
+    if inetd && (unix != nil || host != nil || port != nil) {
+      throw ValidationError("--inetd: serves standard input, and listens nowhere")
+    }
+    _ = try named()
+  }
+
+  /// The files, by name.
+  private func named() throws -> [(name: String, path: FilePath)] {
+    var names: [String: String] = [:]
+    return try files.map { file in
+      let parts = file.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+      let (path, name) =
+        parts.count == 2
+        ? (String(parts[1]), String(parts[0]))
+        : (file, FilePath(file).lastComponent?.string ?? "")
+      guard !path.isEmpty, !name.isEmpty else {
+        throw ValidationError("'\(file)': neither a file nor NAME=PATH")
+      }
+      guard name.utf8.count <= NBD.longestString else {
+        throw ValidationError("'\(name)': a name has \(NBD.longestString) bytes at the most")
+      }
+      if let other = names.updateValue(path, forKey: name) {
+        throw ValidationError(
+          "two exports would be named '\(name)', \(other) and \(path): use NAME=PATH for one")
+      }
+      return (name, FilePath(path))
+    }
+  }
+
+  func run() throws {
+    let logger = logOptions.makeLogger("aio-nbd")
+    // A write beyond RLIMIT_FSIZE is an error, and no reason to die; so is a socket that is gone.
+    signal(SIGXFSZ, SIG_IGN)
+    signal(SIGPIPE, SIG_IGN)
+    var settings = Server.Settings(
+      loops: loops, maxConnections: maxConnections,
+      statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil)
+    settings.loop.queueDepth = queueDepth
+    settings.loop.linger = .microseconds(linger)
+    let server: Server
+    var connection: (Int32, String)?
+    var address: String?
+    do {
+      let exports = try named().map {
+        try Export(name: $0.name, path: $0.path, readOnly: readOnly)
+      }
+      var listeners: [Listener] = []
+      if inetd {
+        connection = (try Listener.adoptConnection(STDIN_FILENO), "standard input")
+        settings.endsWhenUnused = true
+      } else {
+        listeners = try Listener.fromEnvironment()
+        if listeners.isEmpty {
+          let listener = try Listener(
+            unix.map { .unix(path: $0) }
+              ?? .tcp(host: host ?? "127.0.0.1", port: port ?? 10809))
+          address = listener.name
+          listeners = [listener]
+        }
+      }
+      server = try Server(
+        exports: exports, listeners: listeners, settings: settings, logger: logger)
+    } catch {
+      throw Failure("\(error)")
+    }
+    server.start(connection: connection) { [address] in
+      guard let address else { return }
+      // At once, also into a pipe.
+      _ = try? FileDescriptor.standardOutput.writeAll("listening on \(address)\n".utf8)
+    } exit: {
+      Glibc.exit($0)
+    }
+    dispatchMain()
+  }
+}
+
+/// What a command ends with: a sentence on standard error, and exit status 1.
+struct Failure: Error, CustomStringConvertible {
+  let description: String
+  init(_ description: String) { self.description = description }
+}

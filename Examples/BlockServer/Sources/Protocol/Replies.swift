@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// The heads of replies, written to where they will be sent from.
+///
+/// - Safety: each function says how many bytes it writes, and the caller has room for
+///   `Replies.room`.
+enum Replies {
+  /// Room for any head.
+  static let room = 256
+  /// The most bytes of an error's message that fit a head.
+  private static let longestMessage = room - NBD.structuredReplySize - 6
+
+  /// - Returns: how many bytes were written.
+  @inline(__always)
+  static func simple(
+    _ head: UnsafeMutableRawPointer, cookie: UInt64, error: NBD.ErrorCode? = nil
+  ) -> Int {
+    head.put(NBD.simpleReplyMagic, at: 0)
+    head.put(error?.rawValue ?? 0, at: 4)
+    head.put(cookie, at: 8)
+    return NBD.simpleReplySize
+  }
+
+  /// The head of a structured reply's chunk.
+  ///
+  /// - Parameter length: of what follows.
+  @inline(__always)
+  static func chunk(
+    _ head: UnsafeMutableRawPointer, _ type: NBD.Chunk, cookie: UInt64, isLast: Bool, length: Int
+  ) -> Int {
+    head.put(NBD.structuredReplyMagic, at: 0)
+    head.put(isLast ? NBD.replyFlagDone : 0, at: 4)
+    head.put(type.rawValue, at: 6)
+    head.put(cookie, at: 8)
+    head.put(UInt32(length), at: 16)
+    return NBD.structuredReplySize
+  }
+
+  /// The head of a chunk with `count` bytes from `offset`.
+  @inline(__always)
+  static func data(
+    _ head: UnsafeMutableRawPointer, cookie: UInt64, isLast: Bool, offset: UInt64, count: Int
+  ) -> Int {
+    let size = chunk(head, .offsetData, cookie: cookie, isLast: isLast, length: 8 + count)
+    head.put(offset, at: size)
+    return size + 8
+  }
+
+  /// A chunk with an error, the last one.
+  static func error(
+    _ head: UnsafeMutableRawPointer, cookie: UInt64, _ error: NBD.ErrorCode, message: String
+  ) -> Int {
+    let message = message.utf8.prefix(longestMessage)
+    var size = chunk(head, .error, cookie: cookie, isLast: true, length: 6 + message.count)
+    head.put(error.rawValue, at: size)
+    head.put(UInt16(message.count), at: size + 4)
+    size += 6
+    for byte in message {
+      head.storeBytes(of: byte, toByteOffset: size, as: UInt8.self)
+      size += 1
+    }
+    return size
+  }
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What is done on an export's worker queue, because the kernel may sleep over it.
+
+import CStorage
+import Glibc
+import SystemPackage
+
+extension Export {
+  struct Extent: Equatable {
+    var length: UInt64
+    var isHole: Bool
+  }
+
+  /// The most extents of one answer.
+  static let mostExtents = 4096
+
+  /// Which parts of a range are holes, from its beginning on; at least one part, and no more than
+  /// the range.
+  func extents(_ range: Range<UInt64>, most: Int = mostExtents) -> [Extent] {
+    var extents: [Extent] = []
+    var position = range.lowerBound
+    while position < range.upperBound && extents.count < most {
+      let data = cstorage_seek_data(plain.rawValue, Int64(position))
+      var end = range.upperBound
+      let isHole: Bool
+      if data == -Int64(ENXIO) {
+        // Nothing but a hole up to the end.
+        isHole = true
+      } else if data > Int64(position) {
+        isHole = true
+        end = min(end, UInt64(data))
+      } else {
+        // Data here; or a file that does not tell, whose every byte may be data.
+        isHole = false
+        let hole = data < 0 ? data : cstorage_seek_hole(plain.rawValue, Int64(position))
+        if hole > Int64(position) { end = min(end, UInt64(hole)) }
+      }
+      extents.append(Extent(length: end - position, isHole: isHole))
+      position = end
+    }
+    return extents
+  }
+
+  /// Gives up the room of a range. Its contents are undefined then; a hint, which need not be
+  /// followed.
+  func trim(_ range: Range<UInt64>) -> Errno? {
+    let start = up(range.lowerBound, to: page)
+    // The last page may be cut off by the end of the file.
+    let end = range.upperBound == size ? size : down(range.upperBound, to: page)
+    guard start < end else { return nil }
+    var answer = cstorage_punch_hole(plain.rawValue, Int64(start), Int64(end - start))
+    if answer == -EOPNOTSUPP && isBlockDevice {
+      answer = cstorage_discard(plain.rawValue, Int64(start), Int64(end - start))
+    }
+    switch answer {
+    case 0, -EOPNOTSUPP, -EINVAL: return nil
+    default: return Errno(rawValue: -answer)
+    }
+  }
+
+  /// Makes a range read as zeros.
+  ///
+  /// - Parameters:
+  ///   - keepsRoom: whether it must have its room on the disk afterwards.
+  ///   - onlyFast: whether to refuse (`.notSupported`) rather than to write zeros.
+  func zero(_ range: Range<UInt64>, keepsRoom: Bool, onlyFast: Bool) -> Errno? {
+    // A block device takes whole blocks only; a file any bytes.
+    let unit = isBlockDevice ? block : 1
+    let start = min(up(range.lowerBound, to: unit), range.upperBound)
+    let end = max(down(range.upperBound, to: unit), start)
+    if start < end {
+      let (offset, count) = (Int64(start), Int64(end - start))
+      var answer = -EOPNOTSUPP
+      if !keepsRoom { answer = cstorage_punch_hole(plain.rawValue, offset, count) }
+      // On a block device this may be the kernel writing zeros.
+      if answer == -EOPNOTSUPP && !(onlyFast && isBlockDevice) {
+        answer = cstorage_zero_range(plain.rawValue, offset, count)
+      }
+      if answer == -EOPNOTSUPP {
+        if onlyFast { return .notSupported }
+        if let errno = writeZeros(start..<end) { return errno }
+      } else if answer != 0 {
+        return Errno(rawValue: -answer)
+      }
+    } else if onlyFast {
+      return .notSupported
+    }
+    return writeZeros(range.lowerBound..<start) ?? writeZeros(end..<range.upperBound)
+  }
+
+  private func writeZeros(_ range: Range<UInt64>) -> Errno? {
+    guard !range.isEmpty else { return nil }
+    let zeros = [UInt8](repeating: 0, count: Int(min(UInt64(range.count), 1 << 20)))
+    return zeros.withUnsafeBytes { zeros in
+      var position = range.lowerBound
+      while position < range.upperBound {
+        let count = Int(min(range.upperBound - position, UInt64(zeros.count)))
+        if let errno = write(.init(rebasing: zeros[..<count]), at: position) { return errno }
+        position += UInt64(count)
+      }
+      return nil
+    }
+  }
+
+  /// Writes through the page cache: for the end of a file that is no whole number of blocks.
+  func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Errno? {
+    var done = 0
+    while done < bytes.count {
+      let count = pwrite(
+        plain.rawValue, bytes.baseAddress! + done, bytes.count - done,
+        off_t(offset) + off_t(done))
+      if count > 0 {
+        done += count
+      } else if count < 0 && errno != EINTR {
+        return Errno(rawValue: errno)
+      } else if count == 0 {
+        return .ioError
+      }
+    }
+    return nil
+  }
+}

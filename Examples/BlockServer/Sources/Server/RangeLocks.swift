@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What keeps apart the requests on one export that must not overlap: a read-modify-write of the
+// blocks around an unaligned write, and the zeroing and discarding done off the loops, are
+// *exclusive* over their blocks; reads and aligned writes share.
+//
+// Nearly always there are only the latter. Those only count themselves, in one atomic, and look
+// whether anybody is exclusive. An exclusive request raises a flag, after which nobody takes that
+// fast way, waits until those who had are done, and then for those it overlaps, in order of
+// arrival.
+
+import ServerSupport
+import Synchronization
+
+/// The locked ranges of an export. From any thread.
+final class RangeLocks: Sendable {
+  /// What a holder has, to give it back.
+  enum Ticket: Equatable {
+    case counted
+    case listed(UInt64)
+  }
+
+  private struct Entry {
+    let id: UInt64
+    let range: Range<UInt64>
+    let isExclusive: Bool
+    var isGranted = false
+    let granted: @Sendable (Ticket) -> Void
+  }
+
+  private struct State {
+    /// In order of arrival.
+    var entries: [Entry] = []
+    var lastID: UInt64 = 0
+  }
+
+  /// How many share on the fast way.
+  private let counted = Atomic<Int>(0)
+  /// How many exclusive ones hold or wait; changed under the lock only.
+  private let exclusives = Atomic<Int>(0)
+  private let state = Lock(State())
+
+  /// Takes a range.
+  ///
+  /// - Parameter granted: called later, on any thread, when it cannot be had now.
+  /// - Returns: what to `release`; `nil` when `granted` will be called with it.
+  @inline(__always)
+  func acquire(
+    _ range: Range<UInt64>, exclusive: Bool,
+    granted: @autoclosure () -> (@Sendable (Ticket) -> Void)
+  ) -> Ticket? {
+    if !exclusive {
+      counted.add(1, ordering: .sequentiallyConsistent)
+      if exclusives.load(ordering: .sequentiallyConsistent) == 0 { return .counted }
+      leave()
+    }
+    return list(range, exclusive, granted())
+  }
+
+  @inline(__always)
+  func release(_ ticket: Ticket) {
+    switch ticket {
+    case .counted: leave()
+    case .listed(let id): unlist(id)
+    }
+  }
+
+  /// Whether somebody holds or waits for a range exclusively.
+  var isContended: Bool { exclusives.load(ordering: .sequentiallyConsistent) != 0 }
+
+  @inline(__always)
+  private func leave() {
+    let (_, new) = counted.subtract(1, ordering: .sequentiallyConsistent)
+    if new == 0 && exclusives.load(ordering: .sequentiallyConsistent) != 0 { grant() }
+  }
+
+  private func list(
+    _ range: Range<UInt64>, _ isExclusive: Bool, _ granted: @escaping @Sendable (Ticket) -> Void
+  ) -> Ticket? {
+    state.withLock { state in
+      if isExclusive {
+        exclusives.add(1, ordering: .sequentiallyConsistent)
+      } else if exclusives.load(ordering: .sequentiallyConsistent) == 0 {
+        counted.add(1, ordering: .sequentiallyConsistent)
+        return .counted
+      }
+      state.lastID += 1
+      var entry = Entry(
+        id: state.lastID, range: range, isExclusive: isExclusive, granted: granted)
+      entry.isGranted = mayHave(entry, after: state.entries[...])
+      state.entries.append(entry)
+      return entry.isGranted ? .listed(entry.id) : nil
+    }
+  }
+
+  private func mayHave(_ entry: Entry, after earlier: ArraySlice<Entry>) -> Bool {
+    if entry.isExclusive && counted.load(ordering: .sequentiallyConsistent) != 0 { return false }
+    return !earlier.contains {
+      (entry.isExclusive || $0.isExclusive) && $0.range.overlaps(entry.range)
+    }
+  }
+
+  private func unlist(_ id: UInt64) {
+    state.withLock { state in
+      guard let index = state.entries.firstIndex(where: { $0.id == id }) else {
+        preconditionFailure("a range was released twice")
+      }
+      if state.entries.remove(at: index).isExclusive {
+        exclusives.subtract(1, ordering: .sequentiallyConsistent)
+      }
+    }
+    grant()
+  }
+
+  /// Gives to those who wait what they may have now.
+  private func grant() {
+    let granted = state.withLock { state in
+      var granted: [Entry] = []
+      for index in state.entries.indices where !state.entries[index].isGranted {
+        if mayHave(state.entries[index], after: state.entries[..<index]) {
+          state.entries[index].isGranted = true
+          granted.append(state.entries[index])
+        }
+      }
+      return granted
+    }
+    for entry in granted { entry.granted(.listed(entry.id)) }
+  }
+}

@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import SystemPackage
+import XCTest
+
+@testable import BlockServer
+
+/// The block device server as a process, with clients that say exactly what is meant.
+final class BlockServerTests: XCTestCase {
+  static let megabyte = 1 << 20
+
+  /// A server of one export, `disk`.
+  private func serve(
+    _ bytes: [UInt8], _ options: [String] = [], in directory: TemporaryDirectory? = nil
+  ) throws -> NBDServer {
+    let directory = try directory ?? temporaryDirectory()
+    let path = directory.path.appending("disk").string
+    try Data(bytes).write(to: URL(fileURLWithPath: path))
+    return try NBDServer(directory, ["disk"], options)
+  }
+
+  private func contents(_ server: NBDServer) throws -> [UInt8] {
+    try server.directory.contents("disk")
+  }
+
+  // MARK: Reading and writing
+
+  func testReadsAndWritesOfAnyPlaceAndLength() throws {
+    // No multiple of a block.
+    var expected = randomBytes(3 * Self.megabyte + 777)
+    let server = try serve(expected)
+    let client = try NBDClient(server)
+    XCTAssertEqual(client.size, UInt64(expected.count))
+    try Seeds.run(default: 1) { seed in
+      var generator = SeededGenerator(seed: seed)
+      for step in 0..<300 {
+        let most = generator.oneIn(10) ? 2_500_000 : generator.oneIn(3) ? 20_000 : 1500
+        var range = 0..<0
+        switch Int.random(in: 0..<4, using: &generator) {
+        case 0:  // Aligned.
+          let from = Int.random(in: 0..<700, using: &generator) * 4096
+          range = from..<from + 4096 * Int.random(in: 1...4, using: &generator)
+        case 1:  // At the end.
+          range = (expected.count - Int.random(in: 1...most, using: &generator))..<expected.count
+        default:
+          let from = Int.random(in: 0..<expected.count, using: &generator)
+          range = from..<min(expected.count, from + Int.random(in: 1...most, using: &generator))
+        }
+        let why = "\(Seeds.replay(seed)), step \(step), \(range)"
+        switch Int.random(in: 0..<5, using: &generator) {
+        case 0, 1:
+          let bytes = [UInt8](
+            repeating: UInt8.random(in: 0...255, using: &generator), count: range.count)
+          try client.write(bytes, at: range.lowerBound, flags: generator.oneIn(4) ? .fua : [])
+          expected.replaceSubrange(range, with: bytes)
+        case 2:
+          let flags: NBD.CommandFlags = generator.oneIn(2) ? .noHole : []
+          let reply = try client.call(
+            .writeZeroes, flags: flags, at: range.lowerBound, count: range.count)
+          XCTAssertEqual(reply.error, 0, why)
+          expected.replaceSubrange(range, with: repeatElement(0, count: range.count))
+        default:
+          let read = try client.read(range)
+          XCTAssertTrue(isPrefix(read, of: Array(expected[range])), why)
+          XCTAssertEqual(read.count, range.count, why)
+        }
+      }
+    }
+    XCTAssertEqual(server.stop(), 0, server.logged)
+    let file = try contents(server)
+    XCTAssertEqual(file.count, expected.count)
+    XCTAssertTrue(file == expected)
+  }
+
+  /// Writes that touch neighbouring bytes of the same blocks, many at once on several connections
+  /// and loops: none undoes another.
+  func testUnalignedWritesKeepOutOfEachOthersWay() throws {
+    let size = 64 << 10
+    let server = try serve([UInt8](repeating: 0, count: size), ["--loops", "2"])
+    let clients = 4
+    // Client c owns the bytes whose number is c modulo 4, in stripes of 100, and one of whole
+    // blocks among them.
+    onThreads(clients) { number in
+      do {
+        let client = try NBDClient(server)
+        var pending = 0
+        for round in 1...8 {
+          for stripe in stride(from: number, to: size / 100, by: clients) {
+            try client.ask(
+              .write, at: stripe * 100,
+              payload: [UInt8](repeating: UInt8(round * 16 + number), count: 100))
+            pending += 1
+            if pending == 32 {
+              XCTAssertEqual(try client.reply().error, 0)
+              pending -= 1
+            }
+          }
+        }
+        while pending > 0 {
+          XCTAssertEqual(try client.reply().error, 0)
+          pending -= 1
+        }
+      } catch { XCTFail("\(error)") }
+    }
+    XCTAssertEqual(server.stop(), 0, server.logged)
+    let file = try contents(server)
+    for stripe in 0..<size / 100 {
+      let expected = UInt8(8 * 16 + stripe % clients)
+      XCTAssertTrue(
+        file[stripe * 100..<stripe * 100 + 100].allSatisfy { $0 == expected }, "stripe \(stripe)")
+    }
+  }
+
+  func testSimpleRepliesToOldClients() throws {
+    let bytes = randomBytes(2 * Self.megabyte)
+    let server = try serve(bytes, ["--linger", "0"])
+    let client = try NBDClient(server, structured: false)
+    XCTAssertEqual(client.flags & NBD.TransmissionFlags.sendDF.rawValue, 0)
+    XCTAssertEqual(try client.read(0..<bytes.count), bytes)
+    XCTAssertEqual(try client.call(.read, at: bytes.count, count: 1).error, 22)
+    XCTAssertEqual(try client.read(1..<100), Array(bytes[1..<100]))
+    XCTAssertEqual(server.stop(), 0)
+  }
+
+  func testTheLargestRequests() throws {
+    let size = 33 << 20
+    let bytes = randomBytes(size)
+    let server = try serve(bytes)
+    let client = try NBDClient(server)
+    let most = 32 << 20
+    XCTAssertEqual(try client.read(5..<5 + most), Array(bytes[5..<5 + most]))
+    let whole = try client.call(.read, flags: .df, at: 0, count: most)
+    XCTAssertEqual(whole.data.count, 1, "chunks")
+    XCTAssertTrue(isPrefix(whole.bytes, of: bytes))
+    XCTAssertEqual(try client.call(.read, at: 0, count: most + 1).error, 75)
+    try client.write(Array(bytes[..<most].reversed()), at: 512)
+    // Too large: refused, and its payload passed over.
+    XCTAssertEqual(
+      try client.call(.write, payload: [UInt8](repeating: 0, count: most + 1)).error, 22)
+    XCTAssertEqual(try client.read(512..<512 + most), Array(bytes[..<most].reversed()))
+    XCTAssertEqual(server.stop(), 0)
+  }
+
+  /// A small read overtakes large ones that were asked for before it.
+  func testLargeRequestsDoNotHoldUpSmallOnes() throws {
+    let size = 64 << 20
+    let server = try serve([UInt8](repeating: 1, count: size))
+    let client = try NBDClient(server)
+    for part in 0..<3 { try client.ask(.read, at: part << 20, count: 32 << 20) }
+    let small = try client.ask(.read, at: 4096, count: 512)
+    XCTAssertEqual(try client.reply().cookie, small)
+    for _ in 0..<3 { XCTAssertEqual(try client.reply().error, 0) }
+    XCTAssertEqual(server.stop(), 0)
+  }
+
+  // MARK: Holes
+
+  func testBlockStatusTellsTheHoles() throws {
+    let directory = try temporaryDirectory()
+    let path = directory.path.appending("disk").string
+    let mebibyte = Self.megabyte
+    _ = FileManager.default.createFile(atPath: path, contents: nil)
+    XCTAssertEqual(truncate(path, off_t(8 * mebibyte)), 0)
+    let server = try NBDServer(directory, ["disk"])
+    let client = try NBDClient(server)
+    try client.write([UInt8](repeating: 1, count: mebibyte), at: 2 * mebibyte)
+    func status(_ flags: NBD.CommandFlags = []) throws -> [[UInt32]] {
+      try client.call(.blockStatus, flags: flags, at: 0, count: 8 * mebibyte).extents
+        .map { [$0.length >> 20, $0.flags] }
+    }
+    guard try status().count > 1 else { throw XCTSkip("this filesystem tells of no holes") }
+    XCTAssertEqual(try status(), [[2, 3], [1, 0], [5, 3]])
+    XCTAssertEqual(try status(.requestOne), [[2, 3]])
+    try client.write([UInt8](repeating: 1, count: 2 * mebibyte), at: 5 * mebibyte)
+    XCTAssertEqual(try client.call(.trim, at: 5 * mebibyte, count: mebibyte).error, 0)
+    XCTAssertEqual(try status(), [[2, 3], [1, 0], [3, 3], [1, 0], [1, 3]])
+    XCTAssertEqual(
+      try client.call(.writeZeroes, flags: .fastZero, at: 2 * mebibyte, count: mebibyte).error, 0)
+    XCTAssertEqual(try status(), [[6, 3], [1, 0], [1, 3]])
+    let used = try XCTUnwrap(
+      FileManager.default.attributesOfItem(atPath: path)[.size] as? Int)
+    XCTAssertEqual(used, 8 * mebibyte)
+    XCTAssertEqual(server.stop(), 0)
+  }
+
+  // MARK: Options and ends
+
+  func testReadOnlyExportsStayAsTheyAre() throws {
+    let bytes = randomBytes(Self.megabyte)
+    let server = try serve(bytes, ["--read-only"])
+    let client = try NBDClient(server)
+    XCTAssertNotEqual(client.flags & NBD.TransmissionFlags.readOnly.rawValue, 0)
+    XCTAssertEqual(try client.call(.write, payload: [1, 2, 3]).error, 1)
+    XCTAssertEqual(try client.call(.trim, at: 0, count: 4096).error, 1)
+    XCTAssertEqual(try client.call(.writeZeroes, at: 0, count: 4096).error, 1)
+    XCTAssertEqual(try client.call(.flush).error, 0)
+    XCTAssertEqual(try client.read(0..<bytes.count), bytes)
+    XCTAssertEqual(server.stop(), 0)
+  }
+
+  func testRequestsInFlightAreAnsweredBeforeTheEnd() throws {
+    let server = try serve([UInt8](repeating: 3, count: 8 * Self.megabyte))
+    let client = try NBDClient(server)
+    for part in 0..<8 { try client.ask(.read, at: part << 20, count: 1 << 20) }
+    // The first reply shows that the server has them.
+    _ = try client.reply()
+    kill(server.process.processIdentifier, SIGTERM)
+    for _ in 1..<8 { XCTAssertEqual(try client.reply().bytes.count, 1 << 20) }
+    XCTAssertTrue(client.isClosedSoon())
+    server.process.waitUntilExit()
+    XCTAssertEqual(server.process.terminationStatus, 0)
+  }
+
+  func testAClientThatLeavesIsAnsweredFirst() throws {
+    let server = try serve([UInt8](repeating: 3, count: Self.megabyte))
+    let client = try NBDClient(server)
+    try client.ask(.read, at: 0, count: 4096)
+    try client.ask(.disconnect)
+    XCTAssertEqual(try client.reply().bytes.count, 4096)
+    XCTAssertTrue(client.isClosedSoon())
+    XCTAssertEqual(server.stop(), 0)
+  }
+
+  /// The end of the input arrives together with the last request, and is announced once only.
+  func testTheEndMayComeWithTheLastRequest() throws {
+    let server = try serve([UInt8](repeating: 3, count: Self.megabyte))
+    let bytes =
+      Message.clientFlags() + Message.option(7, Message.info("disk", []))
+      + Message.request(0, offset: 0, length: 4096)
+    for _ in 0..<50 {
+      let client = try NBDClient(connect: server.socket)
+      try client.send(bytes)
+      shutdown(client.socket, Int32(SHUT_WR))
+      XCTAssertTrue(client.isClosedSoon())
+    }
+    XCTAssertEqual(server.stop(), 0)
+  }
+
+  func testBadArguments() throws {
+    let directory = try temporaryDirectory()
+    let path = directory.path
+    _ = try directory.makeFile("full", size: 4096)
+    _ = try directory.makeFile("empty", size: 0)
+    let server = try NBDServer(directory, ["full"])
+    let program = try ChildProcess.built("aio-nbd")
+    let full = path.appending("full").string
+    let table: [([String], String)] = [
+      ([], "file"),
+      ([path.appending("none").string], "No such file"),
+      ([path.string], "irectory"),
+      (["/dev/null"], "it is a character device"),
+      ([path.appending("empty").string], "0 bytes"),
+      ([full, "x/../\(full)"], "two exports would be named 'full'"),
+      (["=\(full)"], "neither a file nor NAME=PATH"),
+      ([full, "--port", "70000"], "70000"),
+      ([full, "--loops", "0"], "--loops 0: 1 to 64"),
+      ([full, "--queue-depth", "0"], "--queue-depth 0: 1 to 4096"),
+      ([full, "--unix", server.socket], "another server answers there"),
+      ([full, "--unix", "x", "--port", "1"], "either that, or --host and --port"),
+      ([full, "--inetd"], "no connected socket"),
+      ([full, "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
+    ]
+    for (arguments, expected) in table {
+      let run = try ChildProcess.run(program, arguments, seconds: 20)
+      XCTAssertNotEqual(run.status, 0, "\(arguments)")
+      XCTAssertFalse(run.wasSignalled, "\(arguments)")
+      XCTAssertTrue(run.errors.contains(expected), "\(arguments): \(run.errors)")
+    }
+    XCTAssertEqual(server.stop(), 0)
+  }
+
+  /// A socket pair's end as standard input: served once, and then the server ends.
+  func testInetd() throws {
+    let directory = try temporaryDirectory()
+    let path = try directory.makeFile("disk", size: 10_000)
+    var ends: [Int32] = [0, 0]
+    XCTAssertEqual(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &ends), 0)
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: try ChildProcess.built("aio-nbd"))
+    process.arguments = ["serve", "--inetd", path.string]
+    process.standardInput = FileHandle(fileDescriptor: ends[1], closeOnDealloc: true)
+    let output = Pipe()
+    process.standardOutput = output
+    process.standardError = FileHandle.nullDevice
+    try process.run()
+    let client = try NBDClient(ends[0], export: "")
+    XCTAssertEqual(client.size, 10_000)
+    XCTAssertEqual(try client.read(9990..<10_000), (9990..<10_000).map { UInt8($0 & 0xff) })
+    try client.ask(.disconnect)
+    process.waitUntilExit()
+    XCTAssertEqual(process.terminationStatus, 0)
+    XCTAssertEqual(output.fileHandleForReading.readDataToEndOfFile(), Data())
+  }
+
+  func testTooManyConnectionsAreRefused() throws {
+    let server = try serve([UInt8](repeating: 3, count: 4096), ["--max-connections", "2"])
+    let first = try NBDClient(server)
+    let second = try NBDClient(server)
+    XCTAssertThrowsError(try NBDClient(server))
+    XCTAssertEqual(try first.read(0..<1), [3])
+    XCTAssertEqual(try second.read(0..<1), [3])
+    XCTAssertEqual(server.stop(), 0)
+  }
+
+  /// A write whose reply came, followed by a flush whose reply came, is there after kill -9.
+  func testNothingFlushedIsLostByKill() throws {
+    let rounds = Int(ProcessInfo.processInfo.environment["NBD_KILLS"] ?? "") ?? 3
+    let directory = try temporaryDirectory()
+    let blocks = 256
+    var bytes = [UInt8](repeating: 0, count: blocks * 4096)
+    for round in 0..<rounds {
+      let server = try serve(bytes, ["--loops", "2"], in: directory)
+      /// Per block, the last number that a flush covered.
+      let flushed = Locked([UInt32](repeating: 0, count: blocks))
+      let flushes = Locked(0)
+      let writers = DispatchGroup()
+      for number in 0..<2 {
+        DispatchQueue(label: "writer").async(group: writers) {
+          var generator = SeededGenerator(seed: UInt64(round * 2 + number))
+          var written: [Int: UInt32] = [:]
+          guard let client = try? NBDClient(server) else { return XCTFail("no connection") }
+          // Ends when the server is killed.
+          for count in UInt32(1)... {
+            // Each writer has every other block; an unaligned write is one, too.
+            let block = Int.random(in: 0..<blocks / 2, using: &generator) * 2 + number
+            let stamp = Message.bytes(count)
+            do {
+              if generator.oneIn(2) {
+                try client.write(stamp, at: block * 4096 + 100)
+              } else {
+                var whole = [UInt8](repeating: 7, count: 4096)
+                whole.replaceSubrange(100..<104, with: stamp)
+                try client.write(whole, at: block * 4096)
+              }
+              written[block] = count
+              if count % 10 == 0 {
+                guard try client.call(.flush).error == 0 else { return XCTFail("flush") }
+                flushed.withLock { for (block, count) in written { $0[block] = count } }
+                flushes.withLock { $0 += 1 }
+              }
+            } catch { return }
+          }
+        }
+      }
+      XCTAssertTrue(eventually { flushes.withLock { $0 } >= 20 + 10 * round })
+      server.kill()
+      writers.wait()
+      bytes = try contents(server)
+      for (block, count) in flushed.withLock({ $0 }).enumerated() where count > 0 {
+        let found: UInt32 = bytes.withUnsafeBytes { $0.number(at: block * 4096 + 100) }
+        XCTAssertGreaterThanOrEqual(found, count, "round \(round), block \(block)")
+      }
+      bytes = [UInt8](repeating: 0, count: blocks * 4096)
+    }
+  }
+
+  // MARK: Hostile clients
+
+  func testHalfMessagesAndDisconnects() throws {
+    let server = try serve([UInt8](repeating: 9, count: 4 * Self.megabyte))
+    let good = try NBDClient(server)
+    let beginnings: [[UInt8]] = [
+      [], [0], Message.clientFlags(), Message.clientFlags() + Array("IHAVE".utf8),
+      Message.clientFlags() + Message.optionHeader(7, length: 4000),
+      Message.clientFlags() + Message.optionHeader(7, length: 4_000_000) + [1, 2, 3],
+      Message.clientFlags() + Message.optionHeader(1, length: .max),
+      Array("GET / HTTP/1.1\r\n\r\n".utf8), [UInt8](repeating: 0xff, count: 100_000),
+    ]
+    for beginning in beginnings {
+      let client = try NBDClient(connect: server.socket)
+      try? client.send(beginning)
+    }
+    // And in the transmission phase, with requests under way.
+    for (index, ending) in [
+      Message.request(1, offset: 0, length: 32 << 20) + [1, 2, 3],
+      Array(Message.request(0, offset: 0, length: 512)[..<20]), [0, 0, 0, 0],
+    ].enumerated() {
+      let client = try NBDClient(server)
+      for part in 0..<4 { try client.ask(.read, at: part << 20, count: 1 << 20) }
+      try client.ask(.writeZeroes, at: index << 12, count: 100)
+      try client.ask(.write, at: 100, payload: [UInt8](repeating: 1, count: 1000))
+      try client.send(ending)
+    }
+    XCTAssertEqual(try good.read(1_000_000..<1_000_001), [9])
+    XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
+  /// Clients that ask for all they can and take nothing: the server's memory stays within what it
+  /// says.
+  func testMemoryIsBounded() throws {
+    let size = 64 << 20
+    let server = try serve([UInt8](repeating: 9, count: size))
+    let before = server.peakMemory
+    var clients: [NBDClient] = []
+    for _ in 0..<3 {
+      let client = try NBDClient(server)
+      clients.append(client)
+      // 50 GB of replies.
+      _ = fcntl(client.socket, F_SETFL, fcntl(client.socket, F_GETFL) | O_NONBLOCK)
+      for count in 0..<2000 {
+        guard
+          (try? client.ask(
+            .read, at: count % 16 << 20, count: count % 2 == 0 ? 32 << 20 : 256 << 10))
+            != nil
+        else { break }
+      }
+    }
+    for _ in 0..<3 {
+      // Half of a largest write each.
+      let client = try NBDClient(server)
+      clients.append(client)
+      try client.send(Message.request(1, offset: 0, length: 32 << 20))
+      try client.send([UInt8](repeating: 1, count: 16 << 20))
+    }
+    // Others are served meanwhile.
+    XCTAssertEqual(try NBDClient(server).read(0..<512).count, 512)
+    let bound = Connection.smallBudget + Connection.largeBudget + Self.megabyte
+    XCTAssertLessThan(server.peakMemory - before, 6 * bound + (64 << 20))
+    clients = []
+    XCTAssertEqual(try NBDClient(server).read(0..<512).count, 512)
+    XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
+  /// Mutated sessions against the daemon: it answers or closes, and goes on serving.
+  func testMutatedSessionsDoNoHarm() throws {
+    let server = try serve([UInt8](repeating: 9, count: 1_000_000), ["--log-level", "error"])
+    try Seeds.run(default: 150) { seed in
+      var generator = SeededGenerator(seed: seed)
+      let bytes = Message.mutated(
+        Message.conversation(&generator, exports: ["disk"]), &generator)
+      let client = try NBDClient(connect: server.socket)
+      try? client.send(bytes)
+      if generator.oneIn(2) {
+        shutdown(client.socket, Int32(SHUT_WR))
+        XCTAssertTrue(client.isClosedSoon(), Seeds.replay(seed))
+      }
+      XCTAssertTrue(server.process.isRunning, Seeds.replay(seed))
+    }
+    XCTAssertEqual(try NBDClient(server).size, 1_000_000)
+    XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+}
