@@ -228,7 +228,7 @@ extension AIOContext {
 
 extension AIOContext {
   @inline(__always)
-  private func accept(
+  func accept(
     _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ queue: DispatchQueue?,
     isToFinish: Bool = false, _ completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {

@@ -71,7 +71,7 @@ public struct AIOError: Error, Sendable {
 
   /// What was tried.
   public enum Operation: String, Hashable, Sendable {
-    case open, adopt, size, preallocate
+    case open, adopt, size, preallocate, truncate
     case createContext = "create context"
     case read, write, fsync, fdatasync
   }

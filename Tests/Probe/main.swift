@@ -33,6 +33,8 @@ enum Command: String {
   case trapNegativeBuffer = "trap-negative-buffer"
   case trapOddAlignment = "trap-odd-alignment"
   case trapSlice = "trap-slice"
+  case trapOffExecutor = "trap-off-executor"
+  case actorThreads = "actor-threads"
 }
 
 /// Makes one request and waits for its completion.
@@ -51,6 +53,46 @@ func outcome(
 
 func file() throws -> AIOFile {
   try AIOFile.open(directory.appending("probe"), .readWrite, options: .create)
+}
+
+/// An actor on a context's loop.
+actor Resident {
+  let context: AIOContext
+  nonisolated var unownedExecutor: UnownedSerialExecutor {
+    context.executor.asUnownedSerialExecutor()
+  }
+
+  init(_ context: AIOContext) { self.context = context }
+
+  /// Counts the threads that it runs on while it awaits a thousand reads, and those of Swift's own
+  /// pool, which have nothing to do.
+  func run(_ file: AIOFile) {
+    Task {
+      do {
+        try await read(file)
+      } catch {
+        print(error)
+      }
+      exit(0)
+    }
+  }
+
+  private func read(_ file: AIOFile) async throws {
+    var buffer = AIOUniqueBuffer(count: 4096)
+    _ = try await context.write(file, at: 0, from: buffer)
+    var threads: Set<UInt> = []
+    for _ in 0..<1000 {
+      threads.insert(UInt(pthread_self()))
+      _ = try await context.read(file, at: 0, into: &buffer)
+      threads.insert(UInt(pthread_self()))
+    }
+    let all = try FileManager.default.contentsOfDirectory(atPath: "/proc/self/task")
+    let pool = all.filter { thread in
+      let name = try? String(contentsOfFile: "/proc/self/task/\(thread)/comm", encoding: .utf8)
+      return name?.contains("initiated") == true
+    }
+    print("threads \(threads.count), of the pool \(pool.count)")
+  }
 }
 
 switch command {
@@ -237,4 +279,15 @@ case .trapOddAlignment:
   _ = AIOBuffer(count: 512, alignment: 3)
 case .trapSlice:
   _ = AIOBuffer(count: 512)[256..<1024]
+
+case .trapOffExecutor:
+  Resident(try AIOContext(queueDepth: 4)).assumeIsolated { _ in }
+
+case .actorThreads:
+  // On the main queue, which the run loop serves on one thread.
+  let context = try AIOContext(queueDepth: 4, queue: .main)
+  let file = try file()
+  let resident = Resident(context)
+  context.queue.async { resident.assumeIsolated { $0.run(file) } }
+  RunLoop.main.run()
 }

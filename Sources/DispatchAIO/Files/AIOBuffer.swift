@@ -26,7 +26,7 @@ public struct AIOBuffer: @unchecked Sendable {
     deinit { unsafe free(base) }
   }
 
-  private let storage: Storage
+  private var storage: Storage
   private let start: UnsafeMutableRawPointer
 
   /// How many bytes the buffer, or this slice of it, has.
@@ -117,6 +117,9 @@ public struct AIOBuffer: @unchecked Sendable {
     defer { withExtendedLifetime(storage) {} }
     return try unsafe body(unsafeBytes)
   }
+
+  /// Whether nobody else holds the memory: no copy, no slice, no request.
+  mutating func isUniquelyReferenced() -> Bool { isKnownUniquelyReferenced(&storage) }
 
   /// The bytes, valid as long as somebody holds the buffer or a slice of it.
   @inline(__always)

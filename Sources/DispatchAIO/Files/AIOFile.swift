@@ -184,6 +184,24 @@ public final class AIOFile: Sendable {
     file.habits.extended(to: range.upperBound)
   }
 
+  /// Sets the file's size: `ftruncate(2)`. What is cut off is lost; what is added is a hole, and
+  /// reads as zeros. Blocks the calling thread.
+  ///
+  /// - Parameter size: In bytes, 0 or more.
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/invalidOffset``,
+  ///   ``AIOError/Code/wrongAccessMode``, ``AIOError/Code/fileClosed``,
+  ///   ``AIOError/Code/fileSizeLimit``, or ``AIOError/Code/system``, as for a block device.
+  public func truncate(to size: Int64) throws(AIOError) {
+    let subject = subject(.truncate, offset: size)
+    guard size >= 0 else { throw .negative(subject) }
+    guard file.traits.isWritable else { throw .notWritable(subject) }
+    guard file.hold() else { throw .closed(subject) }
+    defer { file.release() }
+    while ftruncate(file.descriptor, off_t(size)) != 0 {
+      guard Glibc.errno == EINTR else { throw AIOError(errno: Glibc.errno, subject) }
+    }
+  }
+
   /// Closes the file: refuses new requests, lets accepted ones complete, then closes the
   /// descriptor. Never blocks. Closing again changes nothing.
   ///

@@ -44,6 +44,11 @@ final class Loop: @unchecked Sendable {
   let queue: DispatchQueue
   let settings: Settings
   let table: RequestTable<Delivery>
+  /// Requests of tasks that wait for a slot.
+  let line = WaitingLine()
+  /// Runs what completions resume within the turn.
+  let executor: AIOExecutor
+  let taskExecutor: AIOTaskExecutor
   private let kernel: LinuxKernel
   /// Behind a pointer, because the compiler cannot know that turns never overlap, and would check
   /// each access of a class's property while the program runs. Allocated by `init`, freed by
@@ -91,6 +96,8 @@ final class Loop: @unchecked Sendable {
   init(_ settings: Settings, kernel: LinuxKernel, queue: DispatchQueue?) throws(Errno) {
     self.settings = settings
     self.queue = queue ?? DispatchQueue(label: "DispatchAIO.loop")
+    executor = AIOExecutor(queue: self.queue)
+    taskExecutor = AIOTaskExecutor(executor)
     self.kernel = kernel
     do {
       event = try EventDescriptor()
@@ -175,6 +182,17 @@ final class Loop: @unchecked Sendable {
     @inline(__always) get { UInt(pthread_self()) }
   }
 
+  /// Takes a request in that waits for a slot. A forked child's would wait for good.
+  ///
+  /// - Parameter request: holds its file.
+  /// - Returns: why not; the caller then gives the hold up.
+  func wait(_ request: consuming AcceptedRequest<Delivery>, _ ticket: Ticket) -> AIOError? {
+    if Fork.isChild { return .forked(request.subject) }
+    if let error = line.add(request, ticket) { return error }
+    wake()
+    return nil
+  }
+
   func cancel(_ key: RequestKey) -> AIOCancellation {
     if Fork.isChild { return .alreadyCompleted }
     if table.cancel(key) {
@@ -189,6 +207,7 @@ final class Loop: @unchecked Sendable {
   func close(_ completion: (@Sendable () -> Void)?) {
     if Fork.isChild { return }
     isClosing.store(true, ordering: .sequentiallyConsistent)
+    line.close()
     queue.async { [self] in
       if let completion {
         guard life != .closed else { return completion() }
@@ -227,16 +246,19 @@ final class Loop: @unchecked Sendable {
     guard DispatchQueue.getSpecific(key: onQueue) != nil else {
       fatalError("AIOContext: process() was not called on the context's queue, '\(queue.label)'")
     }
-    return turn(polls: false)
+    return turn(polls: false, byHand: true)
   }
 
   /// Runs until nothing is left to do, or the turn's share is used up, in which case another is on
   /// its way.
   ///
-  /// - Parameter polls: whether to wait for completions, where that pays.
+  /// - Parameters:
+  ///   - polls: whether to wait for completions, where that pays.
+  ///   - byHand: whether somebody on the queue called, who may be in the middle of what an actor
+  ///     does: then no other part of an actor may run before he has gone on.
   /// - Returns: how many completions were run, or sent to their queues.
   @discardableResult
-  private func turn(polls: Bool) -> Int {
+  private func turn(polls: Bool, byHand: Bool = false) -> Int {
     if turnThread.exchange(Self.thread, ordering: .acquiring) != 0 {
       fatalError(
         """
@@ -251,10 +273,13 @@ final class Loop: @unchecked Sendable {
     turns += 1
     let began = clinux_monotonic_nanoseconds()
     var completions = 0
+    var jobs = 0
+    let outer = byHand ? 0 : executor.enter()
     var hasPolled = false
     var isGoingToSleep = false
     var goesOn = true
     while goesOn {
+      if line.isOccupied { admit() }
       unsafe engine.pointee.collect()
       if unsafe engine.pointee.submit() == .stalled { setStallTimer() }
       while let (slot, route, file, isWrite) = unsafe engine.pointee.nextAsleep() {
@@ -263,7 +288,7 @@ final class Loop: @unchecked Sendable {
           for: self)
       }
       if unsafe !engine.pointee.reap() { setStallTimer() }
-      if unsafe !engine.pointee.hasCompletions {
+      if unsafe !engine.pointee.hasCompletions && (byHand || !executor.hasJobs) {
         report()
         let now = clinux_monotonic_nanoseconds()
         let isLate = hasPolled && now &- began > Self.longestTurn
@@ -280,8 +305,8 @@ final class Loop: @unchecked Sendable {
       }
       mayHaveCounted = true
       isGoingToSleep = false
-      if completions >= Self.completionsPerTurn
-        || completions > 0 && clinux_monotonic_nanoseconds() &- began > Self.longestTurn
+      if max(completions, jobs) >= Self.completionsPerTurn
+        || completions + jobs > 0 && clinux_monotonic_nanoseconds() &- began > Self.longestTurn
       {
         comesAgain()
         break
@@ -290,12 +315,24 @@ final class Loop: @unchecked Sendable {
       while left > 0, let completion = unsafe engine.pointee.next() {
         left -= 1
         completions += 1
+        if line.isOccupied { admit() }
         deliver(completion)
       }
+      if !byHand { jobs += executor.run() }
+    }
+    if !byHand {
+      executor.leave(outer)
+      if executor.hasJobs { executor.runLater() }
     }
     report()
     if isClosing.load(ordering: .sequentiallyConsistent) { endIfIdle() }
     return completions
+  }
+
+  /// Gives free slots to those who wait for one.
+  private func admit() {
+    table.shareSpare()
+    line.admit(to: table)
   }
 
   /// Lets everybody else have what the handlers left: results, statistics, and first the slot, with
@@ -325,7 +362,7 @@ final class Loop: @unchecked Sendable {
       return false
     }
     isAwake.store(false, ordering: .sequentiallyConsistent)
-    if table.hasMail {
+    if table.hasMail || !line.isEmpty && table.free.count > 0 {
       isAwake.store(true, ordering: .relaxed)
       return false
     }

@@ -14,6 +14,7 @@ final class MisuseTests: XCTestCase {
       ("trap-negative-buffer", "a count of -7 bytes; it must be 0 or more"),
       ("trap-odd-alignment", "an alignment of 3; it must be a power of two"),
       ("trap-slice", "slice 256..<1024 of a buffer of 512 bytes"),
+      ("trap-off-executor", "Expected same executor as"),
     ] {
       let run = try ChildProcess.run(probe, [command, directory.path.string])
       XCTAssertTrue(run.wasSignalled, "\(command) did not trap: status \(run.status)")

@@ -31,6 +31,10 @@ enum Seeds {
     for seed in 0..<UInt64(count) { try body(seed) }
   }
 
+  /// `AIO_SEED`, or another one each time.
+  static let one =
+    ProcessInfo.processInfo.environment["AIO_SEED"].flatMap(UInt64.init) ?? .random(in: 0..<1 << 32)
+
   static func replay(_ seed: UInt64) -> String {
     "seed \(seed); replay it with AIO_SEED=\(seed)"
   }

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A read or write that is under way while its task does something else: what the chunk reader and
+// the file writer keep several of.
+
+internal import Synchronization
+
+/// One request, made now and awaited later, or never.
+final class PendingTransfer: Sendable {
+  /// - Safety: `@safe` because the continuation is resumed by whoever takes it out, once.
+  @safe
+  private enum State {
+    case underway
+    case awaited(UnsafeContinuation<Result<Int, AIOError>, Never>)
+    case completed(Result<Int, AIOError>)
+  }
+
+  private let state = Lock(State.underway)
+  private let ticket = Ticket()
+  private let context: AIOContext
+
+  /// Makes the request; where there is no room, it waits in line.
+  init(
+    _ operation: Operation, _ file: AIOFile, at offset: Int64, on context: AIOContext
+  ) {
+    self.context = context
+    context.acceptLater(operation, file, offset, isToFinish: true, ticket) { [self] in
+      completed($0)
+    }
+  }
+
+  private func completed(_ result: Result<Int, AIOError>) {
+    let waiting = state.withLock { state -> UnsafeContinuation<Result<Int, AIOError>, Never>? in
+      defer { state = .completed(result) }
+      if case .awaited(let continuation) = state { return unsafe continuation }
+      return nil
+    }
+    // Resumed once: the state was `awaited`, and is not any more.
+    if let waiting = unsafe waiting { unsafe waiting.resume(returning: result) }
+  }
+
+  /// Whether `value` would return at once.
+  var isCompleted: Bool {
+    state.withLock { state in
+      if case .completed = state { return true }
+      return false
+    }
+  }
+
+  /// Waits for the completion; one task at a time. Does not end early, so that the buffer is nobody
+  /// else's when it returns: a cancelled task's request is cancelled, if it can be.
+  func value(isolation: isolated (any Actor)?) async throws(AIOError) -> Int {
+    guard context.loop.executor.needsPreference else {
+      return try await valueHere(isolation: isolation)
+    }
+    return try await withTaskExecutorPreference(context.taskExecutor, isolation: isolation) {
+      () throws(AIOError) in
+      try await valueHere(isolation: isolation)
+    }
+  }
+
+  private func valueHere(isolation: isolated (any Actor)?) async throws(AIOError) -> Int {
+    let result = await withTaskCancellationHandler {
+      await unsafe withUnsafeContinuation(isolation: isolation) {
+        (continuation: UnsafeContinuation<Result<Int, AIOError>, Never>) in
+        let result = state.withLock { state -> Result<Int, AIOError>? in
+          if case .completed(let result) = state { return result }
+          state = unsafe .awaited(continuation)
+          return nil
+        }
+        if let result { unsafe continuation.resume(returning: result) }
+      }
+    } onCancel: {
+      cancel()
+    }
+    return try result.get()
+  }
+
+  /// Takes it back if the kernel does not have it.
+  func cancel() { context.cancel(ticket) }
+}

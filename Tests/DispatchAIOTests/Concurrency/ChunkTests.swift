@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DispatchAIO
+import Foundation
+import XCTest
+
+/// Files as sequences of chunks, and the writer.
+final class ChunkTests: XCTestCase {
+  private func byte(_ index: Int) -> UInt8 { UInt8(truncatingIfNeeded: index / 7 &+ index) }
+
+  /// Every size, every way, comes out as it went in: the five lines of the README.
+  func testCopies() async throws {
+    let directory = try temporaryDirectory()
+    let context = try AIOContext(queueDepth: 8)
+    for size in [0, 1, 511, 512, 513, 4096, 4097, 65536, 300_001] {
+      for (from, to) in [(AIOFile.Caching.direct, AIOFile.Caching.direct), (.buffered, .direct)]
+        + [(.direct, .buffered)]
+      {
+        _ = try directory.makeFile("source", size: size, byte: byte)
+        let source = try directory.open("source", .readOnly, options: [], caching: from)
+        // What was there before does not matter.
+        _ = try directory.makeFile("copy", size: 100_000) { _ in 9 }
+        let copy = try directory.open("copy", .readWrite, caching: to)
+        var writer = AIOFileWriter(copy, on: context, blockSize: 8192, inFlight: 3)
+        for try await chunk in context.chunks(of: source, size: 4096, readAhead: 3) {
+          try await writer.write(chunk)
+        }
+        let written = try await writer.finish()
+        XCTAssertEqual(written, Int64(size), "\(size) \(from) \(to)")
+        XCTAssertTrue(
+          try directory.contents("copy") == (0..<size).map(byte), "\(size) \(from) \(to)")
+        await source.close()
+        await copy.close()
+      }
+    }
+    await context.close()
+  }
+
+  /// Pieces of any size, and holes.
+  func testPiecesAndHoles() async throws {
+    var generator = SeededGenerator(seed: Seeds.one)
+    let directory = try temporaryDirectory()
+    let context = try AIOContext(queueDepth: 4)
+    for round in 0..<20 {
+      var expected: [UInt8] = []
+      let file = try directory.open("file\(round)")
+      var writer = AIOFileWriter(file, on: context, blockSize: 4096, inFlight: 2)
+      for _ in 0..<Int.random(in: 0...20, using: &generator) {
+        let count = Int.random(in: 0...9000, using: &generator)
+        if Bool.random(using: &generator) {
+          let piece = (0..<count).map { byte(expected.count + $0) }
+          try await writer.write(piece)
+          expected += piece
+        } else {
+          try await writer.skip(Int64(count))
+          expected += [UInt8](repeating: 0, count: count)
+        }
+      }
+      XCTAssertEqual(writer.count, Int64(expected.count))
+      try await writer.finish()
+      XCTAssertTrue(
+        try directory.contents("file\(round)") == expected,
+        "round \(round), \(Seeds.replay(Seeds.one))")
+    }
+    await context.close()
+  }
+
+  /// An iteration that is left releases its file and its requests.
+  func testADroppedIteration() async throws {
+    let directory = try temporaryDirectory()
+    _ = try directory.makeFile(size: 1 << 20, byte: byte)
+    // Room for one request: the others of the read-ahead wait in line when it is left.
+    let context = try AIOContext(queueDepth: 1, pendingLimit: 0)
+    weak var released: AIOFile?
+    do {
+      let file = try directory.open("file", .readOnly, options: [])
+      released = file
+      for try await chunk in context.chunks(of: file, size: 4096, readAhead: 8) {
+        XCTAssertEqual(chunk.array[0], byte(0))
+        break
+      }
+      await file.close()
+    }
+    XCTAssertNil(released)
+    await context.close()
+    let statistics = context.statistics
+    XCTAssertEqual(
+      statistics.submitted, statistics.completed + statistics.cancelled + statistics.failed)
+  }
+
+  /// The chunks of a file that shrinks meanwhile end where it does; what came before is whole.
+  func testAFileThatShrinks() async throws {
+    let directory = try temporaryDirectory()
+    _ = try directory.makeFile(size: 1 << 20, byte: byte)
+    let context = try AIOContext(queueDepth: 2)
+    let file = try directory.open()
+    var count = 0
+    for try await chunk in context.chunks(of: file, size: 8192, readAhead: 2) {
+      if count == 0 { try await file.truncate(to: 500_000) }
+      XCTAssertTrue(chunk.array == (count..<count + chunk.count).map(byte))
+      count += chunk.count
+    }
+    XCTAssertEqual(count, 500_000)
+    await context.close()
+  }
+
+  func testErrorsComeInOrder() async throws {
+    let directory = try temporaryDirectory()
+    let context = try AIOContext(queueDepth: 2)
+    let appending = try directory.open("append", .readWrite, options: [.create, .append])
+    var writer = AIOFileWriter(appending, on: context)
+    do {
+      try await writer.write([1, 2, 3])
+      XCTFail("not refused")
+    } catch {
+      XCTAssertEqual(error.code, .wrongAccessMode)
+    }
+    let unreadable = try directory.open("append", .writeOnly, options: [])
+    do {
+      for try await _ in context.chunks(of: unreadable) { XCTFail("a chunk") }
+      XCTFail("not refused")
+    } catch {
+      XCTAssertEqual(error.code, .wrongAccessMode)
+    }
+    await context.close()
+  }
+}
