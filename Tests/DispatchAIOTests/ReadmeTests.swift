@@ -21,6 +21,18 @@ final class ReadmeTests: XCTestCase {
     }
   }
 
+  /// So are the five lines that copy a file.
+  func testTheCopyIsTheOneThatIsTested() throws {
+    let readme = try text("README.md")
+    let start = try XCTUnwrap(readme.range(of: "var writer = AIOFileWriter"))
+    let end = try XCTUnwrap(readme[start.lowerBound...].range(of: "```"))
+    let lines = readme[start.lowerBound..<end.lowerBound].split(separator: "\n")
+    XCTAssertEqual(lines.count, 5)
+    let tests = try text("Tests/DispatchAIOTests/Concurrency/ChunkTests.swift")
+    XCTAssertTrue(
+      tests.contains(lines.map { "    \($0)\n" }.joined()), "the README's copy is another")
+  }
+
   func testTheFirstProgramWorks() throws {
     let directory = try temporaryDirectory()
     let run = try ChildProcess.run(

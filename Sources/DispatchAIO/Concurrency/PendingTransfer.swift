@@ -7,11 +7,21 @@ internal import Synchronization
 
 /// One request, made now and awaited later, or never.
 final class PendingTransfer: Sendable {
-  /// - Safety: `@safe` because the continuation is resumed by whoever takes it out, once.
+  /// - Safety: `@safe` because it is resumed once, by whoever takes it out of the state.
   @safe
+  private struct Waiter {
+    private let continuation: UnsafeContinuation<Result<Int, AIOError>, Never>
+
+    init(_ continuation: UnsafeContinuation<Result<Int, AIOError>, Never>) {
+      unsafe self.continuation = unsafe continuation
+    }
+
+    func resume(_ result: Result<Int, AIOError>) { unsafe continuation.resume(returning: result) }
+  }
+
   private enum State {
     case underway
-    case awaited(UnsafeContinuation<Result<Int, AIOError>, Never>)
+    case awaited(Waiter)
     case completed(Result<Int, AIOError>)
   }
 
@@ -30,21 +40,12 @@ final class PendingTransfer: Sendable {
   }
 
   private func completed(_ result: Result<Int, AIOError>) {
-    let waiting = state.withLock { state -> UnsafeContinuation<Result<Int, AIOError>, Never>? in
+    let waiting = state.withLock { state -> Waiter? in
       defer { state = .completed(result) }
-      if case .awaited(let continuation) = state { return unsafe continuation }
+      if case .awaited(let waiter) = state { return waiter }
       return nil
     }
-    // Resumed once: the state was `awaited`, and is not any more.
-    if let waiting = unsafe waiting { unsafe waiting.resume(returning: result) }
-  }
-
-  /// Whether `value` would return at once.
-  var isCompleted: Bool {
-    state.withLock { state in
-      if case .completed = state { return true }
-      return false
-    }
+    waiting?.resume(result)
   }
 
   /// Waits for the completion; one task at a time. Does not end early, so that the buffer is nobody
@@ -65,7 +66,7 @@ final class PendingTransfer: Sendable {
         (continuation: UnsafeContinuation<Result<Int, AIOError>, Never>) in
         let result = state.withLock { state -> Result<Int, AIOError>? in
           if case .completed(let result) = state { return result }
-          state = unsafe .awaited(continuation)
+          state = unsafe .awaited(Waiter(continuation))
           return nil
         }
         if let result { unsafe continuation.resume(returning: result) }

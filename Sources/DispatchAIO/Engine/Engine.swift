@@ -77,6 +77,8 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   private let mostAsleep: Int
   /// How many of those in the kernel do not count on the eventfd: see `isSilent`.
   private(set) var silent = 0
+  /// See `nextRound`.
+  private var round = 4
   /// Whether a disk works on what went down last; else `io_submit` itself has done it.
   private var isForDisk = true
   private var batch: SubmissionBatch
@@ -337,8 +339,12 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   ///
   /// A disk that has completed all of them together is idle until it gets the next: with four at
   /// first, reads at depth 32 are a quarter more than with all in one call, at the same processor
-  /// time. When it has enough to do, and where nobody waits, larger batches are cheaper.
-  var round: Int { !isForDisk ? 128 : max(4, 2 * inKernel) }
+  /// time. When it has something to do, and where nobody waits, larger batches are cheaper.
+  mutating func nextRound() -> Int {
+    guard isForDisk else { return 128 }
+    defer { round *= 2 }
+    return round
+  }
 
   /// Looks for completions, unless some that were found before are still to be taken.
   ///
@@ -353,6 +359,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
       if answer == -Int(EINTR) { continue }
       guard answer >= 0 else { return false }
       inKernel -= answer
+      round = 4
       if answer > 0 { isBlockedAsleep = false }
       checkAccounts()
       return true

@@ -311,7 +311,7 @@ final class Loop: @unchecked Sendable {
         comesAgain()
         break
       }
-      var left = unsafe min(engine.pointee.round, Self.completionsPerTurn - completions)
+      var left = unsafe min(engine.pointee.nextRound(), Self.completionsPerTurn - completions)
       while left > 0, let completion = unsafe engine.pointee.next() {
         left -= 1
         completions += 1

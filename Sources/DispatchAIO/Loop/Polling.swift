@@ -7,9 +7,9 @@
 //
 // There are two ways. With one or two requests in flight, all depends on the next completion, and
 // the loop looks at the ring over and over: to be woken costs tens of microseconds on an idle
-// virtual machine, and this is the fastest there is. The same while something is on the sleeping
-// side, where an append goes through two threads. Otherwise the disk is kept busy by the rest, and
-// the loop sleeps in io_getevents: it saves the hand-overs' processor time. That is done only
+// virtual machine, and this is the fastest there is. (Requests on the sleeping side do not count:
+// an append goes through two threads.) Otherwise the disk is kept busy by the rest, and the loop
+// sleeps in io_getevents: it saves the hand-overs' processor time. That is done only
 // while requests come from completion handlers alone. If others make them too, say the handlers of
 // sockets, which share the queue and cannot run meanwhile, then the requests that those would make
 // are worth more than the time saved.
@@ -57,7 +57,7 @@ struct Polling {
   mutating func way(inKernel: Int, asleep: Int) -> Way? {
     guard bound > 0, inKernel > 0 else { return nil }
     let way: Way
-    if inKernel <= Self.mostToSpin || asleep > 0 {
+    if inKernel - asleep <= Self.mostToSpin {
       way = .spin
     } else {
       if deferring > 0 {

@@ -24,6 +24,11 @@ struct Job: Sendable {
   /// After so many writes, an fdatasync; 0 is never.
   var fdatasyncEvery: Int
   var verifies: Bool
+  /// How often to open the file, to use all of the descriptors in turn. This library only.
+  var files = 1
+  /// How many contexts to spread the requests over, each on a queue of its own, each with the whole
+  /// depth. This library only.
+  var contexts = 1
 
   var blocks: Int { size / blockSize }
 

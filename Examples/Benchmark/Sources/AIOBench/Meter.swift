@@ -55,6 +55,17 @@ final class Meter: @unchecked Sendable {
 
   func end() { ended = cengines_now() }
 
+  /// Adds what another one, of the same job, has measured meanwhile.
+  func add(_ other: Meter) {
+    let count = min(other.sampleCount, samples.count - sampleCount)
+    for index in 0..<count { samples[sampleCount + index] = other.samples[index] }
+    sampleCount += count
+    counter.add(other.requests, ordering: .relaxed)
+    began = min(began, other.began)
+    ended = max(ended, other.ended)
+    wrong += other.wrong
+  }
+
   /// For an engine in C: the same memory, and its counter.
   func fromC(
     _ body: (UnsafeMutablePointer<UInt32>, Int, UnsafeMutablePointer<UInt64>) -> (

@@ -13,13 +13,37 @@ struct Run: ParsableCommand {
   @Option(help: "How many requests to keep in flight.")
   var iodepth = 32
 
+  @Option(
+    help: """
+      How often to open the file, to use the descriptors in turn: whether many open files cost \
+      more. For the dispatch-aio engines.
+      """)
+  var files = 1
+
+  @Option(
+    help: """
+      How many contexts, each on a queue of its own, and each with --iodepth requests in flight. \
+      For the dispatch-aio engines.
+      """)
+  var contexts = 1
+
   @OptionGroup var options: JobOptions
 
   @Option(help: ArgumentHelp("Write the measurement there, too.", valueName: "path"))
   var json: String?
 
+  @Option(
+    help: ArgumentHelp(
+      "Exit with 1 when there were more heap allocations per request.", valueName: "number"))
+  var maxAllocations: Double?
+
   func validate() throws {
     guard (1...65535).contains(iodepth) else { throw ValidationError("--iodepth: 1 to 65535") }
+    guard (1...100_000).contains(files) else { throw ValidationError("--files: 1 to 100000") }
+    guard (1...64).contains(contexts) else { throw ValidationError("--contexts: 1 to 64") }
+    guard files == 1 && contexts == 1 || engine.hasPrefix("dispatch-aio") else {
+      throw ValidationError("--files and --contexts are for the dispatch-aio engines")
+    }
     guard Engines.names.contains(engine) else {
       throw ValidationError(
         "--engine \(engine): one of \(Engines.names.joined(separator: ", "))")
@@ -28,7 +52,8 @@ struct Run: ParsableCommand {
 
   func run() throws {
     try options.prepare()
-    let job = options.job(depth: iodepth)
+    var job = options.job(depth: iodepth)
+    (job.files, job.contexts) = (files, contexts)
     let began = Date()
     var last = (requests: 0, time: began)
     let result = try Measuring.measure(engine, job, countsCalls: true) { meter in
@@ -70,5 +95,10 @@ struct Run: ParsableCommand {
     if job.verifies { print("  checked         \(result.wrong) blocks were wrong") }
     if let json { try writeJSON(result, to: json) }
     if result.wrong > 0 { throw ExitCode.failure }
+    if let most = maxAllocations, let count = result.allocations,
+      Double(count) > most * Double(result.requests)
+    {
+      throw BenchError("more than \(most) allocations per request (--max-allocations)")
+    }
   }
 }

@@ -15,18 +15,41 @@ struct DispatchAIOEngine: Engine {
   func run(_ job: Job, _ meter: Meter) throws {
     var options = AIOContext.Options()
     options.submission = isPlain ? .plain : .neverSleeping
-    let context = try AIOContext(queueDepth: min(job.depth + 1, 65536), options: options)
-    let file = try AIOFile(
-      adopting: FileDescriptor(rawValue: try job.open()), path: FilePath(job.file))
-    let queue = elsewhere ? DispatchQueue(label: "aio-bench.elsewhere") : context.queue
-    let runner = Runner(job, meter, context, file, elsewhere ? queue : nil)
-    queue.async { runner.begin() }
-    runner.done.wait()
-    let closed = DispatchSemaphore(value: 0)
-    context.close { closed.signal() }
-    closed.wait()
-    meter.longestStall = UInt64(context.statistics.longestSubmit / .nanoseconds(1))
-    if let failure = runner.failure { throw failure }
+    try Self.raiseFileLimit(job.files * job.contexts)
+    let meters = [meter] + (1..<job.contexts).map { _ in Meter(job) }
+    let runners = try meters.enumerated().map { number, meter in
+      let context = try AIOContext(queueDepth: min(job.depth + 1, 65536), options: options)
+      let files = try (0..<job.files).map { _ in
+        try AIOFile(
+          adopting: FileDescriptor(rawValue: try job.open()), path: FilePath(job.file))
+      }
+      let queue = elsewhere ? DispatchQueue(label: "aio-bench.elsewhere.\(number)") : nil
+      return Runner(job, meter, context, files, queue)
+    }
+    for runner in runners { (runner.queue ?? runner.context.queue).async { runner.begin() } }
+    for runner in runners { runner.done.wait() }
+    for runner in runners {
+      let closed = DispatchSemaphore(value: 0)
+      runner.context.close { closed.signal() }
+      closed.wait()
+      if let failure = runner.failure { throw failure }
+    }
+    meter.longestStall = runners.map {
+      UInt64($0.context.statistics.longestSubmit / .nanoseconds(1))
+    }.max()
+    for other in meters.dropFirst() { meter.add(other) }
+  }
+
+  private static func raiseFileLimit(_ files: Int) throws {
+    var limit = rlimit()
+    getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    let needed = rlim_t(files + 64)
+    guard limit.rlim_cur < needed else { return }
+    limit.rlim_cur = needed
+    limit.rlim_max = max(limit.rlim_max, needed)
+    guard setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else {
+      throw BenchError("\(files) open files are more than `ulimit -n` allows")
+    }
   }
 
   /// - Safety: `@unchecked Sendable` because it is confined to the queue of its completions.
@@ -34,7 +57,8 @@ struct DispatchAIOEngine: Engine {
     let job: Job
     let meter: Meter
     let context: AIOContext
-    let file: AIOFile
+    let files: [AIOFile]
+    private var nextFile = 0
     let queue: DispatchQueue?
     let done = DispatchSemaphore(value: 0)
     var failure: (any Error)?
@@ -44,10 +68,11 @@ struct DispatchAIOEngine: Engine {
     private var isSyncing = false
 
     init(
-      _ job: Job, _ meter: Meter, _ context: AIOContext, _ file: AIOFile, _ queue: DispatchQueue?
+      _ job: Job, _ meter: Meter, _ context: AIOContext, _ files: [AIOFile],
+      _ queue: DispatchQueue?
     ) {
       (self.job, self.meter, self.context) = (job, meter, context)
-      (self.file, self.queue) = (file, queue)
+      (self.files, self.queue) = (files, queue)
       offsets = Offsets(job)
     }
 
@@ -61,6 +86,8 @@ struct DispatchAIOEngine: Engine {
 
     private func submit(_ buffer: AIOBuffer, _ started: UInt64) {
       let offset = offsets.removeFirst()
+      let file = files[nextFile]
+      nextFile = nextFile + 1 == files.count ? 0 : nextFile + 1
       do {
         if job.pattern.isWrite {
           if job.verifies {
@@ -112,7 +139,7 @@ struct DispatchAIOEngine: Engine {
       written = 0
       isSyncing = true
       do {
-        try context.fdatasync(file, queue: queue) { [self] result in
+        try context.fdatasync(files[0], queue: queue) { [self] result in
           isSyncing = false
           if case .failure(let error) = result { failure = error }
         }
