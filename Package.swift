@@ -16,6 +16,7 @@ let package = Package(
     .library(name: "DispatchAIO", targets: ["DispatchAIO"]),
     .executable(name: "echo-to-disk", targets: ["EchoToDisk"]),
     .executable(name: "aio-nbd", targets: ["BlockServer"]),
+    .executable(name: "aio-copy", targets: ["CopyFile"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -68,6 +69,14 @@ let package = Package(
       ],
       path: "Examples/BlockServer/Sources"),
     .executableTarget(
+      name: "CopyFile",
+      dependencies: [
+        "DispatchAIO", "ServerSupport",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Examples/CopyFile/Sources"),
+    .executableTarget(
       name: "first-write", dependencies: ["DispatchAIO"], path: "Examples/FirstWrite"),
     .executableTarget(
       name: "one-queue",
@@ -78,7 +87,7 @@ let package = Package(
     .testTarget(
       name: "DispatchAIOTests",
       dependencies: [
-        "BlockServer", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk", "first-write",
+        "BlockServer", "CopyFile", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk", "first-write",
         "one-queue",
       ]),
     .target(name: "CProbe", path: "Tests/CProbe"),

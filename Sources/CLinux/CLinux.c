@@ -128,3 +128,13 @@ int clinux_aio_ring_reap(void *context, void *events, uint32_t capacity) {
   __atomic_store_n(&ring->head, head, __ATOMIC_RELEASE);
   return (int)count;
 }
+
+#if __has_feature(thread_sanitizer)
+void __tsan_acquire(void *);
+void __tsan_release(void *);
+void clinux_happens_before(uintptr_t identity) { __tsan_release((void *)identity); }
+void clinux_happens_after(uintptr_t identity) { __tsan_acquire((void *)identity); }
+#else
+void clinux_happens_before(uintptr_t identity) { (void)identity; }
+void clinux_happens_after(uintptr_t identity) { (void)identity; }
+#endif

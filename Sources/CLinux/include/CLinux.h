@@ -48,4 +48,9 @@ int clinux_fallocate(int fd, int64_t offset, int64_t length);
 // reaps. Answers how many, or -1 when the ring is not of the make that is known here.
 int clinux_aio_ring_reap(void *context, void *events, uint32_t capacity);
 
+// Tells the Thread Sanitizer, where there is one, that what came before the one call in its thread
+// has happened when the other, with the same number, returns. Nothing without a sanitizer.
+void clinux_happens_before(uintptr_t identity);
+void clinux_happens_after(uintptr_t identity);
+
 #endif

@@ -176,8 +176,8 @@ extension AIOContext {
   /// Not cut short by cancellation.
   public func close(isolation: isolated (any Actor)? = #isolation) async {
     // Resumed once: `close` calls back once.
-    await unsafe withUnsafeContinuation(isolation: isolation) { continuation in
-      close { unsafe continuation.resume() }
+    await suspended(isolation: isolation) { resumption in
+      close { resumption.resume() }
     }
   }
 }
@@ -243,20 +243,19 @@ extension AIOContext {
     let attempt = await withTaskCancellationHandler {
       // Resumed once: by the one completion that every accepted request has, or at once when it is
       // not accepted.
-      await unsafe withUnsafeContinuation(isolation: isolation) {
-        (continuation: UnsafeContinuation<Attempt, Never>) in
+      await suspended(isolation: isolation) { (resumption: Resumption<Attempt>) in
         if whereabouts.isCancelled {
           let error = cancelled(operation, file, offset)
-          return unsafe continuation.resume(returning: .completed(.failure(error)))
+          return resumption.resume(returning: .completed(.failure(error)))
         }
-        if loop.line.isOccupied { return unsafe continuation.resume(returning: .full) }
+        if loop.line.isOccupied { return resumption.resume(returning: .full) }
         do throws(AIOError) {
           let request = try accept(operation, file, offset, nil, isToFinish: isToFinish) {
-            unsafe continuation.resume(returning: .completed($0))
+            resumption.resume(returning: .completed($0))
           }
           if whereabouts.accepted(request.key) { _ = loop.cancel(request.key) }
         } catch {
-          unsafe continuation.resume(
+          resumption.resume(
             returning: error.code == .full ? .full : .completed(.failure(error)))
         }
       }
@@ -278,10 +277,9 @@ extension AIOContext {
     let ticket = Ticket()
     let result = await withTaskCancellationHandler {
       // Resumed once: see `acceptLater`.
-      await unsafe withUnsafeContinuation(isolation: isolation) {
-        (continuation: UnsafeContinuation<Result<Int, AIOError>, Never>) in
+      await suspended(isolation: isolation) { (resumption: Resumption<Result<Int, AIOError>>) in
         acceptLater(operation, file, offset, isToFinish: isToFinish, ticket) {
-          unsafe continuation.resume(returning: $0)
+          resumption.resume(returning: $0)
         }
       }
     } onCancel: {

@@ -16,9 +16,8 @@ extension AIOFile {
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Value {
     // Resumed once, by the block.
-    try await unsafe withUnsafeContinuation(isolation: isolation) {
-      (continuation: UnsafeContinuation<Result<Value, AIOError>, Never>) in
-      sleeper.async { unsafe continuation.resume(returning: Result(catching: body)) }
+    try await suspended(isolation: isolation) { (resumption: Resumption<Result<Value, AIOError>>) in
+      sleeper.async { resumption.resume(returning: Result(catching: body)) }
     }.get()
   }
 
@@ -62,8 +61,8 @@ extension AIOFile {
   /// been closed.
   public func close(isolation: isolated (any Actor)? = #isolation) async {
     // Resumed once: `close` calls back once.
-    await unsafe withUnsafeContinuation(isolation: isolation) { continuation in
-      close { unsafe continuation.resume() }
+    await suspended(isolation: isolation) { resumption in
+      close { resumption.resume() }
     }
   }
 }

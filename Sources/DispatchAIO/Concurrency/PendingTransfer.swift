@@ -7,21 +7,9 @@ internal import Synchronization
 
 /// One request, made now and awaited later, or never.
 final class PendingTransfer: Sendable {
-  /// - Safety: `@safe` because it is resumed once, by whoever takes it out of the state.
-  @safe
-  private struct Waiter {
-    private let continuation: UnsafeContinuation<Result<Int, AIOError>, Never>
-
-    init(_ continuation: UnsafeContinuation<Result<Int, AIOError>, Never>) {
-      unsafe self.continuation = unsafe continuation
-    }
-
-    func resume(_ result: Result<Int, AIOError>) { unsafe continuation.resume(returning: result) }
-  }
-
   private enum State {
     case underway
-    case awaited(Waiter)
+    case awaited(Resumption<Result<Int, AIOError>>)
     case completed(Result<Int, AIOError>)
   }
 
@@ -40,12 +28,12 @@ final class PendingTransfer: Sendable {
   }
 
   private func completed(_ result: Result<Int, AIOError>) {
-    let waiting = state.withLock { state -> Waiter? in
+    let waiting = state.withLock { state -> Resumption<Result<Int, AIOError>>? in
       defer { state = .completed(result) }
-      if case .awaited(let waiter) = state { return waiter }
+      if case .awaited(let resumption) = state { return resumption }
       return nil
     }
-    waiting?.resume(result)
+    waiting?.resume(returning: result)
   }
 
   /// Waits for the completion; one task at a time. Does not end early, so that the buffer is nobody
@@ -62,14 +50,13 @@ final class PendingTransfer: Sendable {
 
   private func valueHere(isolation: isolated (any Actor)?) async throws(AIOError) -> Int {
     let result = await withTaskCancellationHandler {
-      await unsafe withUnsafeContinuation(isolation: isolation) {
-        (continuation: UnsafeContinuation<Result<Int, AIOError>, Never>) in
+      await suspended(isolation: isolation) { (resumption: Resumption<Result<Int, AIOError>>) in
         let result = state.withLock { state -> Result<Int, AIOError>? in
           if case .completed(let result) = state { return result }
-          state = unsafe .awaited(Waiter(continuation))
+          state = .awaited(resumption)
           return nil
         }
-        if let result { unsafe continuation.resume(returning: result) }
+        if let result { resumption.resume(returning: result) }
       }
     } onCancel: {
       cancel()

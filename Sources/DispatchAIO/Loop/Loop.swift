@@ -29,6 +29,8 @@ final class Loop: @unchecked Sendable {
   static let completionsPerTurn = 256
   /// How long a turn may take before it does so, in nanoseconds; looked at between rounds.
   static let longestTurn: UInt64 = 100_000
+  /// The same for `process()`, whose caller sees to the queue's other work himself.
+  static let longestTurnByHand: UInt64 = 1_000_000
   /// How long to wait before asking a kernel again that refused while nothing was in flight.
   static let stallDelay = DispatchTimeInterval.milliseconds(1)
 
@@ -272,6 +274,7 @@ final class Loop: @unchecked Sendable {
     if !table.inbox.isEmpty { polling.deferToOthers() }
     turns += 1
     let began = clinux_monotonic_nanoseconds()
+    let longest = byHand ? Self.longestTurnByHand : Self.longestTurn
     var completions = 0
     var jobs = 0
     let outer = byHand ? 0 : executor.enter()
@@ -291,7 +294,7 @@ final class Loop: @unchecked Sendable {
       if unsafe !engine.pointee.hasCompletions && (byHand || !executor.hasJobs) {
         report()
         let now = clinux_monotonic_nanoseconds()
-        let isLate = hasPolled && now &- began > Self.longestTurn
+        let isLate = hasPolled && now &- began > longest
         switch polls && !isGoingToSleep ? poll(isLate: isLate) : .nothing {
         case .something: hasPolled = true
         case .nothing:
@@ -306,7 +309,7 @@ final class Loop: @unchecked Sendable {
       mayHaveCounted = true
       isGoingToSleep = false
       if max(completions, jobs) >= Self.completionsPerTurn
-        || completions + jobs > 0 && clinux_monotonic_nanoseconds() &- began > Self.longestTurn
+        || completions + jobs > 0 && clinux_monotonic_nanoseconds() &- began > longest
       {
         comesAgain()
         break

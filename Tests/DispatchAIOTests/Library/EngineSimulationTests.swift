@@ -15,7 +15,7 @@ final class EngineSimulationTests: XCTestCase {
     var injected: [String: Int] = [:]
     let began = Date()
     var seeds = 0
-    try Seeds.run(default: 10_000) { seed in
+    try Seeds.run(default: Seeds.usual) { seed in
       seeds += 1
       do {
         let simulation = try Simulation(seed: seed)

@@ -23,11 +23,16 @@ struct SeededGenerator: RandomNumberGenerator {
 
 /// Which seeds a randomized test runs.
 enum Seeds {
-  /// `AIO_SEED=n` replays one seed; `AIO_SEEDS=n` runs that many; else `count`.
+  /// How many the simulation runs, the test that needs the most of them.
+  static let usual = 10_000
+
+  /// `AIO_SEED=n` replays one seed; `AIO_SEEDS=n` runs `n` where `usual` are run otherwise, and less
+  /// or more in proportion elsewhere; else `count`.
   static func run(default count: Int, _ body: (UInt64) throws -> Void) rethrows {
     let environment = ProcessInfo.processInfo.environment
     if let seed = environment["AIO_SEED"].flatMap(UInt64.init) { return try body(seed) }
-    let count = environment["AIO_SEEDS"].flatMap(Int.init) ?? count
+    let usual = environment["AIO_SEEDS"].flatMap(Int.init) ?? usual
+    let count = (count * usual + Self.usual - 1) / Self.usual
     for seed in 0..<UInt64(count) { try body(seed) }
   }
 

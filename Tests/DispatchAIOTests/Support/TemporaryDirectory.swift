@@ -55,6 +55,7 @@ extension XCTestCase {
     let directory = try TemporaryDirectory()
     do {
       _ = try directory.open("probe")
+      unlink(directory.path.appending("probe").string)
     } catch let error as AIOError where error.code == .directUnsupported {
       throw XCTSkip("\(directory.path) is on a filesystem without direct I/O; set TMPDIR")
     }

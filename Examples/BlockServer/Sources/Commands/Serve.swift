@@ -158,9 +158,3 @@ struct Serve: ParsableCommand {
     dispatchMain()
   }
 }
-
-/// What a command ends with: a sentence on standard error, and exit status 1.
-struct Failure: Error, CustomStringConvertible {
-  let description: String
-  init(_ description: String) { self.description = description }
-}

@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import Foundation
+import ServerSupport
 import SystemPackage
 
 struct List: ParsableCommand {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import ServerSupport
 import SystemPackage
 
 struct Replay: ParsableCommand {

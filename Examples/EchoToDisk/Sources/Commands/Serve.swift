@@ -130,12 +130,6 @@ struct Serve: ParsableCommand {
   }
 }
 
-/// What a command ends with: a sentence on standard error, and exit status 1.
-struct Failure: Error, CustomStringConvertible {
-  let description: String
-  init(_ description: String) { self.description = description }
-}
-
 extension FileDescriptor {
   func write(line: String) {
     _ = try? writeAll((line + "\n").utf8)

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import ArgumentParser
+import Dispatch
+import Glibc
+import ServerSupport
+import SystemPackage
+
+@main
+struct CopyFile: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "aio-copy",
+    abstract: "Copies a file, with several pieces of it on their way at once.",
+    discussion: """
+      The copy is written under a temporary name (.aio-copy-…) in DEST's directory, and gets its \
+      own name when it is complete: whatever happens, there is no half file under that name. \
+      SIGINT, SIGTERM and errors remove the temporary file; only kill -9 and a power failure can \
+      leave it behind.
+
+      Holes stay holes, and the permissions are kept. What is appended to SOURCE meanwhile is not \
+      copied; it is an error when SOURCE becomes shorter. Reads and writes are direct (O_DIRECT) \
+      where the filesystem has that, and go through the page cache elsewhere.
+
+      On a terminal, standard error shows how far it is. Exits with 0 when the copy is there, with \
+      1 and a sentence on standard error when it is not, and with 130 or 143 after SIGINT or \
+      SIGTERM.
+      """,
+    version: "1.0.0")
+
+  @Argument(help: "The file to copy: a regular file.", completion: .file())
+  var source: String
+
+  @Argument(
+    help: "The copy, or a directory that is to hold it, under the source's name.",
+    completion: .file())
+  var dest: String
+
+  @Option(help: ArgumentHelp("How many pieces are on their way at once.", valueName: "n"))
+  var queueDepth = 8
+
+  @Option(
+    help: ArgumentHelp("The size of a piece: a multiple of 4KiB.", valueName: "bytes"))
+  var chunk = ByteCount(1 << 20)
+
+  @Flag(help: "Exit only when the copy, and its name, are durable.")
+  var fsync = false
+
+  @Flag(help: "Read both files back and compare them, before the copy gets its name.")
+  var verify = false
+
+  @Flag(help: "Replace DEST if it exists; a symbolic link is replaced, not followed.")
+  var force = false
+
+  @Flag(help: "Show no progress.")
+  var quiet = false
+
+  /// Kept for as long as the process lives.
+  nonisolated(unsafe) private static var signals: ShutdownSignals?  // written once, by `run`
+
+  func validate() throws {
+    guard (1...1024).contains(queueDepth) else {
+      throw ValidationError("--queue-depth \(queueDepth): 1 to 1024")
+    }
+    guard (4096...1 << 30).contains(chunk.bytes), chunk.bytes % 4096 == 0 else {
+      throw ValidationError("--chunk \(chunk): 4KiB to 1GiB, a multiple of 4KiB")
+    }
+  }
+
+  func run() throws {
+    let copy = PendingFile()
+    let progress = ProgressBar(isShown: !quiet && isatty(STDERR_FILENO) == 1)
+    let task = CopyTask(
+      source: FilePath(source), destination: FilePath(dest),
+      isToBeDirectory: dest.hasSuffix("/"), queueDepth: queueDepth, chunk: chunk.bytes,
+      isDurable: fsync, verifies: verify, replaces: force)
+    // There is nothing to remove before the signals are taken.
+    let signals = ShutdownSignals(queue: DispatchQueue(label: "signals")) {
+      Task {
+        do {
+          let bytes = try await task.run(copy, progress)
+          progress.finish(bytes)
+          Glibc.exit(0)
+        } catch {
+          copy.remove()
+          progress.clear()
+          _ = try? FileDescriptor.standardError.writeAll("aio-copy: \(error)\n".utf8)
+          Glibc.exit(1)
+        }
+      }
+    } handler: { name in
+      // The kernel finishes what it has of the file, which by then has no name, as the process ends.
+      copy.remove()
+      progress.clear()
+      Glibc.exit(128 + (name == "SIGINT" ? SIGINT : SIGTERM))
+    }
+    Self.signals = signals
+    dispatchMain()
+  }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DispatchAIO
+import Foundation
+import ServerSupport
+import SystemPackage
+
+/// A file that has a temporary name until it is complete.
+///
+/// - Safety: `@unchecked Sendable` because its state is touched under the lock only. The lock is held
+///   while a name is made or changed, so that whoever removes the file finds the name it has.
+final class PendingFile: @unchecked Sendable {
+  private let lock = NSLock()
+  private var temporary: FilePath?
+  private var isOver = false
+
+  /// Makes the file, open for reading and writing, direct where the filesystem has that.
+  func create(in directory: FilePath) throws -> AIOFile {
+    try lock.withLock {
+      guard !isOver else { throw Failure("interrupted") }
+      while true {
+        let path = directory.appending(
+          ".aio-copy-" + String(UInt64.random(in: .min ... .max), radix: 36))
+        do {
+          let file = try AIOFile.openDirectIfPossible(
+            path, .readWrite, options: [.create, .exclusiveCreate], permissions: .ownerReadWrite)
+          temporary = path
+          return file
+        } catch let error as AIOError where error.code == .exists {
+          continue
+        } catch {
+          throw error
+        }
+      }
+    }
+  }
+
+  /// Gives the file its name: at once, or not at all.
+  func publish(as path: FilePath, replacing: Bool) throws(Errno) {
+    lock.lock()
+    defer { lock.unlock() }
+    guard !isOver, let temporary else { throw .interrupted }
+    if replacing {
+      guard rename(temporary.string, path.string) == 0 else { throw Errno(rawValue: errno) }
+    } else {
+      try renameToNewName(temporary, path)
+    }
+    self.temporary = nil
+    isOver = true
+  }
+
+  /// As `rename`, but fails when the new name is somebody's.
+  private func renameToNewName(_ old: FilePath, _ new: FilePath) throws(Errno) {
+    if link(old.string, new.string) == 0 {
+      unlink(old.string)
+      return
+    }
+    switch Errno(rawValue: errno) {
+    case .notPermitted, .notSupported, .tooManyLinks:
+      // A filesystem without hard links: to look first is all that can be done there.
+      var status = stat()
+      guard lstat(new.string, &status) != 0 else { throw .fileExists }
+      guard rename(old.string, new.string) == 0 else { throw Errno(rawValue: errno) }
+    case let errno: throw errno
+    }
+  }
+
+  /// Removes the file, unless it has its name; afterwards it gets none.
+  func remove() {
+    lock.withLock {
+      isOver = true
+      if let temporary { unlink(temporary.string) }
+      temporary = nil
+    }
+  }
+}
+
+extension AIOFile {
+  /// Opens a file for direct I/O, or buffered where the filesystem has none.
+  static func openDirectIfPossible(
+    _ path: FilePath, _ mode: FileDescriptor.AccessMode, options: FileDescriptor.OpenOptions = [],
+    permissions: FilePermissions = .ownerReadWrite
+  ) throws(AIOError) -> AIOFile {
+    do {
+      return try open(path, mode, options: options, permissions: permissions)
+    } catch  where error.code == .directUnsupported {
+      // The kernel may have made the file before it refused.
+      return try open(
+        path, mode, options: options.subtracting(.exclusiveCreate), permissions: permissions,
+        caching: .buffered)
+    }
+  }
+}

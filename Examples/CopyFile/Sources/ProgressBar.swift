@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Dispatch
+import Foundation
+import ServerSupport
+import Synchronization
+import SystemPackage
+
+/// A line on standard error that tells how far a copy is: bytes, percent, rate, time left.
+///
+/// - Safety: `@unchecked Sendable` because all but the atomics is touched on the queue only.
+final class ProgressBar: @unchecked Sendable {
+  private static let interval = 0.2
+
+  private let isShown: Bool
+  private let queue = DispatchQueue(label: "progress")
+  private let done = Atomic<Int>(0)
+  private var timer: (any DispatchSourceTimer)?
+  private var title = ""
+  private var total = 0
+  private var start = DispatchTime.now()
+  private let beginning = DispatchTime.now()
+
+  init(isShown: Bool) { self.isShown = isShown }
+
+  /// A stage begins, in which the bytes of `extents` are to be done.
+  func begin(_ title: String, _ extents: [Range<Int64>]) {
+    guard isShown else { return }
+    queue.sync {
+      self.title = title
+      total = extents.reduce(0) { $0 + $1.count }
+      done.store(0, ordering: .relaxed)
+      start = .now()
+      guard timer == nil else { return }
+      let timer = DispatchSource.makeTimerSource(queue: queue)
+      timer.schedule(deadline: .now() + Self.interval, repeating: Self.interval)
+      timer.setEventHandler { [unowned self] in draw() }
+      timer.activate()
+      self.timer = timer
+    }
+  }
+
+  /// So many bytes more are done. From any thread.
+  func add(_ bytes: Int) { done.add(bytes, ordering: .relaxed) }
+
+  /// Takes the line away.
+  func clear() {
+    guard isShown else { return }
+    queue.sync { stop() }
+  }
+
+  /// Says what was done, for good.
+  func finish(_ bytes: Int64) {
+    guard isShown else { return }
+    queue.sync {
+      stop()
+      let seconds = seconds(since: beginning)
+      write(
+        "\(ByteCount(Int(bytes))) in \(String(format: "%.1f", seconds)) s, "
+          + "\(rate(Double(bytes) / max(seconds, 1e-3)))\n")
+    }
+  }
+
+  private func stop() {
+    timer?.cancel()
+    if timer != nil { write("\r\u{1b}[K") }
+    timer = nil
+  }
+
+  private func draw() {
+    let done = done.load(ordering: .relaxed)
+    let part = total == 0 ? 1 : Double(done) / Double(total)
+    let speed = Double(done) / max(seconds(since: start), 1e-3)
+    let width = 20
+    let filled = Int(part * Double(width))
+    let bar =
+      String(repeating: "#", count: filled) + String(repeating: "-", count: width - filled)
+    var line = "\r\(title)[\(bar)] \(Int(part * 100))%  \(ByteCount(done)) of \(ByteCount(total))"
+    line += "  \(rate(speed))"
+    if speed > 0 { line += "  \(clock(Double(total - done) / speed)) left" }
+    write(line + "\u{1b}[K")
+  }
+
+  private func seconds(since start: DispatchTime) -> Double {
+    Double(DispatchTime.now().uptimeNanoseconds - start.uptimeNanoseconds) / 1e9
+  }
+
+  private func rate(_ bytesPerSecond: Double) -> String {
+    String(format: "%.0f MiB/s", bytesPerSecond / 1_048_576)
+  }
+
+  private func clock(_ seconds: Double) -> String {
+    let seconds = Int(min(seconds, 359_999).rounded(.up))
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60)
+    return hours > 0
+      ? String(format: "%d:%02d:%02d", hours, minutes, seconds % 60)
+      : String(format: "%d:%02d", minutes, seconds % 60)
+  }
+
+  private func write(_ text: String) {
+    _ = try? FileDescriptor.standardError.writeAll(text.utf8)
+  }
+}
