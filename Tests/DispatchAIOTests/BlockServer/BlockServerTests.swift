@@ -255,6 +255,7 @@ final class BlockServerTests: XCTestCase {
       (["=\(full)"], "neither a file nor NAME=PATH"),
       ([full, "--port", "70000"], "70000"),
       ([full, "--loops", "0"], "--loops 0: 1 to 64"),
+      ([full, "--handshake-limit=-1"], "--handshake-limit -1.0: seconds, 0 or more"),
       ([full, "--queue-depth", "0"], "--queue-depth 0: 1 to 4096"),
       ([full, "--unix", server.socket], "another server answers there"),
       ([full, "--unix", "x", "--port", "1"], "either that, or --host and --port"),
@@ -291,6 +292,87 @@ final class BlockServerTests: XCTestCase {
     process.waitUntilExit()
     XCTAssertEqual(process.terminationStatus, 0)
     XCTAssertEqual(output.fileHandleForReading.readDataToEndOfFile(), Data())
+  }
+
+  /// A listening socket that is there already, as descriptor 3.
+  func testSocketActivation() throws {
+    let directory = try temporaryDirectory()
+    let disk = try directory.makeFile("disk", size: 10_000)
+    let path = directory.path.appending("socket").string
+    let listening = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+    var address = NBDClient.address(path)
+    let bound = withUnsafePointer(to: &address) {
+      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+        bind(listening, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+      }
+    }
+    XCTAssertEqual(bound, 0)
+    XCTAssertEqual(listen(listening, 5), 0)
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: "/bin/sh")
+    // `exec` keeps the process, and so its number.
+    process.arguments = [
+      "-c", #"exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@""#, "sh",
+      try ChildProcess.built("aio-nbd"), "serve", disk.string,
+    ]
+    process.standardInput = FileHandle(fileDescriptor: listening, closeOnDealloc: true)
+    let output = Pipe()
+    process.standardOutput = output
+    process.standardError = FileHandle.nullDevice
+    try process.run()
+    // The kernel lets clients connect before anybody accepts.
+    for _ in 0..<2 {
+      let client = try NBDClient(NBDClient.connect(path), export: "")
+      XCTAssertEqual(try client.read(9990..<10_000), (9990..<10_000).map { UInt8($0 & 0xff) })
+    }
+    kill(process.processIdentifier, SIGTERM)
+    process.waitUntilExit()
+    XCTAssertEqual(process.terminationStatus, 0)
+    XCTAssertEqual(output.fileHandleForReading.readDataToEndOfFile(), Data())
+  }
+
+  /// A block device with sectors of 4096 bytes: what is smaller is read, modified and written.
+  func testABlockDevice() throws {
+    let directory = try temporaryDirectory()
+    let device = try LoopDevice(in: directory, megabytes: 8, sectorSize: 4096)
+    let server = try NBDServer(directory, ["disk=\(device.path)"])
+    let client = try NBDClient(server)
+    XCTAssertEqual(client.size, 8 << 20)
+    var expected = randomBytes(100_000)
+    try client.write(expected, at: 4096 - 3)
+    try client.write([1, 2, 3], at: 8000, flags: .fua)
+    expected.replaceSubrange(8000 - 4093..<8003 - 4093, with: [1, 2, 3])
+    XCTAssertEqual(try client.call(.writeZeroes, at: 20_001, count: 30_000).error, 0)
+    expected.replaceSubrange(
+      20_001 - 4093..<50_001 - 4093, with: repeatElement(0, count: 30_000))
+    XCTAssertEqual(try client.call(.trim, at: 1 << 20, count: 1 << 20).error, 0)
+    XCTAssertEqual(try client.call(.flush).error, 0)
+    let read = try client.read(4093..<104_093)
+    XCTAssertTrue(read == expected)
+    XCTAssertEqual(
+      try client.call(.blockStatus, count: 8 << 20).extents.reduce(0) { $0 + Int($1.length) },
+      8 << 20)
+    XCTAssertEqual(server.stop(), 0, server.logged)
+    let image = try directory.contents("image")
+    XCTAssertTrue(Array(image[4093..<104_093]) == expected)
+  }
+
+  /// Those who never choose an export lose their place; those who have, may take their time.
+  func testAHandshakeIsNotForever() throws {
+    let server = try serve(
+      [UInt8](repeating: 3, count: 4096), ["--handshake-limit", "0.5", "--max-connections", "3"])
+    let good = try NBDClient(server)
+    let silent = try NBDClient(connect: server.socket)
+    let half = try NBDClient(connect: server.socket)
+    try half.send(Message.clientFlags() + Message.option(3))
+    XCTAssertTrue(silent.isClosedSoon())
+    XCTAssertTrue(half.isClosedSoon())
+    XCTAssertTrue(
+      eventually { server.logged.contains("has chosen no export within 0.5 seconds") },
+      server.logged)
+    XCTAssertEqual(try NBDClient(server).read(0..<1), [3])
+    XCTAssertEqual(try good.read(0..<1), [3])
+    XCTAssertEqual(server.stop(), 0)
   }
 
   func testTooManyConnectionsAreRefused() throws {

@@ -64,6 +64,12 @@ struct Serve: ParsableCommand {
       """, valueName: "microseconds"))
   var linger = 500
 
+  @Option(
+    help: ArgumentHelp(
+      "How long a client may take to choose an export, or be disconnected; 0 is for ever.",
+      valueName: "seconds"))
+  var handshakeLimit = 10.0
+
   @Option(help: ArgumentHelp("Log statistics every so often; 0 is never.", valueName: "seconds"))
   var statsInterval = 0.0
 
@@ -77,8 +83,10 @@ struct Serve: ParsableCommand {
     ] where !range.contains(value) {
       throw ValidationError("--\(name) \(value): \(range.lowerBound) to \(range.upperBound)")
     }
-    guard statsInterval >= 0 && statsInterval <= 1e9 else {
-      throw ValidationError("--stats-interval \(statsInterval): seconds, 0 or more")
+    for (name, value) in [("stats-interval", statsInterval), ("handshake-limit", handshakeLimit)] {
+      guard value >= 0 && value <= 1e9 else {
+        throw ValidationError("--\(name) \(value): seconds, 0 or more")
+      }
     }
     if unix != nil && (host != nil || port != nil) {
       throw ValidationError("--unix \(unix ?? ""): either that, or --host and --port")
@@ -122,6 +130,7 @@ struct Serve: ParsableCommand {
       statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil)
     settings.loop.queueDepth = queueDepth
     settings.loop.linger = .microseconds(linger)
+    settings.loop.handshakeLimit = handshakeLimit > 0 ? .seconds(handshakeLimit) : nil
     let server: Server
     var connection: (Int32, String)?
     var address: String?

@@ -68,6 +68,7 @@ final class Connection: SocketHandler {
   /// How much of the first has been sent.
   private var sentOfFirst = 0
 
+  /// When; told apart from others that have had the same identity.
   let opened: ContinuousClock.Instant
   var hasEntered: Bool { export != nil }
 

@@ -19,6 +19,8 @@ final class ServerLoop: @unchecked Sendable {
   struct Settings: Sendable {
     var queueDepth = 128
     var linger = Duration.microseconds(500)
+    /// How long a client may take to choose an export; `nil`: as long as it likes.
+    var handshakeLimit: Duration? = .seconds(10)
   }
 
   /// How many disk requests can wait behind those in the kernel. What is beyond waits here.
@@ -37,6 +39,7 @@ final class ServerLoop: @unchecked Sendable {
   let logger: Logger
   /// Set by `start`.
   private(set) var sockets: SocketSet!
+  private let handshakeLimit: Duration?
 
   /// Where sockets are received to, before anybody knows what it is.
   let scratch: UnsafeMutableRawBufferPointer
@@ -88,6 +91,7 @@ final class ServerLoop: @unchecked Sendable {
     self.exports = exports
     self.logger = logger
     self.whenClosed = whenClosed
+    handshakeLimit = settings.handshakeLimit
     syncs = Array(repeating: Syncs(), count: exports.count)
     scratch = .allocate(byteCount: Self.scratchSize, alignment: 4096)
     var options = AIOContext.Options()
@@ -115,11 +119,25 @@ final class ServerLoop: @unchecked Sendable {
         connections[ObjectIdentifier(connection)] = connection
         logger.debug("\(peer) connected")
         if isDraining { connection.close(nil) }
+        limitHandshake(of: connection)
       } catch {
         logger.error("cannot watch the connection from \(peer): \(error)")
         Glibc.close(socket)
         whenClosed()
       }
+    }
+  }
+
+  /// Sees to it that a client that never chooses an export does not take the place of one that would.
+  private func limitHandshake(of connection: Connection) {
+    guard let limit = handshakeLimit else { return }
+    let (id, opened) = (ObjectIdentifier(connection), connection.opened)
+    queue.asyncAfter(deadline: .now() + .nanoseconds(Int(limit / .nanoseconds(1)))) { [weak self] in
+      // Another connection may have the same identity by now, but not the same time.
+      guard let connection = self?.connections[id], connection.opened == opened,
+        !connection.hasEntered
+      else { return }
+      connection.close("has chosen no export within \(limit) (--handshake-limit)")
     }
   }
 
