@@ -22,14 +22,15 @@ internal import SystemPackage
 /// - Every accepted request completes exactly once: with a result, an error, or as cancelled.
 ///   A verb that throws has accepted nothing.
 /// - Every method may be called from any thread, and from inside completion handlers, but for
-///   ``process()``.
+///   ``process()`` and ``process(after:)``.
 /// - Completion handlers run on the context's queue, or on the queue that the request named, never
 ///   inside the call that made the request.
 /// - Requests go to the kernel in the order in which they were accepted, as far as there is room,
 ///   and as far as they need not wait for the disk to be taken; the kernel completes them in any
 ///   order.
 /// - The context's queue never sleeps in the disk. What would make the kernel sleep is submitted
-///   from threads that may (``Options/sleepingThreads``), and completes like the rest.
+///   from threads that may (``Options/sleepingThreads``), and completes like the rest. (Pages of a
+///   file on tmpfs that were swapped out are the exception: nothing tells of them beforehand.)
 /// - A context that is dropped without ``close(queue:completion:)`` finishes its requests, runs
 ///   their handlers, and then frees what it has.
 ///
@@ -107,13 +108,15 @@ public final class AIOContext: Sendable {
   ///   - queueDepth: How many requests the kernel may work on at once: 1 to 65536. All contexts of
   ///     the machine share `fs.aio-max-nr`, 65536 unless it was raised.
   ///   - queue: The serial queue to work on, and to run completion handlers on; a new one of the
-  ///     context's own unless given. A concurrent queue is a programmer error, and traps.
+  ///     context's own unless given. A concurrent queue is a programmer error, and traps as soon as two turns of the
+  ///     loop meet.
   ///   - pendingLimit: How many requests may wait behind those in the kernel: 0 to 524288. Beyond
   ///     it, verbs throw ``AIOError/Code/full``.
   ///   - options: What is seldom needed.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/contextLimit`` when `fs.aio-max-nr` is
   ///   used up, ``AIOError/Code/unavailable`` where there is no AIO,
-  ///   ``AIOError/Code/invalidQueueDepth``, or ``AIOError/Code/system``, for example when the
+  ///   ``AIOError/Code/invalidOption``, ``AIOError/Code/forked`` in a process that was forked off one
+  ///   that had a context, or ``AIOError/Code/system``, for example when the
   ///   process is out of file descriptors.
   public init(
     queueDepth: Int = 128, queue: DispatchQueue? = nil, pendingLimit: Int = 1024,
@@ -125,9 +128,10 @@ public final class AIOContext: Sendable {
     try Self.check("sleepingThreads", options.sleepingThreads, 1...64)
     guard options.polling >= .zero, options.polling <= .milliseconds(10) else {
       throw AIOError(
-        .invalidQueueDepth, AIOError.Subject(operation: .createContext),
+        .invalidOption, AIOError.Subject(operation: .createContext),
         .text("a polling of \(options.polling) was given; it must be from 0 to 10 ms"))
     }
+    if Fork.isChild { throw .forked(AIOError.Subject(operation: .createContext)) }
     Fork.watch()
     var settings = Loop.Settings(
       queueDepth: queueDepth, pendingLimit: pendingLimit,
@@ -148,7 +152,7 @@ public final class AIOContext: Sendable {
   ) throws(AIOError) {
     guard !range.contains(value) else { return }
     throw AIOError(
-      .invalidQueueDepth, AIOError.Subject(operation: .createContext),
+      .invalidOption, AIOError.Subject(operation: .createContext),
       .text(
         """
         a \(name) of \(value) was given; it must be from \(range.lowerBound) to \
@@ -188,11 +192,12 @@ public final class AIOContext: Sendable {
   /// waiting for any. The context does this by itself whenever there is something to do; call it
   /// to have it done now.
   ///
-  /// On the context's ``queue`` only, and not from inside a completion handler: both are programmer
-  /// errors, and trap.
+  /// On the context's ``queue`` only, and neither from inside a completion handler nor by a task or an
+  /// actor that the loop runs: these are programmer errors, and trap.
   ///
   /// - Returns: How many completions were run, or sent to the queues they go to. When there are
-  ///   many, only part of them, and the rest follows by itself; 0 after the context has closed.
+  ///   many, only part of them, and the rest follows by itself once the caller has left the queue;
+  ///   who stays on it calls again until this is 0. 0 after the context has closed.
   @discardableResult
   public func process() -> Int {
     loop.turnByHand()

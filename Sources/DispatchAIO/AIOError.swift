@@ -14,7 +14,7 @@ public struct AIOError: Error, Sendable {
       case cancelled, full, contextClosed, fileClosed, forked
       case invalidOffset, tooLarge, tooManyBuffers, misaligned, wrongAccessMode
       case unsupportedFile, directUnsupported
-      case invalidQueueDepth, contextLimit, unavailable
+      case invalidOption, contextLimit, unavailable
       case noSpace, fileSizeLimit, notFound, exists, permissionDenied, device
       case system
     }
@@ -47,8 +47,8 @@ public struct AIOError: Error, Sendable {
     public static var unsupportedFile: Code { Code(name: .unsupportedFile) }
     /// The filesystem has no direct I/O (`O_DIRECT`).
     public static var directUnsupported: Code { Code(name: .directUnsupported) }
-    /// A queue depth or limit outside of its range.
-    public static var invalidQueueDepth: Code { Code(name: .invalidQueueDepth) }
+    /// An option of the context outside of its range.
+    public static var invalidOption: Code { Code(name: .invalidOption) }
     /// The machine's AIO contexts are used up (`fs.aio-max-nr`).
     public static var contextLimit: Code { Code(name: .contextLimit) }
     /// The kernel has no AIO, or this process may not use it.
@@ -69,11 +69,28 @@ public struct AIOError: Error, Sendable {
     public static var system: Code { Code(name: .system) }
   }
 
-  /// What was tried.
-  public enum Operation: String, Hashable, Sendable {
-    case open, adopt, size, preallocate, truncate
-    case createContext = "create context"
-    case read, write, fsync, fdatasync
+  /// What was tried. The set grows with time, like ``Code``.
+  public struct Operation: Hashable, Sendable, CustomStringConvertible {
+    private enum Name: String {
+      case createContext = "create context"
+      case open, adopt, size, preallocate, truncate
+      case read, write, fsync, fdatasync
+    }
+
+    private let name: Name
+    private init(name: Name) { self.name = name }
+    public var description: String { name.rawValue }
+
+    public static var createContext: Operation { Operation(name: .createContext) }
+    public static var open: Operation { Operation(name: .open) }
+    public static var adopt: Operation { Operation(name: .adopt) }
+    public static var size: Operation { Operation(name: .size) }
+    public static var preallocate: Operation { Operation(name: .preallocate) }
+    public static var truncate: Operation { Operation(name: .truncate) }
+    public static var read: Operation { Operation(name: .read) }
+    public static var write: Operation { Operation(name: .write) }
+    public static var fsync: Operation { Operation(name: .fsync) }
+    public static var fdatasync: Operation { Operation(name: .fdatasync) }
   }
 
   /// What the error is about. Kept apart from the error so that an error is one reference wide.

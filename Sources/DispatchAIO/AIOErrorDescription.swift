@@ -50,7 +50,7 @@ extension AIOError: CustomStringConvertible {
 
   /// "write of 4096 bytes at offset 8192 of /var/log/journal"
   private var subjectWords: String {
-    var words = operation.rawValue
+    var words = operation.description
     if let length, offset != nil { words += " of \(length) bytes" }
     if let offset { words += " at offset \(offset)" }
     if let name = fileWords { words += " of \(name)" }

@@ -29,6 +29,7 @@ enum Command: String {
   case noPermission = "no-permission"
   case trapProcessOffQueue = "trap-process-off-queue"
   case trapProcessInCompletion = "trap-process-in-completion"
+  case trapProcessInTask = "trap-process-in-task"
   case trapConcurrentQueue = "trap-concurrent-queue"
   case trapNegativeBuffer = "trap-negative-buffer"
   case trapOddAlignment = "trap-odd-alignment"
@@ -214,6 +215,12 @@ case .fork:
     }
     context.close { print("child: closed") }
     do {
+      _ = try AIOContext(queueDepth: 4)
+      print("child: made another")
+    } catch {
+      print("child: another:", error.code)
+    }
+    do {
       try context.fsync(file) { _ in }
     } catch {
       print("child:", error.code)
@@ -279,6 +286,11 @@ case .trapOddAlignment:
   _ = AIOBuffer(count: 512, alignment: 3)
 case .trapSlice:
   _ = AIOBuffer(count: 512)[256..<1024]
+
+case .trapProcessInTask:
+  let context = try AIOContext(queueDepth: 4)
+  Task(executorPreference: context.taskExecutor) { context.process() }
+  RunLoop.main.run()
 
 case .trapOffExecutor:
   Resident(try AIOContext(queueDepth: 4)).assumeIsolated { _ in }

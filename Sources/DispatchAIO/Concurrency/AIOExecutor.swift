@@ -147,6 +147,9 @@ public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
     return count
   }
 
+  /// Whether a job is being run. On the queue.
+  var isRunningJob: Bool { isRunning }
+
   /// Whether the caller is a job on this queue of a task that does not prefer the queue, and that
   /// Swift would therefore resume elsewhere.
   var needsPreference: Bool {

@@ -8,7 +8,7 @@ public import SystemPackage
 /// The plain system calls for tasks: the thread that sleeps in the disk is not the caller's. None of
 /// them is cut short by cancellation.
 extension AIOFile {
-  /// Where system calls may sleep; as many threads as there are such calls.
+  /// Where system calls may sleep; as many threads as Dispatch has for such calls.
   private static let sleeper = DispatchQueue(label: "DispatchAIO.files", attributes: .concurrent)
 
   private static func asleep<Value: Sendable>(

@@ -20,6 +20,8 @@ internal import SystemPackage
 ///   not make it durable (``AIOContext/fdatasync(_:)`` does). Without it, what the file has is
 ///   undefined; its size may be too large by less than its alignment.
 /// - A failed write ends it: the error comes from the call that meets it, and from each one after.
+///   Other writes may then be under way still, until ``finish()`` has returned or thrown, or, when the
+///   writer is dropped without it, until the file has been closed.
 /// - A block device cannot be cut: its last block ends in zeros.
 ///
 /// It cannot be copied: one task at a time writes, and nothing compiles that uses it after `finish`.
@@ -113,7 +115,8 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     try await write(buffer, isolation: isolation)
   }
 
-  /// Leaves a hole, as far as the alignment lets it: what is not there reads as zeros.
+  /// Leaves a hole, as far as the alignment lets it, which reads as zeros in a file that is new or was
+  /// truncated; elsewhere, what the file has there stays.
   ///
   /// - Parameter count: How many bytes; 0 or more.
   public mutating func skip(
@@ -133,7 +136,7 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     if tail > 0 { try await write(AIOBuffer(count: Int(tail)), isolation: isolation) }
   }
 
-  /// Writes what is left, waits for all writes, and sets the file's size.
+  /// Writes what is left, waits for all writes, also when it throws, and sets the file's size.
   ///
   /// - Returns: The size of the file, in bytes.
   @discardableResult
@@ -146,15 +149,11 @@ public struct AIOFileWriter: ~Copyable, Sendable {
       zero(block[gathered..<padded])
       gathered = padded
     }
-    try await flush(isolation: isolation)
+    do throws(AIOError) { try await flush(isolation: isolation) } catch { failure = error }
     while !writes.isEmpty { await settle(isolation: isolation) }
     if let failure { throw failure }
-    do throws(AIOError) {
-      try await file.truncate(to: size, isolation: isolation)
-    } catch {
-      // A block device has the size it has.
-      guard error.errno == .invalidArgument else { throw error }
-    }
+    // A block device has the size it has.
+    if !file.file.traits.isBlockDevice { try await file.truncate(to: size, isolation: isolation) }
     return size
   }
 

@@ -33,9 +33,9 @@ internal import CLinux
 internal import Glibc
 
 struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
-  /// A request that is over, its slot already free.
-  struct Completion: ~Copyable {
-    let request: AcceptedRequest<Attachment>
+  /// What is left of a request that is over: its slot is free, its buffers and file let go.
+  struct Completion {
+    let attachment: Attachment
     let result: Result<Int, AIOError>
   }
 
@@ -52,6 +52,8 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   static var maximumRetries: UInt8 { 16 }
   /// How many bytes of requests that `io_submit` itself copies go down in one call.
   static var longestCopy: Int { 512 << 10 }
+  /// See `nextRound`.
+  private static var rounds: (first: Int, largest: Int) { (4, 256) }
 
   let kernel: K
   let table: RequestTable<Attachment>
@@ -78,7 +80,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// How many of those in the kernel do not count on the eventfd: see `isSilent`.
   private(set) var silent = 0
   /// See `nextRound`.
-  private var round = 4
+  private var round = rounds.first
   /// Whether a disk works on what went down last; else `io_submit` itself has done it.
   private var isForDisk = true
   private var batch: SubmissionBatch
@@ -342,7 +344,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// time. When it has something to do, and where nobody waits, larger batches are cheaper.
   mutating func nextRound() -> Int {
     guard isForDisk else { return 128 }
-    defer { round *= 2 }
+    defer { round = min(round * 2, Self.rounds.largest) }
     return round
   }
 
@@ -359,7 +361,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
       if answer == -Int(EINTR) { continue }
       guard answer >= 0 else { return false }
       inKernel -= answer
-      round = 4
+      round = Self.rounds.first
       if answer > 0 { isBlockedAsleep = false }
       checkAccounts()
       return true
@@ -403,7 +405,13 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
         table[request: slot].file.habits.accepted(table[request: slot].verb)
       }
       let moved = table[request: slot].resume + result
-      if moved < table[request: slot].length, goesOn(slot, route, after: result) { return nil }
+      if moved < table[request: slot].length {
+        if goesOn(slot, route, after: result) { return nil }
+        if table[request: slot].isToFinish, table[request: slot].verb == .write {
+          // The kernel takes no more of it, and does not say why.
+          return fail(slot) { AIOError(errno: EIO, $0, transferred: $1) }
+        }
+      }
       return succeed(slot, max(table[request: slot].moved, moved))
     }
     if comesAgain(slot, route, after: Int32(-result)) { return nil }
@@ -503,7 +511,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     }
     request.file.release()
     counts.succeeded += 1
-    return Completion(request: request, result: .success(count))
+    return Completion(attachment: request.attachment, result: .success(count))
   }
 
   private mutating func fail(
@@ -513,7 +521,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     request.file.release()
     let error = error(request.subject, request.moved)
     if error.code == .cancelled { counts.cancelled += 1 } else { counts.failed += 1 }
-    return Completion(request: request, result: .failure(error))
+    return Completion(attachment: request.attachment, result: .failure(error))
   }
 
   // MARK: Tags and accounts

@@ -12,7 +12,8 @@
 //     buffered writes.
 //   - A buffered request is done within `io_submit`. From the page cache that is a copy, which is
 //     no sleep, but takes time: a large one goes to the sleeping side.
-//   - tmpfs knows no NOWAIT, and never waits: its requests go down as they are, large ones apart.
+//   - tmpfs knows no NOWAIT, and waits for nothing but pages that were swapped out, which nobody can
+//     tell beforehand: its requests go down as they are, large ones apart.
 
 internal import Synchronization
 

@@ -26,6 +26,8 @@ final class OpenFile: Sendable {
     var isDirect = true
     /// There is no disk beneath, as with tmpfs: to copy memory is all that a request does.
     var isMemory = false
+    /// Its size is what it is.
+    var isBlockDevice = false
     /// Every write goes to the end of the file, whatever its offset says (O_APPEND).
     var appends = false
     /// What a direct request must be a multiple of.

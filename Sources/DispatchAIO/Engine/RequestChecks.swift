@@ -143,7 +143,7 @@ extension AIOError {
       .text(
         """
         this process was forked off the one that made the context, and a kernel AIO context is \
-        not inherited; exec, or make the context after the fork
+        not inherited; exec, or fork before the first context is made
         """))
   }
 

@@ -36,7 +36,8 @@ public final class AIOFile: Sendable {
   /// - Parameters:
   ///   - path: The file's path.
   ///   - mode: To read, to write, or both.
-  ///   - options: As for `FileDescriptor.open`: `.create`, `.truncate`, `.exclusiveCreate`, ….
+  ///   - options: As for `FileDescriptor.open`: `.create`, `.truncate`, `.exclusiveCreate`, …. With
+  ///     `.append`, every write goes to the end of the file, whatever its offset.
   ///   - permissions: Of the file, where it is created; less the process's umask.
   ///   - caching: ``Caching/direct`` unless told otherwise.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/notFound``,
@@ -123,7 +124,8 @@ public final class AIOFile: Sendable {
       traits: OpenFile.Traits(
         isReadable: access != O_WRONLY, isWritable: access != O_RDONLY,
         isDirect: alignment != nil, isMemory: clinux_is_on_tmpfs(descriptor.rawValue) == 1,
-        appends: flags & O_APPEND != 0, alignment: alignment ?? .none),
+        isBlockDevice: type == S_IFBLK, appends: flags & O_APPEND != 0,
+        alignment: alignment ?? .none),
       size: type == S_IFBLK ? .max : Int64(status.st_size)
     ) { descriptor in
       Self.closer.async {
@@ -152,6 +154,8 @@ public final class AIOFile: Sendable {
 
   /// The file's size in bytes: `fstat(2)`, or `BLKGETSIZE64` for a block device. Blocks the calling
   /// thread.
+  ///
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/fileClosed`` or ``AIOError/Code/system``.
   public func size() throws(AIOError) -> Int64 {
     let subject = subject(.size)
     guard file.hold() else { throw .closed(subject) }
@@ -170,8 +174,8 @@ public final class AIOFile: Sendable {
   /// `fallocate(2)`. What was not written reads as zeros. Blocks the calling thread, for long.
   ///
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/noSpace``,
-  ///   ``AIOError/Code/fileSizeLimit``, ``AIOError/Code/wrongAccessMode``, or
-  ///   ``AIOError/Code/system`` where the filesystem cannot.
+  ///   ``AIOError/Code/fileSizeLimit``, ``AIOError/Code/wrongAccessMode``,
+  ///   ``AIOError/Code/invalidOffset``, ``AIOError/Code/fileClosed``, or ``AIOError/Code/system`` where the filesystem cannot.
   public func preallocate(_ range: Range<Int64>) throws(AIOError) {
     let subject = subject(.preallocate, offset: range.lowerBound, length: range.count)
     guard range.lowerBound >= 0 else { throw .negative(subject) }
@@ -209,11 +213,11 @@ public final class AIOFile: Sendable {
   /// matters.
   ///
   /// - Parameters:
-  ///   - queue: Where to call back; a private queue unless given.
+  ///   - queue: Where to call back; a global queue unless given.
   ///   - completion: Called once the descriptor has been closed.
   public func close(queue: DispatchQueue? = nil, completion: (@Sendable () -> Void)? = nil) {
     file.letGo()
-    if let completion { isOpen.notify(queue: queue ?? Self.closer, execute: completion) }
+    if let completion { isOpen.notify(queue: queue ?? .global(), execute: completion) }
   }
 
   /// Whether the file has been closed; its descriptor may still be in use by accepted requests.

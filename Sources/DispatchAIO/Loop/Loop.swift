@@ -77,6 +77,8 @@ final class Loop: @unchecked Sendable {
   private var polling: Polling
   /// Whether the eventfd may have counted since it was drained.
   private var mayHaveCounted = false
+  /// Whether a turn has been queued by `comesAgain`.
+  private var isTurnQueued = false
   /// Whether the source is suspended: while turns follow each other without a pause.
   private var isSourceSuspended = false
 
@@ -248,6 +250,13 @@ final class Loop: @unchecked Sendable {
     guard DispatchQueue.getSpecific(key: onQueue) != nil else {
       fatalError("AIOContext: process() was not called on the context's queue, '\(queue.label)'")
     }
+    guard !executor.isRunningJob else {
+      fatalError(
+        """
+        AIOContext: process() was called by a task or an actor that the loop runs; it will go on by \
+        itself when they await
+        """)
+    }
     return turn(polls: false, byHand: true)
   }
 
@@ -271,7 +280,6 @@ final class Loop: @unchecked Sendable {
     defer { turnThread.store(0, ordering: .releasing) }
     guard life == .open else { return 0 }
     isAwake.store(true, ordering: .relaxed)
-    if !table.inbox.isEmpty { polling.deferToOthers() }
     turns += 1
     let began = clinux_monotonic_nanoseconds()
     let longest = byHand ? Self.longestTurnByHand : Self.longestTurn
@@ -283,6 +291,7 @@ final class Loop: @unchecked Sendable {
     var goesOn = true
     while goesOn {
       if line.isOccupied { admit() }
+      if !table.inbox.isEmpty { polling.deferToOthers() }
       unsafe engine.pointee.collect()
       if unsafe engine.pointee.submit() == .stalled { setStallTimer() }
       while let (slot, route, file, isWrite) = unsafe engine.pointee.nextAsleep() {
@@ -352,7 +361,12 @@ final class Loop: @unchecked Sendable {
       isSourceSuspended = true
       source.suspend()
     }
-    queue.async { [self] in turn(polls: true) }
+    guard !isTurnQueued else { return }
+    isTurnQueued = true
+    queue.async { [self] in
+      isTurnQueued = false
+      turn(polls: true)
+    }
   }
 
   /// Goes to sleep, unless something has come meanwhile.
@@ -412,11 +426,11 @@ final class Loop: @unchecked Sendable {
   }
 
   @inline(__always)
-  private func deliver(_ completion: consuming Engine<LinuxKernel, Delivery>.Completion) {
-    if let queue = completion.request.attachment.queue {
-      departures.add(completion.request.attachment.completion, completion.result, to: queue)
+  private func deliver(_ completion: Engine<LinuxKernel, Delivery>.Completion) {
+    if let queue = completion.attachment.queue {
+      departures.add(completion.attachment.completion, completion.result, to: queue)
     } else {
-      completion.request.attachment.completion(completion.result)
+      completion.attachment.completion(completion.result)
     }
   }
 

@@ -96,15 +96,18 @@ final class SleepingSide: Sendable {
       return state.line.count > state.lookouts ? state.idle.popLast() : nil
     }
     arrivals.add(1, ordering: .releasing)
-    guard let thread else { return }
-    threads[thread].queue.async { [self] in
-      run(thread)
-      withExtendedLifetime(owner) {}
-    }
+    if let thread { wake(thread, for: owner) }
+  }
+
+  private func wake(_ thread: Int, for owner: some AnyObject & Sendable) {
+    threads[thread].queue.async { [self] in run(thread, for: owner) }
   }
 
   /// One thread, until there is nothing for it to do.
-  private func run(_ number: Int) {
+  ///
+  /// - Parameter owner: alive until this returns.
+  private func run(_ number: Int, for owner: some AnyObject & Sendable) {
+    defer { withExtendedLifetime(owner) {} }
     let thread = threads[number]
     thread.lastGap = clinux_monotonic_nanoseconds() &- thread.idleSince
     var done: Work?
@@ -112,16 +115,19 @@ final class SleepingSide: Sendable {
     while true {
       let seen = arrivals.load(ordering: .acquiring)
       let looksOut = thread.lastGap < 4 * Self.lookout && !isLookingOut
-      let next = state.withLock { state -> Work? in
+      let (next, another) = state.withLock { state -> (Work?, Int?) in
         if let done { finished(done, &state) }
         done = nil
         if isLookingOut { state.lookouts -= 1 }
         let next = start(&state)
-        if next == nil {
-          if looksOut { state.lookouts += 1 } else { state.idle.append(number) }
+        guard next == nil else {
+          // What this one has taken is no longer in the way of the rest of its file.
+          return (next, state.line.count > state.lookouts ? state.idle.popLast() : nil)
         }
-        return next
+        if looksOut { state.lookouts += 1 } else { state.idle.append(number) }
+        return (nil, nil)
       }
+      if let another { wake(another, for: owner) }
       if let next {
         if isLookingOut { thread.lastGap = clinux_monotonic_nanoseconds() &- thread.idleSince }
         isLookingOut = false

@@ -184,6 +184,48 @@ final class BlockServerTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0)
   }
 
+  /// A file whose end falls into a page: nothing of it keeps its room.
+  func testTheLastPageIsTrimmedToo() throws {
+    let size = 3 * 4096 + 777
+    let server = try serve([UInt8](repeating: 1, count: size))
+    let client = try NBDClient(server)
+    for command in [NBD.Command.trim, .writeZeroes] {
+      try client.write([UInt8](repeating: 1, count: size), at: 0)
+      XCTAssertEqual(try client.call(.flush).error, 0)
+      XCTAssertEqual(try client.call(command, at: 4096, count: size - 4096).error, 0)
+      let extents = try client.call(.blockStatus, at: 0, count: size).extents
+      guard extents.count > 1 else { throw XCTSkip("this filesystem tells of no holes") }
+      XCTAssertEqual(extents.map(\.length), [4096, UInt32(size) - 4096])
+      XCTAssertEqual(extents.map(\.flags), [0, 3])
+      XCTAssertEqual(try client.read(0..<4097), [UInt8](repeating: 1, count: 4096) + [0])
+    }
+    XCTAssertEqual(server.stop(), 0, server.logged)
+    XCTAssertEqual(try contents(server).count, size)
+  }
+
+  /// An export of no bytes is one in which nothing can be read.
+  func testAnEmptyFile() throws {
+    let server = try serve([])
+    XCTAssertTrue(server.logged.contains("has 0 bytes"), server.logged)
+    let client = try NBDClient(server)
+    XCTAssertEqual(client.size, 0)
+    XCTAssertEqual(try client.call(.read, at: 0, count: 1).error, 22)
+    XCTAssertEqual(try client.call(.write, payload: [1]).error, 28)
+    XCTAssertEqual(try client.call(.trim, at: 0, count: 0).error, 0)
+    XCTAssertEqual(try client.call(.flush).error, 0)
+    XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
+  /// Paths in which there is a `=`, and names.
+  func testNames() throws {
+    let directory = try temporaryDirectory()
+    for name in ["a=b", "c"] { _ = try directory.makeFile(name, size: 4096) }
+    let server = try NBDServer(directory, ["a=b", "d=c"])
+    for name in ["a=b", "d"] { XCTAssertEqual(try NBDClient(server, export: name).size, 4096) }
+    XCTAssertThrowsError(try NBDClient(server, export: "c"))
+    XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
   // MARK: Options and ends
 
   func testReadOnlyExportsStayAsTheyAre() throws {
@@ -241,7 +283,6 @@ final class BlockServerTests: XCTestCase {
     let directory = try temporaryDirectory()
     let path = directory.path
     _ = try directory.makeFile("full", size: 4096)
-    _ = try directory.makeFile("empty", size: 0)
     let server = try NBDServer(directory, ["full"])
     let program = try ChildProcess.built("aio-nbd")
     let full = path.appending("full").string
@@ -250,7 +291,6 @@ final class BlockServerTests: XCTestCase {
       ([path.appending("none").string], "No such file"),
       ([path.string], "irectory"),
       (["/dev/null"], "it is a character device"),
-      ([path.appending("empty").string], "0 bytes"),
       ([full, "x/../\(full)"], "two exports would be named 'full'"),
       (["=\(full)"], "neither a file nor NAME=PATH"),
       ([full, "--port", "70000"], "70000"),

@@ -73,6 +73,20 @@ final class AsyncVerbTests: XCTestCase {
     XCTAssertEqual(again.withUnsafeBytes { [UInt8]($0) }, [7, 7, 7])
   }
 
+  /// Whose read has returned has the buffers to himself.
+  func testNobodyHoldsABufferOnceItIsRead() async throws {
+    let directory = try temporaryDirectory()
+    let file = try await AIOFile.open(try directory.makeFile(size: 4096), .readOnly)
+    let context = try AIOContext(queueDepth: 1)
+    for _ in 0..<500 {
+      var buffers = [AIOBuffer(count: 4096)]
+      _ = try await context.read(file, at: 0, into: buffers)
+      let taken = AIOUniqueBuffer(buffers.removeLast())
+      guard taken != nil else { return XCTFail("somebody holds it still") }
+    }
+    await context.close()
+  }
+
   /// A task that has been cancelled submits nothing, and one that waits leaves at once.
   func testCancellation() async throws {
     let directory = try temporaryDirectory()

@@ -139,4 +139,32 @@ final class ChunkTests: XCTestCase {
     }
     await context.close()
   }
+
+  /// Once `finish` has thrown, nothing is written any more.
+  func testAFailedFinishHasWaited() async throws {
+    let directory = try temporaryDirectory()
+    let context = try AIOContext(queueDepth: 8)
+    let file = try directory.open("file", .readWrite, caching: .direct)
+    let held = try await Task {
+      var buffers = (0..<6).map { _ in AIOBuffer(count: 4 << 20) }
+      var writer = AIOFileWriter(file, on: context, inFlight: 8)
+      for buffer in buffers { try await writer.write(buffer) }
+      withUnsafeCurrentTask { $0?.cancel() }
+      try await writer.write([1, 2, 3])
+      do throws(AIOError) {
+        try await writer.finish()
+        XCTFail("finished, although cancelled")
+      } catch {
+        XCTAssertEqual(error.code, .cancelled)
+      }
+      var held = 0
+      while let buffer = buffers.popLast() {
+        let taken = AIOUniqueBuffer(consume buffer)
+        if taken == nil { held += 1 }
+      }
+      return held
+    }.value
+    XCTAssertEqual(held, 0, "written still")
+    await context.close()
+  }
 }

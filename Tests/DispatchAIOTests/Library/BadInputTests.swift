@@ -92,19 +92,19 @@ final class BadInputTests: XCTestCase {
         String(contentsOfFile: "/proc/sys/fs/aio-max-nr", encoding: .ascii)
           .trimmingCharacters(in: .whitespacesAndNewlines)))
     check([
-      .refusing("queue depth 0", .invalidQueueDepth, "a queueDepth of 0 was given") {
+      .refusing("queue depth 0", .invalidOption, "a queueDepth of 0 was given") {
         try AIOContext(queueDepth: 0)
       },
-      .refusing("queue depth -1", .invalidQueueDepth, "must be from 1 to 65536") {
+      .refusing("queue depth -1", .invalidOption, "must be from 1 to 65536") {
         try AIOContext(queueDepth: -1)
       },
-      .refusing("queue depth 65537", .invalidQueueDepth, "65537") {
+      .refusing("queue depth 65537", .invalidOption, "65537") {
         try AIOContext(queueDepth: 65537)
       },
-      .refusing("pending limit -1", .invalidQueueDepth, "a pendingLimit of -1 was given") {
+      .refusing("pending limit -1", .invalidOption, "a pendingLimit of -1 was given") {
         try AIOContext(queueDepth: 1, pendingLimit: -1)
       },
-      .refusing("pending limit 524289", .invalidQueueDepth, "from 0 to 524288") {
+      .refusing("pending limit 524289", .invalidOption, "from 0 to 524288") {
         try AIOContext(queueDepth: 1, pendingLimit: 524_289)
       },
     ])

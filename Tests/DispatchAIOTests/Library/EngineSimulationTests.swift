@@ -286,7 +286,7 @@ private final class Simulation {
   private func complete(
     _ completion: borrowing Engine<SimulatedKernel, Int>.Completion
   ) throws {
-    let id = completion.request.attachment
+    let id = completion.attachment
     let ask = asks[id]
     if ask.outcome != nil { throw Violation("request \(id) completed twice") }
     asks[id].outcome = completion.result

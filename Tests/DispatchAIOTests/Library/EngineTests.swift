@@ -37,7 +37,7 @@ final class EngineTests: XCTestCase {
     mutating func drain() -> [Int] {
       var numbers: [Int] = []
       _ = engine.reap()
-      while let completion = engine.next() { numbers.append(completion.request.attachment) }
+      while let completion = engine.next() { numbers.append(completion.attachment) }
       return numbers
     }
   }
@@ -112,6 +112,33 @@ final class EngineTests: XCTestCase {
       numbers = scene.drain()
     }
     XCTAssertEqual(rounds, 17, "16 retries, then the error is the result")
+    XCTAssertEqual(scene.table.freeCount, 1)
+  }
+
+  /// A disk that takes less than a block, time after time, and says nothing of an error.
+  func testAWriteThatDoesNotGetOnFails() throws {
+    var scene = Scene(depth: 1, faults: .init(shortTransfer: 1))
+    let aligned = OpenFile(
+      descriptor: 3, path: nil, traits: .init(alignment: AIOAlignment(memory: 4096, offset: 4096))
+    ) { _ in }
+    let buffer = AIOBuffer(count: 4096)
+    XCTAssertTrue(aligned.hold())
+    _ = scene.table.accept(
+      AcceptedRequest(
+        operation: .write(from: .buffer(buffer)), file: aligned, offset: 0, length: 4096,
+        isToFinish: true, attachment: 0),
+      in: try XCTUnwrap(scene.table.free.take()))
+    var result: Result<Int, AIOError>?
+    for _ in 0..<100 where result == nil {
+      scene.engine.collect()
+      _ = scene.engine.submit()
+      scene.kernel.completeAll()
+      _ = scene.engine.reap()
+      result = scene.engine.next()?.result
+    }
+    guard case .failure(let error) = result else { return XCTFail("\(String(describing: result))") }
+    XCTAssertEqual(error.errno, .ioError)
+    XCTAssertLessThan(error.transferred, 4096)
     XCTAssertEqual(scene.table.freeCount, 1)
   }
 

@@ -189,4 +189,18 @@ final class FileTests: XCTestCase {
       XCTAssertEqual(closed.withLock { $0 }, 1)
     }
   }
+
+  /// What is called back may take its time, and wait for another file's end.
+  func testAFileIsClosedWhileAnothersHandlerWaits() throws {
+    let directory = try temporaryDirectory()
+    let path = try directory.makeFile(size: 4096)
+    let (first, second) = (try AIOFile.open(path, .readOnly), try AIOFile.open(path, .readOnly))
+    let done = Promise<Bool>()
+    first.close {
+      let closed = DispatchSemaphore(value: 0)
+      second.close { closed.signal() }
+      done.fulfil(closed.wait(timeout: .now() + 20) == .success)
+    }
+    XCTAssertTrue(try done.wait())
+  }
 }

@@ -10,6 +10,7 @@ final class MisuseTests: XCTestCase {
     for (command, sentence) in [
       ("trap-process-off-queue", "was not called on the context's queue"),
       ("trap-process-in-completion", "called inside a completion handler"),
+      ("trap-process-in-task", "called by a task or an actor that the loop runs"),
       ("trap-concurrent-queue", "the context's queue is not serial"),
       ("trap-negative-buffer", "a count of -7 bytes; it must be 0 or more"),
       ("trap-odd-alignment", "an alignment of 3; it must be a power of two"),

@@ -236,6 +236,39 @@ final class NeverSleepsTests: XCTestCase {
     XCTAssertEqual(log.order.withLock { $0.count }, 24)
   }
 
+  /// A thread that looks out for work takes one piece of it, and wakes another for the rest.
+  func testALookoutIsNotInTheWay() throws {
+    final class Owner: Sendable {}
+    let owner = Owner()
+    let active = Locked(0)
+    let (begun, gate) = (DispatchSemaphore(value: 0), DispatchSemaphore(value: 0))
+    let side = SleepingSide(threads: 8, sharesFiles: false) {
+      { _ in
+        begun.signal()
+        gate.wait()
+        active.withLock { $0 -= 1 }
+      }
+    }
+    let work = SleepingSide.Work(
+      slot: 0, route: .asleep, isWrite: false, file: ObjectIdentifier(owner))
+    for round in 0..<300 {
+      // Reads of one file, of which four may be under way.
+      for count in [1, 4] {
+        active.withLock { $0 = count }
+        for _ in 0..<count { side.take(work, for: owner) }
+        for _ in 0..<count {
+          guard begun.wait(timeout: .now() + 20) == .success else {
+            for _ in 0..<count { gate.signal() }
+            return XCTFail("round \(round): work waits although threads are idle")
+          }
+        }
+        for _ in 0..<count { gate.signal() }
+        // Not `eventually`, which sleeps: the next is to come while a thread looks out.
+        while active.withLock({ $0 }) > 0 {}
+      }
+    }
+  }
+
   // MARK: A turn's share
 
   /// Ten thousand completions at once do not keep a timer waiting.

@@ -21,6 +21,7 @@ final class LoopDevice {
       ["--find", "--show", "--sector-size", "\(sectorSize)", image])
     guard losetup.status == 0 else { throw XCTSkip("no loop device: \(losetup.errors)") }
     path = losetup.output.trimmingCharacters(in: .whitespacesAndNewlines)
+    Throttle.lift(path)
   }
 
   deinit {

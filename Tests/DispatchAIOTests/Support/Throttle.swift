@@ -11,10 +11,8 @@ final class Throttle {
   private let device: String
 
   init(_ disk: SmallDisk, readsPerSecond: Int) throws {
-    var status = stat()
-    guard stat(disk.device, &status) == 0 else { throw Errno(rawValue: errno) }
-    device = "\(status.st_rdev >> 8):\(status.st_rdev & 0xff)"
-    guard Self.set("\(device) \(readsPerSecond)") else {
+    device = disk.device
+    guard Self.set(device, readsPerSecond) else {
       throw XCTSkip("\(Self.file) cannot be set: no slow disk to be had")
     }
   }
@@ -22,13 +20,18 @@ final class Throttle {
   deinit { lift() }
 
   /// Makes the disk fast again.
-  func lift() { _ = Self.set("\(device) 0") }
+  func lift() { Self.lift(device) }
 
-  private static func set(_ line: String) -> Bool {
-    guard let descriptor = try? FileDescriptor.open(FilePath(file), .writeOnly) else {
-      return false
-    }
+  /// Makes a device fast again, which a run that was killed may have left slow.
+  static func lift(_ device: String) { _ = set(device, 0) }
+
+  private static func set(_ device: String, _ readsPerSecond: Int) -> Bool {
+    var status = stat()
+    guard stat(device, &status) == 0,
+      let descriptor = try? FileDescriptor.open(FilePath(file), .writeOnly)
+    else { return false }
     defer { try? descriptor.close() }
-    return (try? descriptor.writeAll((line + "\n").utf8)) != nil
+    let line = "\(status.st_rdev >> 8):\(status.st_rdev & 0xff) \(readsPerSecond)\n"
+    return (try? descriptor.writeAll(line.utf8)) != nil
   }
 }

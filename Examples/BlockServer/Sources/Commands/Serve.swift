@@ -102,8 +102,10 @@ struct Serve: ParsableCommand {
     var names: [String: String] = [:]
     return try files.map { file in
       let parts = file.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+      // A path may have a `=` in it, too.
+      let isNamed = parts.count == 2 && !parts[0].contains("/") && access(file, F_OK) != 0
       let (path, name) =
-        parts.count == 2
+        isNamed
         ? (String(parts[1]), String(parts[0]))
         : (file, FilePath(file).lastComponent?.string ?? "")
       guard !path.isEmpty, !name.isEmpty else {

@@ -81,8 +81,8 @@ struct Request: Equatable {
       )
     }
     if length > ExportDescription.largestPayload && (command == .read || command == .write) {
-      return command == .read
-        ? (.overflow, "more than 32 MiB at once") : (.invalid, "more than 32 MiB at once")
+      // What overflows could have been asked for without DF, which needs structured replies.
+      return (command == .read && structured ? .overflow : .invalid, "more than 32 MiB at once")
     }
     return nil
   }

@@ -42,12 +42,15 @@ extension Export {
     return extents
   }
 
+  /// Where the room of the last page ends, whose end the file may cut off: to punch up to the file's end
+  /// only would leave that page its room. (The file's size stays.)
+  private var endOfRoom: UInt64 { isBlockDevice ? size : up(size, to: page) }
+
   /// Gives up the room of a range. Its contents are undefined then; a hint, which need not be
   /// followed.
   func trim(_ range: Range<UInt64>) -> Errno? {
     let start = up(range.lowerBound, to: page)
-    // The last page may be cut off by the end of the file.
-    let end = range.upperBound == size ? size : down(range.upperBound, to: page)
+    let end = range.upperBound == size ? endOfRoom : down(range.upperBound, to: page)
     guard start < end else { return nil }
     var answer = cstorage_punch_hole(plain.rawValue, Int64(start), Int64(end - start))
     if answer == -EOPNOTSUPP && isBlockDevice {
@@ -72,7 +75,10 @@ extension Export {
     if start < end {
       let (offset, count) = (Int64(start), Int64(end - start))
       var answer = -EOPNOTSUPP
-      if !keepsRoom { answer = cstorage_punch_hole(plain.rawValue, offset, count) }
+      if !keepsRoom {
+        let end = end == size ? endOfRoom : end
+        answer = cstorage_punch_hole(plain.rawValue, offset, Int64(end - start))
+      }
       // On a block device this may be the kernel writing zeros.
       if answer == -EOPNOTSUPP && !(onlyFast && isBlockDevice) {
         answer = cstorage_zero_range(plain.rawValue, offset, count)

@@ -49,10 +49,6 @@ final class Export: Sendable {
       throw ExportError(description: "cannot serve \(path): \(error)")
     }
     let size = UInt64(try file.size())
-    guard size > 0 else {
-      throw ExportError(
-        description: "\(path) has 0 bytes: give it a size first, as with truncate -s 1G \(path)")
-    }
     var status = stat()
     fstat(plain.rawValue, &status)
     isBlockDevice = status.st_mode & S_IFMT == S_IFBLK

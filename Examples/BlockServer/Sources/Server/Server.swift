@@ -56,6 +56,10 @@ final class Server: @unchecked Sendable {
           }))
     }
     for export in exports {
+      if export.size == 0 {
+        logger.warning(
+          "\(export.path) has 0 bytes; to give it a size: truncate -s 1G \(export.path)")
+      }
       logger.info(
         """
         serving \(export.path) as '\(export.description.name)': \

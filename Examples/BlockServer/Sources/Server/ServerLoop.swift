@@ -30,8 +30,8 @@ final class ServerLoop: @unchecked Sendable {
   /// How many requests go to the disk, and how many replies to a client, at once: few enough that
   /// client, server and disk work at the same time, rather than each waiting for the one before.
   static let burst = 4
-  /// How many bursts make a turn.
-  private static let mostRounds = 16
+  /// How many bursts make a turn; then the loop looks at its sockets again.
+  private static let mostRounds = 4
 
   let queue: DispatchQueue
   let context: AIOContext
