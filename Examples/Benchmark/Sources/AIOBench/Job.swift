@@ -81,7 +81,8 @@ struct BenchError: Error, CustomStringConvertible {
   init(_ description: String) { self.description = description }
 }
 
-/// Where requests go, one after the other.
+/// Where requests go, one after the other: other places for each engine and each run, so that none reads
+/// what the one before has brought into a cache.
 struct Offsets {
   private let pattern: Job.Pattern
   private let blockSize: UInt64
@@ -89,12 +90,15 @@ struct Offsets {
   private var state: UInt64
   private var next: UInt64 = 0
 
-  init(_ job: Job, seed: UInt64 = 88_172_645_463_325_252) {
+  init(_ job: Job) {
     pattern = job.pattern
     blockSize = UInt64(job.blockSize)
     blocks = UInt64(job.blocks)
-    state = seed | 1
+    state = Self.randomState
   }
+
+  /// Any state of the generator's but 0.
+  static var randomState: UInt64 { .random(in: 1...UInt64.max) }
 
   /// xorshift64 (Marsaglia, "Xorshift RNGs", 2003), as in the C engines.
   mutating func removeFirst() -> Int64 {

@@ -17,7 +17,7 @@ struct CEngine: Engine {
         is_random: job.pattern.isRandom ? 1 : 0, is_append: job.pattern == .append ? 1 : 0,
         fdatasync_every: Int32(job.fdatasyncEvery), verify: job.verifies ? 1 : 0,
         batches: batches ? 1 : 0, block: UInt64(job.blockSize), blocks: UInt64(job.blocks),
-        runtime: UInt64(job.runtime * 1e9), seed: 88_172_645_463_325_252, samples: samples,
+        runtime: UInt64(job.runtime * 1e9), seed: Offsets.randomState, samples: samples,
         samples_capacity: UInt64(capacity))
       let began = cengines_now()
       cengines_run(&job, &result, progress)

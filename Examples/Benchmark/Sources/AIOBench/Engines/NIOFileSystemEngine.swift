@@ -32,9 +32,9 @@ struct NIOFileSystemEngine: Engine {
       let recorder = Recorder(meter)
       let began = meter.begin()
       try await withThrowingTaskGroup(of: Void.self) { group in
-        for number in 0..<job.depth {
+        for _ in 0..<job.depth {
           group.addTask {
-            var offsets = Offsets(job, seed: UInt64(number + 1) &* 0x9e37_79b9_7f4a_7c15)
+            var offsets = Offsets(job)
             var started = began
             while true {
               let offset = offsets.removeFirst()
