@@ -73,8 +73,12 @@ actor Copier {
     var buffer = AIOUniqueBuffer(count: chunk)
     while let piece = next() {
       try await read(piece, of: source, into: &buffer)
-      // The end of the file is not aligned: it is cut off in the end.
+      // What is written beyond the piece lies in a hole, or behind the end, where it is cut off.
       let length = destination.alignment.roundUp(piece.count)
+      buffer.withUnsafeMutableBytes {
+        _ = UnsafeMutableRawBufferPointer(rebasing: $0[piece.count..<length])
+          .initializeMemory(as: UInt8.self, repeating: 0)
+      }
       try await context.writeFully(
         destination, at: piece.lowerBound, from: buffer, range: 0..<length)
       progress.add(piece.count)

@@ -13,7 +13,8 @@ struct CopyFile: ParsableCommand {
     abstract: "Copies a file, with several pieces of it on their way at once.",
     discussion: """
       The copy is written under a temporary name (.aio-copy-…) in DEST's directory, and gets its \
-      own name when it is complete: whatever happens, there is no half file under that name. \
+      own name when it is complete: whatever happens to the copying, there is no half file under \
+      that name; with --fsync, nor whatever happens to the machine. \
       SIGINT, SIGTERM and errors remove the temporary file; only kill -9 and a power failure can \
       leave it behind.
 

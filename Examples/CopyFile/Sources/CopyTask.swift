@@ -17,7 +17,7 @@ struct CopyTask {
   let verifies: Bool
   let replaces: Bool
 
-  /// Extents begin at multiples of this, which every file's alignment divides.
+  /// Extents begin at multiples of this, which the alignments of files divide.
   private static let block: Int64 = 4096
 
   /// - Returns: the size of the copy, in bytes.
@@ -97,6 +97,10 @@ struct CopyTask {
     }
     guard status.st_mode & S_IFMT == S_IFREG else {
       throw Failure("\(source): not a regular file, and only those are copied")
+    }
+    var byte: UInt8 = 0
+    if status.st_size == 0, pread(file.fileDescriptor.rawValue, &byte, 1, 0) == 1 {
+      throw Failure("\(source): does not tell its size, like files in /proc; `cat` copies it")
     }
     return status
   }

@@ -56,7 +56,7 @@ final class PendingFile: @unchecked Sendable {
       return
     }
     switch Errno(rawValue: errno) {
-    case .notPermitted, .notSupported, .tooManyLinks:
+    case .notPermitted, .notSupported, .noFunction, .tooManyLinks:
       // A filesystem without hard links: to look first is all that can be done there.
       var status = stat()
       guard lstat(new.string, &status) != 0 else { throw .fileExists }

@@ -168,10 +168,18 @@ public final class Listener: @unchecked Sendable {
       }
     }
     var failure = call(bind)
-    if failure == .addressInUse, call(connect) == .connectionRefused {
-      // Left behind by a server that was killed: nobody answers there.
-      unlink(path)
-      failure = call(bind)
+    if failure == .addressInUse {
+      var status = stat()
+      if lstat(path, &status) == 0, status.st_mode & S_IFMT != S_IFSOCK {
+        Glibc.close(socket)
+        throw ListenError(
+          description: "--unix \(path): a file of that name is there, and it is no socket")
+      }
+      if call(connect) == .connectionRefused {
+        // Left behind by a server that was killed: nobody answers there.
+        unlink(path)
+        failure = call(bind)
+      }
     }
     if failure == nil, Glibc.listen(socket, backlog) != 0 { failure = Errno(rawValue: errno) }
     if let failure {

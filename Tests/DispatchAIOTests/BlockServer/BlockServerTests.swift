@@ -282,8 +282,9 @@ final class BlockServerTests: XCTestCase {
   func testBadArguments() throws {
     let directory = try temporaryDirectory()
     let path = directory.path
-    _ = try directory.makeFile("full", size: 4096)
-    let server = try NBDServer(directory, ["full"])
+    for name in ["full", "other"] { _ = try directory.makeFile(name, size: 4096) }
+    let note = try directory.makeFile("note", size: 10) { _ in 65 }.string
+    let server = try NBDServer(directory, ["other"])
     let program = try ChildProcess.built("aio-nbd")
     let full = path.appending("full").string
     let table: [([String], String)] = [
@@ -298,6 +299,10 @@ final class BlockServerTests: XCTestCase {
       ([full, "--handshake-limit=-1"], "--handshake-limit -1.0: seconds, 0 or more"),
       ([full, "--queue-depth", "0"], "--queue-depth 0: 1 to 4096"),
       ([full, "--unix", server.socket], "another server answers there"),
+      ([full, "--unix", note], "a file of that name is there, and it is no socket"),
+      ([path.appending("other").string], "is an export already"),
+      ([path.appending("other").string, "--read-only"], "is an export already"),
+      (["a=\(full)", "b=\(full)"], "is an export already"),
       ([full, "--unix", "x", "--port", "1"], "either that, or --host and --port"),
       ([full, "--inetd"], "no connected socket"),
       ([full, "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
@@ -308,6 +313,7 @@ final class BlockServerTests: XCTestCase {
       XCTAssertFalse(run.wasSignalled, "\(arguments)")
       XCTAssertTrue(run.errors.contains(expected), "\(arguments): \(run.errors)")
     }
+    XCTAssertEqual(try directory.contents("note"), [UInt8](repeating: 65, count: 10))
     XCTAssertEqual(server.stop(), 0)
   }
 

@@ -103,9 +103,11 @@ final class StockClientTests: XCTestCase {
         "26214400 hole,zero",
       ])
     // Started by the client, as by systemd.
+    makeDisk(directory, "alone", 40 << 20)
+    let alone = directory.path.appending("alone").string
     let started = try run(
       "nbdinfo", "libnbd-bin",
-      ["--size", "[", try ChildProcess.built("aio-nbd"), "serve", image, "]"])
+      ["--size", "[", try ChildProcess.built("aio-nbd"), "serve", alone, "]"])
     XCTAssertEqual(started, "\(40 << 20)\n")
     XCTAssertEqual(server.stop(), 0, server.logged)
   }
@@ -157,7 +159,7 @@ final class StockClientTests: XCTestCase {
     let client = try ChildProcess.installed("nbd-client", package: "nbd-client")
     let directory = try temporaryDirectory()
     makeDisk(directory, "disk", 4096)
-    let server = try NBDServer(directory, ["disk", "second=disk"])
+    let server = try NBDServer(directory, ["disk", "second=disk"], ["--read-only"])
     let run = try ChildProcess.run(client, ["-unix", server.socket, "-l"])
     XCTAssertEqual(run.status, 0, run.errors)
     XCTAssertTrue(run.output.contains("disk\nsecond\n"), run.output)

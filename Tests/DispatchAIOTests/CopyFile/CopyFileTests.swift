@@ -117,6 +117,29 @@ final class CopyFileTests: XCTestCase {
     XCTAssertLessThan(try status(copy).st_blocks, 64)
   }
 
+  /// Data in smaller blocks than the copy's disk has: the rest of each of those is a hole's zeros, and
+  /// nothing of the piece before.
+  func testToLargerBlocks() throws {
+    let (one, other) = (try temporaryDirectory(), try temporaryDirectory())
+    // Blocks of 1 KiB, as mkfs makes them on so small a disk.
+    let from = try SmallDisk(in: one, megabytes: 16)
+    let to = try SmallDisk(in: other, megabytes: 64, type: "ext4", sectorSize: 4096)
+    let source = from.path.appending("source")
+    let file = try FileDescriptor.open(
+      source, .writeOnly, options: .create, permissions: .ownerReadWrite)
+    try file.closeAfter {
+      for block in 0..<64 {
+        let count = block % 2 == 0 ? 4096 : 1024
+        try file.writeAll(toAbsoluteOffset: Int64(block * 8192), bytes(count))
+      }
+      XCTAssertEqual(fsync(file.rawValue), 0)
+    }
+    let copy = to.path.appending("copy")
+    assertCopied(
+      try self.copy(source.string, copy.string, "--queue-depth", "1", "--chunk", "4KiB"))
+    XCTAssertEqual(try read(copy), try read(source))
+  }
+
   func testThePermissionsAreKept() throws {
     let directory = try temporaryDirectory()
     let source = try directory.makeFile("source", size: 10)
@@ -159,6 +182,7 @@ final class CopyFileTests: XCTestCase {
       (path("directory"), path("new"), false, "\(path("directory")): not a regular file"),
       (path("fifo"), path("new"), false, "\(path("fifo")): not a regular file"),
       ("/dev/null", path("new"), false, "/dev/null: not a regular file"),
+      ("/proc/version", path("new"), false, "/proc/version: does not tell its size"),
       (source, source, true, "are the same file"),
       (source, path("link"), true, "are the same file"),
       (source, path("twin"), true, "are the same file"),

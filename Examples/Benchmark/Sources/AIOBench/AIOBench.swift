@@ -25,8 +25,10 @@ struct JobOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
-      "The file; made, and filled, if it is missing or too small. A block device can be read.",
-      valueName: "path"))
+      """
+      The file; made, and filled, if it is missing or empty. Patterns that write, and --verify, write \
+      over what it has. A block device can be read.
+      """, valueName: "path"))
   var file: String
 
   @Option(help: ArgumentHelp("How much of the file to work on.", valueName: "bytes"))
@@ -41,7 +43,11 @@ struct JobOptions: ParsableArguments {
   @Flag(help: "Through the page cache.")
   var buffered = false
 
-  @Option(help: "After so many writes, an fdatasync; 0 is never.")
+  @Option(
+    help: """
+      After so many writes, an fdatasync; 0 is never. The asynchronous engines make one at a time, \
+      those with threads make as many as there are threads: compare within one kind.
+      """)
   var fdatasync = 0
 
   @Flag(help: "Write what can be recognised, and check what is read; fills the file first.")
@@ -53,7 +59,9 @@ struct JobOptions: ParsableArguments {
     }
     guard size.bytes >= bs.bytes else { throw ValidationError("--size is below --bs") }
     guard runtime > 0, runtime <= 86400 else { throw ValidationError("--runtime: 0 to 86400") }
-    guard fdatasync >= 0 else { throw ValidationError("--fdatasync: 0 or more") }
+    guard (0...1_000_000_000).contains(fdatasync) else {
+      throw ValidationError("--fdatasync: 0 to 1000000000")
+    }
   }
 
   func job(depth: Int) -> Job {
@@ -69,6 +77,15 @@ struct JobOptions: ParsableArguments {
       ProgressLine.show("filling \(file): \(Int($0 * 100)) %")
     }
     ProgressLine.clear()
+  }
+}
+
+/// Refuses an option's value that is out of its range.
+func require<Value: Comparable>(
+  _ option: String, _ value: Value, _ range: ClosedRange<Value>
+) throws {
+  guard range.contains(value) else {
+    throw ValidationError("--\(option) \(value): \(range.lowerBound) to \(range.upperBound)")
   }
 }
 

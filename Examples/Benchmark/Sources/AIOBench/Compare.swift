@@ -7,7 +7,7 @@ struct Compare: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Run engines in turn, several rounds, and compare.",
     discussion: """
-      In each round every engine runs once, one after the other; what is told are medians over the \
+      In each round every engine runs once, one after the other, each time in another order; what is told are medians over the \
       rounds, and medians of the ratios to the first engine within a round, so that a machine whose \
       speed drifts does not matter. Quote ratios rather than numbers, and look at `uptime` first.
       """)
@@ -43,7 +43,9 @@ struct Compare: ParsableCommand {
     var failed: [String: String] = [:]
     for depth in iodepth.values {
       for round in 1...rounds {
-        for name in names where failed[name] == nil {
+        // Each follows each other one, whose writes the disk may still be busy with.
+        let first = round % names.count
+        for name in names[first...] + names[..<first] where failed[name] == nil {
           let job = options.job(depth: depth)
           ProgressLine.show("depth \(depth), round \(round) of \(rounds): \(name)")
           do {

@@ -7,9 +7,11 @@ enum Fio {
   static func measure(_ name: String, _ job: Job) throws -> Measurement {
     let engine = String(name.dropFirst("fio-".count))
     guard !job.verifies else { throw BenchError("fio checks data of its own only: no --verify") }
-    let pattern = job.pattern == .append ? "write" : job.pattern.rawValue
+    guard job.pattern != .append else {
+      throw BenchError("fio's --rw=write writes over what is there: no --rw append")
+    }
     var arguments = [
-      "--name=aio-bench", "--output-format=json", "--ioengine=\(engine)", "--rw=\(pattern)",
+      "--name=aio-bench", "--output-format=json", "--ioengine=\(engine)", "--rw=\(job.pattern)",
       "--bs=\(job.blockSize)", "--iodepth=\(job.depth)", "--filename=\(job.file)",
       "--size=\(job.size)", "--direct=\(job.isDirect ? 1 : 0)", "--time_based",
       "--runtime=\(max(1, Int(job.runtime.rounded())))", "--thread", "--gtod_reduce=0",

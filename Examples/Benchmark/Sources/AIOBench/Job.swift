@@ -48,12 +48,21 @@ struct Job: Sendable {
   func prepareFile(fill: Bool, progress: (Double) -> Void) throws {
     guard pattern != .append else { return }
     var status = stat()
-    let isThere =
-      stat(file, &status) == 0
-      && (status.st_mode & S_IFMT == S_IFBLK || Int(status.st_size) >= size)
-    if isThere && !fill { return }
-    guard status.st_mode & S_IFMT != S_IFBLK else {
-      throw BenchError("\(file) is a block device: --verify would overwrite it")
+    let isThere = stat(file, &status) == 0
+    if isThere && status.st_mode & S_IFMT == S_IFBLK {
+      guard !pattern.isWrite && !fill else {
+        throw BenchError(
+          "\(file) is a block device: \(fill ? "--verify" : "--rw \(pattern)") would overwrite it")
+      }
+      return
+    }
+    if isThere && status.st_size > 0 && !fill {
+      guard Int(status.st_size) >= size else {
+        throw BenchError(
+          "\(file) is there, and has \(status.st_size) bytes: give that as --size, or another --file"
+        )
+      }
+      return
     }
     var writing = self
     writing.pattern = .write
@@ -90,11 +99,13 @@ struct Offsets {
   private var state: UInt64
   private var next: UInt64 = 0
 
-  init(_ job: Job) {
+  /// - Parameter share: which of as many parts as the job has depth a sequence begins with.
+  init(_ job: Job, share: Int = 0) {
     pattern = job.pattern
     blockSize = UInt64(job.blockSize)
     blocks = UInt64(job.blocks)
     state = Self.randomState
+    next = UInt64(share) * blocks / UInt64(job.depth)
   }
 
   /// Any state of the generator's but 0.

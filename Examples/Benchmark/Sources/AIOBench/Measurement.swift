@@ -93,7 +93,7 @@ enum Measuring {
     return (seconds(usage.ru_utime), seconds(usage.ru_stime), Int(usage.ru_nvcsw))
   }
 
-  /// Calls back ten times a second, from a thread of its own, where somebody looks.
+  /// Calls back twice a second, from a thread of its own, where somebody looks.
   private final class Ticker {
     private let timer: (any DispatchSourceTimer)?
 

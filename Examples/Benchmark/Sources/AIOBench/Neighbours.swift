@@ -19,7 +19,10 @@ struct Neighbours: ParsableCommand {
   @Option(help: ArgumentHelp("Where to make the files, and remove them.", valueName: "directory"))
   var directory: String
 
-  @Option(help: ArgumentHelp("A file on a slow filesystem; made, and filled.", valueName: "path"))
+  @Option(
+    help: ArgumentHelp(
+      "A file on a slow filesystem; made, and filled, if it is missing; cut to 4 MiB for each run.",
+      valueName: "path"))
   var slow: String
 
   @Option(help: "How many files to read.")
@@ -40,8 +43,18 @@ struct Neighbours: ParsableCommand {
   @Flag(help: "The slow file goes through the page cache.")
   var slowBuffered = false
 
+  private static let fileSize = 4 << 20
+
+  func validate() throws {
+    try require("files", files, 1...10_000)
+    try require("iodepth", iodepth, 1...4096)
+    try require("slow-depth", slowDepth, 1...4096)
+    try require("rounds", rounds, 1...1000)
+    try require("runtime", runtime, 0.001...86400)
+  }
+
   func run() throws {
-    let fileSize = 4 << 20
+    let fileSize = Self.fileSize
     let paths = (0..<files).map { "\(directory)/neighbour-\($0)" }
     defer { for path in paths { unlink(path) } }
     for (index, path) in paths.enumerated() {
@@ -96,6 +109,8 @@ struct Neighbours: ParsableCommand {
     private var inFlight = 0
     private var reads = 0
     private var slowRequests = 0
+    private var slowBegun = 0
+    private var end = Int64(fileSize)
     private var ended: UInt64 = 0
     private var failure: (any Error)?
 
@@ -107,6 +122,7 @@ struct Neighbours: ParsableCommand {
         try AIOFile.open(
           FilePath($0), .readWrite, caching: settings.slowBuffered ? .buffered : .direct)
       }
+      try self.slow?.truncate(to: end)
       if settings.slowBuffered, let descriptor = self.slow?.fileDescriptor.rawValue {
         posix_fadvise(descriptor, 0, 0, POSIX_FADV_RANDOM)
         posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED)
@@ -119,7 +135,7 @@ struct Neighbours: ParsableCommand {
         deadline = cengines_now() + UInt64(settings.runtime * 1e9)
         for _ in 0..<settings.iodepth { read(AIOBuffer(count: 4096)) }
         if slow != nil {
-          for number in 0..<settings.slowDepth { slowly(number, AIOBuffer(count: 4096)) }
+          for _ in 0..<settings.slowDepth { slowly(AIOBuffer(count: 4096)) }
         }
       }
       done.wait()
@@ -145,19 +161,21 @@ struct Neighbours: ParsableCommand {
     }
 
     /// Reads, and every fourth an append.
-    private func slowly(_ number: Int, _ buffer: AIOBuffer) {
+    private func slowly(_ buffer: AIOBuffer) {
       guard let slow else { return }
       inFlight += 1
+      slowBegun += 1
       let place = Int64.random(in: 0..<1024, using: &random) * 4096
       request { completion in
-        if number % 4 == 3 {
-          try context.write(slow, at: place, from: buffer, completion: completion)
+        if slowBegun % 4 == 0 {
+          defer { end += 4096 }
+          return try context.write(slow, at: end, from: buffer, completion: completion)
         } else {
-          try context.read(slow, at: place, into: buffer, completion: completion)
+          return try context.read(slow, at: place, into: buffer, completion: completion)
         }
       } then: { [self] in
         slowRequests += 1
-        if cengines_now() < deadline { slowly(number, buffer) }
+        if cengines_now() < deadline { slowly(buffer) }
       }
     }
 

@@ -30,6 +30,12 @@ struct Stall: ParsableCommand {
   @Option(help: "How often to run each.")
   var rounds = 3
 
+  func validate() throws {
+    try require("iodepth", iodepth, 1...4096)
+    try require("rounds", rounds, 1...1000)
+    try require("runtime", runtime, 0.001...86400)
+  }
+
   func run() throws {
     var results: [String: [Result]] = [:]
     for round in 1...rounds {
@@ -86,7 +92,6 @@ struct Stall: ParsableCommand {
     private var offset: Int64 = 0
     private var appended = 0
     private var inFlight = 0
-    private var isSyncing = false
     private var deadline: UInt64 = 0
     private var failure: (any Error)?
     private var lateness = Histogram<UInt64>(

@@ -14,7 +14,7 @@ struct Serve: ParsableCommand {
     discussion: """
       Prints `listening on ADDRESS` to standard output when it is ready, and logs to standard error. \
       SIGTERM and SIGINT: accepts no more, answers what it has received, makes it durable, and exits \
-      with 0; a second one does not wait for slow clients.
+      with 0, or with 1 if that failed; a second one does not wait for slow clients.
 
       The export of the empty name is the first.
 

@@ -141,7 +141,7 @@ final class Command: @unchecked Sendable {
         try loop.context.readFully(file, at: offset, into: buffer, completion: completion)
       }
     } catch {
-      if error.isRetryable { return loop.waitForRoom(self, piece) }
+      if error.isRetryable { return loop.waitForRoom { [self] in submit(piece) } }
       // Not within the call: the caller counts on a completion that comes later.
       loop.sockets.post { [self] in completed(.failure(error)) }
     }

@@ -258,6 +258,9 @@ final class Connection: SocketHandler {
       let start = export.down(request.offset, to: export.block)
       let end = export.up(request.offset + UInt64(request.length), to: export.block)
       return BufferPool.cost(Int(end - start))
+    case .blockStatus:
+      // The answer: a number, and as many extents as there may be.
+      return BufferPool.cost(4 + 8 * Export.mostExtents)
     default: return BufferPool.smallest
     }
   }

@@ -43,6 +43,19 @@ final class Export: Sendable {
         file = try AIOFile.open(path, mode, caching: .buffered)
       }
       plain = try FileDescriptor.open(path, mode, options: .closeOnExec)
+      // What keeps overlapping requests apart does so within one export: a second, of this server or
+      // another, must not write. (Some filesystems have no locks.)
+      let lock = readOnly ? LOCK_SH : LOCK_EX
+      if flock(plain.rawValue, lock | LOCK_NB) != 0, errno == EWOULDBLOCK {
+        try plain.close()
+        throw ExportError(
+          description: """
+            \(path) is an export already, of this server or another, and one of the two may write: \
+            serve it under one name, or each time with --read-only
+            """)
+      }
+    } catch let error as ExportError {
+      throw error
     } catch let error as AIOError where error.code == .permissionDenied && !readOnly {
       throw ExportError(description: "\(error); --read-only serves what must not be written")
     } catch {

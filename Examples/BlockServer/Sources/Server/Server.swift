@@ -165,14 +165,18 @@ final class Server: @unchecked Sendable {
     for listener in listeners { listener.close() }
     logStatistics { [self] in
       let group = DispatchGroup()
+      let isDurable = Lock(true)
       for loop in loops {
         group.enter()
-        loop.drain(timeout: settings.drainTimeout) { group.leave() }
+        loop.drain(timeout: settings.drainTimeout) { isLoopDurable in
+          if !isLoopDurable { isDurable.withLock { $0 = false } }
+          group.leave()
+        }
       }
       group.notify(queue: queue) { [self] in
         logger.info("done")
         selfWhileServing = nil
-        exit(0)
+        exit(isDurable.withLock { $0 } ? 0 : 1)
       }
     }
   }

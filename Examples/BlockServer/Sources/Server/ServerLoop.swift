@@ -53,12 +53,12 @@ final class ServerLoop: @unchecked Sendable {
   private var dirty: [Connection] = []
   /// Connections that may go on receiving.
   private var line: [Connection] = []
-  /// Parts of commands for which the context had no room.
-  private var waiting: [(command: Command, piece: Int)] = []
+  /// What makes the requests for which the context had no room.
+  private var waiting: [() -> Void] = []
   private var isLookQueued = false
   private var isComingBack = false
   private(set) var isDraining = false
-  private var whenDrained: (@Sendable () -> Void)?
+  private var whenDrained: (@Sendable (_ isDurable: Bool) -> Void)?
   private var drainTimer: (any DispatchSourceTimer)?
 
   /// The fdatasyncs of one export: one at a time, for all who asked before it began.
@@ -224,16 +224,16 @@ final class ServerLoop: @unchecked Sendable {
     ensureTurn()
   }
 
-  func waitForRoom(_ command: Command, _ piece: Int) {
-    waiting.append((command, piece))
+  func waitForRoom(_ again: @escaping () -> Void) {
+    waiting.append(again)
     ensureTurn()
   }
 
   private func submitWaiting() {
     guard !waiting.isEmpty else { return }
-    let parts = waiting
+    let requests = waiting
     waiting.removeAll(keepingCapacity: true)
-    for part in parts { part.command.submit(part.piece) }
+    for request in requests { request() }
   }
 
   // MARK: Commands
@@ -401,14 +401,20 @@ final class ServerLoop: @unchecked Sendable {
           transferred(command)
         }
       }
-      do throws(AIOError) {
-        try context.readFully(
-          export.file, at: Int64(command.start) + Int64(place), into: edge.buffer[..<block],
-          completion: copy)
-      } catch {
-        // A full context, too: rare enough that the client may be told to come again.
-        sockets.post { copy(.failure(error)) }
+      read(export.file, Int64(command.start) + Int64(place), edge.buffer[..<block], copy)
+    }
+  }
+
+  private func read(
+    _ file: AIOFile, _ offset: Int64, _ buffer: AIOBuffer, _ completion: @escaping AIOCompletion
+  ) {
+    do throws(AIOError) {
+      try context.readFully(file, at: offset, into: buffer, completion: completion)
+    } catch {
+      if error.isRetryable {
+        return waitForRoom { [self] in read(file, offset, buffer, completion) }
       }
+      sockets.post { completion(.failure(error)) }
     }
   }
 
@@ -511,10 +517,12 @@ final class ServerLoop: @unchecked Sendable {
   // MARK: The end
 
   /// Answers what has been received, closes every connection, makes all durable, and closes the
-  /// context; then calls back, on the queue. From any thread.
+  /// context; then calls back, on the queue, with whether all is durable. From any thread.
   ///
   /// - Parameter timeout: how long clients may take to take their answers.
-  func drain(timeout: Duration, _ completion: @escaping @Sendable () -> Void) {
+  func drain(
+    timeout: Duration, _ completion: @escaping @Sendable (_ isDurable: Bool) -> Void
+  ) {
     sockets.post { [self] in
       isDraining = true
       whenDrained = completion
@@ -548,20 +556,25 @@ final class ServerLoop: @unchecked Sendable {
     whenDrained = nil
     drainTimer?.cancel()
     let group = DispatchGroup()
+    let failed = Lock(false)
+    @Sendable func fail(_ error: AIOError) {
+      logger.error("\(error)")
+      failed.withLock { $0 = true }
+    }
     for export in exports where !export.description.isReadOnly {
       group.enter()
-      do {
-        try context.fdatasync(export.file) { [self] result in
-          if case .failure(let error) = result { logger.error("\(error)") }
+      do throws(AIOError) {
+        try context.fdatasync(export.file) { result in
+          if case .failure(let error) = result { fail(error) }
           group.leave()
         }
       } catch {
-        logger.error("\(error)")
+        fail(error)
         group.leave()
       }
     }
     group.notify(queue: queue) { [self] in
-      context.close { completion() }
+      context.close { completion(!failed.withLock { $0 }) }
     }
   }
 

@@ -32,9 +32,9 @@ struct NIOFileSystemEngine: Engine {
       let recorder = Recorder(meter)
       let began = meter.begin()
       try await withThrowingTaskGroup(of: Void.self) { group in
-        for _ in 0..<job.depth {
+        for number in 0..<job.depth {
           group.addTask {
-            var offsets = Offsets(job)
+            var offsets = Offsets(job, share: number)
             var started = began
             while true {
               let offset = offsets.removeFirst()
