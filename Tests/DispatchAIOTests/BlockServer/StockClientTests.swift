@@ -84,7 +84,7 @@ final class StockClientTests: XCTestCase {
 
   func testNBDInfo() throws {
     let directory = try temporaryDirectory()
-    let image = try makeImage(directory, "image")
+    _ = try makeImage(directory, "image")
     let server = try NBDServer(directory, ["disk=image", "other=image"], ["--read-only"])
     let list = try run("nbdinfo", "libnbd-bin", ["--list", server.uri("")])
     for expected in [

@@ -11,10 +11,12 @@ struct DispatchAIOEngine: Engine {
   /// Whether completions go to another queue than the context's.
   var elsewhere = false
   var isPlain = false
+  var polls = true
 
   func run(_ job: Job, _ meter: Meter) throws {
     var options = AIOContext.Options()
     options.submission = isPlain ? .plain : .neverSleeping
+    if !polls { options.polling = .zero }
     try Self.raiseFileLimit(job.files * job.contexts)
     let meters = [meter] + (1..<job.contexts).map { _ in Meter(job) }
     let runners = try meters.enumerated().map { number, meter in

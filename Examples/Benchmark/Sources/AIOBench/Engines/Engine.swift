@@ -10,7 +10,7 @@ enum Engines {
   /// The names of all, in the order in which they are compared.
   static let names = [
     "libaio", "io-ctx", "dispatch-aio", "dispatch-aio-queue", "dispatch-aio-plain",
-    "dispatch-aio-async", "dispatch-aio-actor", "ioring",
+    "dispatch-aio-unpolled", "dispatch-aio-async", "dispatch-aio-actor", "ioring",
     "nio-threadpool", "gcd-pread", "dispatchio", "nio-filesystem", "fio-libaio", "fio-io_uring",
   ]
 
@@ -19,8 +19,9 @@ enum Engines {
     libaio: a plain C loop over libaio, batching (the limit). io-ctx: the C original's way, a \
     system call per request, an eventfd, poll and read. dispatch-aio: this library, callbacks on \
     its queue; dispatch-aio-queue: callbacks on another queue; dispatch-aio-plain: without \
-    RWF_NOWAIT; dispatch-aio-async: with await, in an actor \
-    on its queue, by tasks that prefer that queue; dispatch-aio-actor: by any tasks. ioring: swift-system's IORing. nio-threadpool: SwiftNIO's NIOThreadPool and pread. \
+    RWF_NOWAIT; dispatch-aio-unpolled: without polling; dispatch-aio-async: with await, in an actor \
+    on its queue, by tasks that prefer that queue; dispatch-aio-actor: by any tasks. ioring: \
+    swift-system's IORing. nio-threadpool: SwiftNIO's NIOThreadPool and pread. \
     gcd-pread: a concurrent queue and pread. dispatchio: DispatchIO. nio-filesystem: SwiftNIO's \
     NIOFileSystem (buffered). fio-libaio, fio-io_uring: fio, where it is installed.
     """
@@ -32,6 +33,7 @@ enum Engines {
     case "dispatch-aio": DispatchAIOEngine()
     case "dispatch-aio-queue": DispatchAIOEngine(elsewhere: true)
     case "dispatch-aio-plain": DispatchAIOEngine(isPlain: true)
+    case "dispatch-aio-unpolled": DispatchAIOEngine(polls: false)
     case "dispatch-aio-async": AsyncEngine()
     case "dispatch-aio-actor": AsyncEngine(prefersLoop: false)
     case "ioring": IORingEngine()
