@@ -8,6 +8,10 @@ public struct AIORequest: Hashable, Sendable {
   let context: UInt32
 }
 
+/// Called once for a request: the number of bytes moved (0 for a sync, fewer than asked for at the
+/// end of a file), or why it failed.
+public typealias AIOCompletion = @Sendable (Result<Int, AIOError>) -> Void
+
 /// What became of an attempt to cancel.
 public enum AIOCancellation: Hashable, Sendable {
   /// The request had not reached the kernel, and will not: it completes with

@@ -9,8 +9,6 @@ struct PendingQueue {
   private var last = PendingQueue.end
   private(set) var count = 0
 
-  var isEmpty: Bool { count == 0 }
-
   @inline(__always)
   func after<Attachment>(_ slot: UInt32, in table: RequestTable<Attachment>) -> UInt32 {
     table[slot].next

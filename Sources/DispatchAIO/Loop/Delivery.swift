@@ -2,10 +2,6 @@
 
 internal import Dispatch
 
-/// Called once for a request: the number of bytes moved (0 for a sync, fewer than asked for at the
-/// end of a file), or why it failed.
-public typealias AIOCompletion = @Sendable (Result<Int, AIOError>) -> Void
-
 /// Where the result of a request goes.
 struct Delivery: Sendable {
   let completion: AIOCompletion

@@ -7,13 +7,14 @@ internal import Glibc
 /// Not `Synchronization.Mutex`, whose waiting the Thread Sanitizer cannot see: it reports races that
 /// are none.
 ///
-/// - Safety: `@unchecked Sendable` because the value is touched under the mutex only.
+/// - Safety: `@unchecked Sendable` because the value is touched under the mutex only, and what
+///   goes in and comes out is `sending`: nobody else has it.
 @safe
 final class Lock<Value>: @unchecked Sendable {
   private var value: Value
   private let mutex: UnsafeMutablePointer<pthread_mutex_t>
 
-  init(_ value: Value) {
+  init(_ value: sending Value) {
     self.value = value
     unsafe mutex = .allocate(capacity: 1)
     unsafe pthread_mutex_init(mutex, nil)
@@ -24,7 +25,7 @@ final class Lock<Value>: @unchecked Sendable {
     unsafe mutex.deallocate()
   }
 
-  func withLock<Result>(_ body: (inout Value) -> Result) -> Result {
+  func withLock<Result>(_ body: (inout sending Value) -> sending Result) -> sending Result {
     unsafe pthread_mutex_lock(mutex)
     defer { unsafe pthread_mutex_unlock(mutex) }
     return body(&value)

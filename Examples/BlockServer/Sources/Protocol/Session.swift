@@ -104,14 +104,6 @@ struct Session {
     if case .payload(let remaining) = state { remaining } else { 0 }
   }
 
-  /// The input has ended: whether that is between two messages, where one may leave.
-  func mayEndHere(_ rest: Int) -> Bool {
-    switch state {
-    case .request, .option, .clientFlags, .ended: rest == 0
-    default: false
-    }
-  }
-
   private mutating func nextOther(
     _ input: UnsafeRawBufferPointer, _ consumed: inout Int
   ) -> Event? {

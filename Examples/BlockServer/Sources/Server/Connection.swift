@@ -68,7 +68,7 @@ final class Connection: SocketHandler {
   /// How much of the first has been sent.
   private var sentOfFirst = 0
 
-  /// When; told apart from others that have had the same identity.
+  /// When it was accepted; with that it is told from one that had the same identity before it.
   let opened: ContinuousClock.Instant
   var hasEntered: Bool { export != nil }
 
