@@ -365,6 +365,16 @@ final class EchoToDiskTests: XCTestCase {
     withExtendedLifetime(directory) {}
   }
 
+  func testALimitOnTheSizeOfFiles() throws {
+    let (directory, data) = try data()
+    assertThrows(
+      try EchoServer(
+        data, ["--segment-size", "1M"],
+        under: ["/bin/sh", "-c", "ulimit -f 1000; exec \"$@\"", "sh"]),
+      "preallocate of 1048576 bytes")
+    withExtendedLifetime(directory) {}
+  }
+
   func testWrongUse() throws {
     let directory = try temporaryDirectory()
     let nowhere = directory.path.appending("nowhere").string

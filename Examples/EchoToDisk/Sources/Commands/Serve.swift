@@ -105,6 +105,8 @@ struct Serve: ParsableCommand {
 
   func run() throws {
     let logger = logOptions.makeLogger("echo-to-disk")
+    // A write beyond RLIMIT_FSIZE is an error, and no reason to die.
+    signal(SIGXFSZ, SIG_IGN)
     var journal = Journal.Settings(segmentSize: segmentSize.bytes, syncs: sync == .batch)
     journal.batchSize = min(journal.batchSize, segmentSize.bytes / 4)
     let settings = Server.Settings(
