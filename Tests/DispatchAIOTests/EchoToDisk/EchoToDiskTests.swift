@@ -104,6 +104,22 @@ final class EchoToDiskTests: XCTestCase {
     withExtendedLifetime(directory) {}
   }
 
+  /// A quarter of such a segment, the most for a batch, is no multiple of the disk's sectors.
+  func testFullBatchesOfAnUnevenSize() throws {
+    let directory = try temporaryDirectory()
+    let disk = try SmallDisk(in: directory, megabytes: 48, sectorSize: 4096)
+    let server = try EchoServer(disk.path.appending("data"), ["--segment-size", "1052672"])
+    let port = server.port
+    let bytes = randomBytes(1_000_000)
+    onThreads(8) { _ in
+      guard let client = try? EchoClient(port: port) else { return XCTFail("no connection") }
+      XCTAssertTrue(client.exchange(bytes, until: bytes.count))
+      XCTAssertTrue(client.received == bytes)
+    }
+    XCTAssertEqual(server.stop(), 0, server.logged)
+    try assertSound(server)
+  }
+
   // MARK: Crashes
 
   /// The same, killed in the middle, twenty times: whatever came back is in the journal, also after

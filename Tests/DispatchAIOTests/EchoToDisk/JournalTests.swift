@@ -215,6 +215,24 @@ final class JournalTests: XCTestCase {
     XCTAssertTrue(try server.verify().output.contains("the segment's header is unreadable"))
   }
 
+  // MARK: Spare segments
+
+  /// The spare of a run with smaller segments does not take a full batch of this one.
+  func testASpareThatIsTooSmall() throws {
+    let directory = try temporaryDirectory()
+    let data = directory.path.appending("data")
+    XCTAssertEqual(try EchoServer(data, ["--segment-size", "1M"]).stop(), 0)
+    let server = try EchoServer(data, ["--segment-size", "8M"])
+    let client = try EchoClient(port: server.port)
+    XCTAssertTrue(client.exchange([1, 2, 3], until: 3))
+    XCTAssertEqual(server.stop(), 0)
+    XCTAssertTrue(
+      try SegmentReader(data.appending(JournalFormat.fileName(of: 1))).isFresh(),
+      "the small spare was used")
+    XCTAssertEqual(try server.verify().status, 0)
+    XCTAssertEqual(try server.replay(1), [1, 2, 3])
+  }
+
   // MARK: What the disk is asked for
 
   /// No echo before the write. `--sync batch`: what is written to is open with O_DSYNC; `--sync

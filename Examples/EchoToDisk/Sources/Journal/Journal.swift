@@ -85,6 +85,9 @@ final class Journal: @unchecked Sendable {
     case written(then: () -> Void)
   }
 
+  /// Of every batch's buffer: a multiple of each segment's unit.
+  private let batchSize: Int
+
   private let maker = DispatchQueue(label: "echo-to-disk.segments")
 
   /// - Safety: `@unchecked Sendable` as the journal is.
@@ -114,11 +117,15 @@ final class Journal: @unchecked Sendable {
     durable = directory.nextSequence - 1
     nextConnection = directory.nextConnection
     nextSegment = directory.nextSegment
-    spares = directory.fresh
+    // A spare of an earlier run may be too small for a batch of this one; it stays empty.
+    spares = directory.fresh.filter { $0.unit + settings.batchSize <= $0.size }
     if spares.isEmpty {
       spares = [try Self.make(nextSegment, directory, settings)]
       nextSegment += 1
     }
+    // Units are powers of two, and no segment made later has a greater one.
+    let unit = max(4096, spares.map(\.unit).max()!)
+    batchSize = settings.batchSize & ~(unit - 1)
   }
 
   // MARK: Appending
@@ -174,7 +181,7 @@ final class Journal: @unchecked Sendable {
   private func makeBatch() -> Batch {
     Batch(
       buffer: emptyBuffers.popLast()
-        ?? AIOBuffer(count: settings.batchSize, alignment: 4096))
+        ?? AIOBuffer(count: batchSize, alignment: 4096))
   }
 
   // MARK: Down
@@ -186,6 +193,7 @@ final class Journal: @unchecked Sendable {
     else { return }
     openBatch = nil
     let length = (batch.used + segment.unit - 1) & ~(segment.unit - 1)
+    precondition(length <= batch.buffer.count && segmentOffset + length <= segment.size)
     batch.sequence = nextSequence
     nextSequence += 1
     let header = BatchHeader(
