@@ -80,7 +80,7 @@ final class Journal: @unchecked Sendable {
 
   private enum End {
     case no
-    /// Once idle, a clean end is written.
+    /// Once idle, an empty batch is written: it calls all before it durable.
     case wanted(then: () -> Void)
     case written(then: () -> Void)
   }
@@ -197,10 +197,9 @@ final class Journal: @unchecked Sendable {
     batch.sequence = nextSequence
     nextSequence += 1
     let header = BatchHeader(
-      isCleanEnd: batch.records == 0, journal: directory.journal,
-      segment: segment.number, sequence: batch.sequence, durable: durable,
-      nextConnection: nextConnection, length: batch.used - JournalFormat.headerLength,
-      records: batch.records)
+      journal: directory.journal, segment: segment.number, sequence: batch.sequence,
+      durable: durable, nextConnection: nextConnection,
+      length: batch.used - JournalFormat.headerLength, records: batch.records)
     batch.buffer.withUnsafeMutableBytes { bytes in
       header.write(to: bytes)
       for index in batch.used..<length { bytes[index] = 0 }
@@ -289,7 +288,7 @@ final class Journal: @unchecked Sendable {
 
   // MARK: The end
 
-  /// Makes all that was appended durable, marks the end as a clean one, and calls back.
+  /// Makes all that was appended durable, has a last batch say so, and calls back.
   func end(_ completion: @escaping () -> Void) {
     end = .wanted(then: completion)
     seal()

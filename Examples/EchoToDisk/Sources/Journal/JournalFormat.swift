@@ -12,7 +12,7 @@
 //     48  u64 zero                                     56  u64 XXH3 of the 56 bytes before
 //
 //   batch header (64 bytes, at a multiple of the unit)
-//      0  "EBAT"                                        4  u32 flags: 1 = a clean end
+//      0  "EBAT"                                        4  u32 zero
 //      8  u64 journal                                  16  u64 segment
 //     24  u64 sequence: 1, 2, 3, … over all segments
 //     32  u64 durable: every batch up to this one was durable when this one was written
@@ -96,7 +96,6 @@ struct SegmentHeader: Equatable {
 }
 
 struct BatchHeader: Equatable {
-  var isCleanEnd = false
   var journal: UInt64
   var segment: UInt64
   var sequence: UInt64
@@ -107,7 +106,7 @@ struct BatchHeader: Equatable {
 
   func write(to bytes: UnsafeMutableRawBufferPointer) {
     bytes.put(JournalFormat.batchMagic, at: 0)
-    bytes.put(UInt32(isCleanEnd ? 1 : 0), at: 4)
+    bytes.put(UInt32(0), at: 4)
     bytes.put(journal, at: 8)
     bytes.put(segment, at: 16)
     bytes.put(sequence, at: 24)
@@ -126,7 +125,6 @@ struct BatchHeader: Equatable {
       bytes.get(UInt64.self, at: 16) == segment.segment,
       bytes.get(UInt64.self, at: 56) == checksum(of: bytes, count: 56)
     else { return nil }
-    isCleanEnd = bytes.get(UInt32.self, at: 4) & 1 != 0
     journal = segment.journal
     self.segment = segment.segment
     sequence = bytes.get(at: 24)
@@ -137,10 +135,10 @@ struct BatchHeader: Equatable {
   }
 
   init(
-    isCleanEnd: Bool = false, journal: UInt64, segment: UInt64, sequence: UInt64, durable: UInt64,
-    nextConnection: UInt64, length: Int, records: Int
+    journal: UInt64, segment: UInt64, sequence: UInt64, durable: UInt64, nextConnection: UInt64,
+    length: Int, records: Int
   ) {
-    (self.isCleanEnd, self.journal, self.segment) = (isCleanEnd, journal, segment)
+    (self.journal, self.segment) = (journal, segment)
     (self.sequence, self.durable, self.nextConnection) = (sequence, durable, nextConnection)
     (self.length, self.records) = (length, records)
   }
