@@ -193,6 +193,47 @@ final class JournalTests: XCTestCase {
       verify.output.contains("damage: segment 1 at offset \(last.offset)"), verify.output)
   }
 
+  /// A restart knows damage from the torn tail behind it, and gives no number again.
+  func testARestartOnADamagedJournal() throws {
+    let sample = try Sample(temporaryDirectory(), endsCleanly: false)
+    let torn = try sample.lastData()
+    let end = JournalFormat.headerLength + torn.header.length
+    try sample.change(at: torn.offset) { bytes in
+      for i in end..<bytes.count { bytes[i] = 0 }
+      bytes[end - 8] ^= 1
+    }
+    // In the middle of the second connection's bytes.
+    let target = try XCTUnwrap(sample.batches.filter { $0.header.length > 2000 }.dropFirst(5).first)
+    try sample.change(at: target.offset) { $0[64 + 32 + 200] ^= 1 }
+    func findings() throws -> [Substring] {
+      try sample.verify().output.split(separator: "\n").filter {
+        $0.hasPrefix("damage: ") || $0.hasPrefix("torn tail: ")
+      }
+    }
+    let before = try findings()
+    let (damaged, last) = (try XCTUnwrap(before.first), try XCTUnwrap(before.last))
+    XCTAssertTrue(damaged.hasPrefix("damage: segment 1 at offset \(target.offset): "), "\(before)")
+    XCTAssertTrue(last.hasPrefix("torn tail: segment 1 at offset \(torn.offset): "), "\(before)")
+
+    let server = try EchoServer(sample.data, ["--segment-size", "1M"])
+    XCTAssertTrue(
+      server.logged.contains("is damaged: segment 1 at offset \(target.offset): "), server.logged)
+    XCTAssertTrue(
+      server.logged.contains("ended within a batch, at segment 1 at offset \(torn.offset);"),
+      server.logged)
+    let client = try EchoClient(port: server.port)
+    XCTAssertTrue(client.exchange([1, 2, 3], until: 3))
+    XCTAssertEqual(server.stop(), 0)
+    XCTAssertEqual(try findings(), before)
+    // A connection's number given again would have two connections' bytes.
+    XCTAssertEqual(try server.replay(4), [1, 2, 3])
+    XCTAssertEqual(try server.replay(1), sample.sent[0])
+    XCTAssertEqual(try server.replay(3), Array(sample.sent[2][..<7500]))
+    let next = try SegmentReader(sample.data.appending(JournalFormat.fileName(of: 2)))
+    XCTAssertEqual(
+      try next.batchHeader(at: next.header.unit)?.sequence, torn.header.sequence + 1)
+  }
+
   func testAMissingSegment() throws {
     let directory = try temporaryDirectory()
     let data = directory.path.appending("data")

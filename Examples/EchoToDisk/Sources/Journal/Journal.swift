@@ -114,7 +114,7 @@ final class Journal: @unchecked Sendable {
     self.logger = logger
     loop = context.queue
     nextSequence = directory.nextSequence
-    durable = directory.nextSequence - 1
+    durable = directory.durable
     nextConnection = directory.nextConnection
     nextSegment = directory.nextSegment
     // A spare of an earlier run may be too small for a batch of this one; it stays empty.

@@ -9,7 +9,9 @@ struct JournalDirectory {
   let path: FilePath
   /// The directory's random number; in every header.
   let journal: UInt64
-  /// The first sequence number that has not been used by a batch that counts.
+  /// The last batch that counts; 0 when there is none.
+  let durable: UInt64
+  /// Above every number that a batch's header has, also where the batch does not count.
   let nextSequence: UInt64
   let nextConnection: UInt64
   /// The number of the next segment to be made.
@@ -18,6 +20,8 @@ struct JournalDirectory {
   let fresh: [Segment]
   /// Where the last daemon died in the middle of a batch.
   let tornTail: JournalPlace?
+  /// Where in the last segment something is not readable that was durable.
+  let damages: [(place: JournalPlace, what: String)]
 
   /// Holds the lock as long as it is open.
   private let lock: FileDescriptor
@@ -40,36 +44,22 @@ struct JournalDirectory {
 
     var fresh: [Segment] = []
     var journal: UInt64?
-    var next: (sequence: UInt64, connection: UInt64) = (1, 1)
-    var torn: JournalPlace?
+    var end = JournalEnd()
     // From the last segment back to one that has something in it.
-    for (number, path) in found.reversed() {
+    for (_, path) in found.reversed() {
       let segment = try SegmentReader(path)
       journal = journal ?? segment.header.journal
       guard segment.header.journal == journal else {
         throw JournalError("\(path): belongs to another journal")
       }
-      if torn == nil, try segment.isFresh() {
+      if !end.isSeen, try segment.isFresh() {
         // One from a disk with smaller sectors stays as it is.
         if let segment = try Segment(path, segment.header, syncs: syncs) {
           fresh.insert(segment, at: 0)
         }
         continue
       }
-      var offset = segment.header.unit
-      var last: BatchHeader?
-      read: while true {
-        switch try segment.batch(at: offset) {
-        case .valid(let batch, _) where last.map { batch.sequence == $0.sequence + 1 } ?? true:
-          last = batch
-          offset = segment.end(of: batch, at: offset)
-        case .unwritten:
-          break read
-        case .valid, .unreadable:
-          torn = torn ?? JournalPlace(segment: number, offset: offset)
-          break read
-        }
-      }
+      let counts = try end.look(at: segment)
       // What is read may not have been synced before the last daemon died. A batch written from
       // now on calls it durable.
       let descriptor = try FileDescriptor.open(path, .readOnly)
@@ -77,17 +67,13 @@ struct JournalDirectory {
       guard fdatasync(descriptor.rawValue) == 0 else {
         throw JournalError("\(path): fdatasync: \(Errno(rawValue: errno))")
       }
-      if let last {
-        next = (last.sequence + 1, last.nextConnection)
-        break
-      }
+      if counts { break }
     }
     self.journal = journal ?? UInt64.random(in: 1 ... .max)
-    nextSequence = next.sequence
-    nextConnection = next.connection
+    (durable, nextSequence, nextConnection) = (end.durable, end.nextSequence, end.nextConnection)
     nextSegment = (found.last?.number ?? 0) + 1
     self.fresh = fresh
-    tornTail = torn
+    (tornTail, damages) = (end.tornTail, end.damages)
   }
 
   private static func makeDirectory(_ path: FilePath) throws {

@@ -80,6 +80,17 @@ final class SegmentReader {
     return BatchHeader(bytes, in: header)
   }
 
+  /// The headers of all batches behind a place, whatever their records are like.
+  func batchHeaders(after offset: Int) throws -> [(header: BatchHeader, offset: Int)] {
+    var found: [(BatchHeader, Int)] = []
+    var offset = offset + header.unit
+    while offset + JournalFormat.headerLength <= size {
+      if let batch = try batchHeader(at: offset) { found.append((batch, offset)) }
+      offset += header.unit
+    }
+    return found
+  }
+
   /// The offset after a batch.
   func end(of batch: BatchHeader, at offset: Int) -> Int {
     let unit = header.unit
@@ -216,7 +227,7 @@ struct JournalReader {
           break segment
         case .unreadable(let reason):
           // Whether it was durable, say the batches after it.
-          let rest = try laterBatches(of: segment, after: offset)
+          let rest = try segment.batchHeaders(after: offset)
           let claims = rest.map(\.header.durable) + [try firstBatch(after: index)?.durable ?? 0]
           guard let claimed = claims.max(), claimed >= expected ?? 1 else {
             try visit(.tornTail(place))
@@ -254,19 +265,6 @@ struct JournalReader {
             segment: place.segment, offset: place.offset + JournalFormat.headerLength + start)))
       start += record.stride
     }
-  }
-
-  /// The headers of all batches behind an unreadable place.
-  private func laterBatches(
-    of segment: SegmentReader, after offset: Int
-  ) throws -> [(header: BatchHeader, offset: Int)] {
-    var found: [(BatchHeader, Int)] = []
-    var offset = offset + segment.header.unit
-    while offset + JournalFormat.headerLength <= segment.size {
-      if let batch = try segment.batchHeader(at: offset) { found.append((batch, offset)) }
-      offset += segment.header.unit
-    }
-    return found
   }
 
   /// The first batch of the segments behind one.

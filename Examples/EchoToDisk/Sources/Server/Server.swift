@@ -64,6 +64,10 @@ final class Server: @unchecked Sendable {
     self.logger = logger
     now = clock.now
     let directory = try JournalDirectory(settings.directory, syncs: settings.journal.syncs)
+    for (place, what) in directory.damages {
+      logger.error(
+        "the journal is damaged: \(place): \(what); see echo-to-disk verify \(settings.directory)")
+    }
     if let torn = directory.tornTail {
       logger.notice(
         "the last run ended within a batch, at \(torn); nothing of it had been echoed")
