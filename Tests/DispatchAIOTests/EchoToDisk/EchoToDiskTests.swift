@@ -283,6 +283,10 @@ final class EchoToDiskTests: XCTestCase {
     XCTAssertFalse(client.exchange([], until: 3, seconds: 20))
     XCTAssertTrue(client.isClosed)
     XCTAssertTrue(server.logged.contains("idle for"))
+    // Opened, data, closed.
+    XCTAssertTrue(
+      eventually { (try? server.verify())?.output.contains(" 3 records") ?? false },
+      "the closing is not in the journal")
     XCTAssertEqual(server.stop(), 0)
     withExtendedLifetime(directory) {}
   }

@@ -218,7 +218,8 @@ final class Server: @unchecked Sendable {
     for connection in connections.values where now - connection.lastActivity >= timeout {
       connection.close("idle for \(timeout)")
     }
-    journal.seal()
+    // Records the closings: nothing else may happen for long.
+    receiveAll()
   }
 
   private func logStatistics() {
