@@ -342,6 +342,45 @@ final class EchoToDiskTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0)
   }
 
+  /// A write fails, and the next segment is written well: the journal is sound, and knows every
+  /// connection that it has bytes of.
+  func testAFailedWrite() throws {
+    let (directory, data) = try data()
+    let server = try EchoServer(data, ["--segment-size", "1M"])
+    let bytes = randomBytes(20_000)
+    // In turn: bytes are lost, and nothing but an opening is.
+    for segment in 1...2 {
+      let client = try EchoClient(port: server.port)
+      XCTAssertTrue(client.exchange(bytes, until: bytes.count))
+      let spare = data.appending("segment-000000000\(segment + 1).journal").string
+      XCTAssertTrue(eventually { FileManager.default.fileExists(atPath: spare) })
+      // The segment is written beyond that, the spare is not.
+      try limitFiles(of: server, to: "8192")
+      let loser = segment == 1 ? client : try EchoClient(port: server.port)
+      let more = segment == 1 ? bytes : []
+      XCTAssertFalse(loser.exchange(more, until: 2 * bytes.count, seconds: 20))
+      XCTAssertTrue(loser.isClosed, server.logged)
+      XCTAssertTrue(
+        server.logged.contains("segment-000000000\(segment).journal: File too large"), server.logged
+      )
+      try limitFiles(of: server, to: "unlimited")
+    }
+    let client = try EchoClient(port: server.port)
+    XCTAssertTrue(client.exchange([1], until: 1))
+    XCTAssertEqual(server.stop(), 0, server.logged)
+    try assertSound(server)
+    XCTAssertFalse(try server.list().contains { $0.peer == nil })
+    withExtendedLifetime(directory) {}
+  }
+
+  /// Sets the soft limit; `RLIMIT_FSIZE` counts for each write.
+  private func limitFiles(of server: EchoServer, to size: String) throws {
+    let prlimit = try ChildProcess.run(
+      ChildProcess.installed("prlimit", package: "util-linux"),
+      ["--pid", "\(server.process.processIdentifier)", "--fsize=\(size):"])
+    XCTAssertEqual(prlimit.status, 0, prlimit.errors)
+  }
+
   // MARK: Wrong use
 
   /// A server that polls takes no processor time when nothing happens, also while clients are there.

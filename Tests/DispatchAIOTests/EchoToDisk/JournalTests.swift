@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import DispatchAIO
 import Foundation
+import Logging
 import SystemPackage
 import XCTest
 
@@ -254,6 +256,53 @@ final class JournalTests: XCTestCase {
     whole[17] ^= 1
     try whole.write(to: URL(fileURLWithPath: third))
     XCTAssertTrue(try server.verify().output.contains("the segment's header is unreadable"))
+  }
+
+  // MARK: Failed writes
+
+  /// Batches that fail together are lost once: what has gone to the next segment since is not.
+  func testBatchesThatFailTogether() throws {
+    let directory = try temporaryDirectory()
+    _ = try Segment(
+      making: 1, in: directory.path, journal: 1, size: 1 << 20, syncs: false)
+    let opened = try JournalDirectory(directory.path, syncs: false)
+    // A descriptor that cannot be written to takes the place of the segment's.
+    let segment = directory.path.appending(JournalFormat.fileName(of: 1))
+    let unwritable = open(segment.string, O_RDONLY)
+    defer { close(unwritable) }
+    dup2(unwritable, try XCTUnwrap(opened.fresh.first).file.fileDescriptor.rawValue)
+
+    let queue = DispatchQueue(label: "test.journal")
+    let context = try AIOContext(queueDepth: 8, queue: queue)
+    let journal = try Journal(
+      opened, context: context, settings: .init(segmentSize: 1 << 20, batchSize: 1 << 16),
+      logger: Logger(label: "test"))
+    let lost = Locked(0)
+    let kept = Promise<Bool>()
+    queue.sync {
+      func append(for client: Client) {
+        let count = journal.append(.data, of: 1, at: 0, most: 1, for: client) { _ in 1 }
+        XCTAssertEqual(count, 1)
+        journal.seal()
+      }
+      for _ in 0..<2 { append(for: Client { if !$0 { lost.withLock { $0 += 1 } } }) }
+      journal.afterProgress = {
+        journal.afterProgress = {}
+        append(for: Client { kept.fulfil($0) })
+      }
+    }
+    XCTAssertTrue(try kept.wait(), "what came after the failure was lost, too")
+    XCTAssertEqual(lost.withLock { $0 }, 2)
+    let closed = Promise<Void>()
+    context.close { closed.fulfil(()) }
+    try closed.wait()
+  }
+
+  private final class Client: JournalClient {
+    private let tell: (Bool) -> Void
+    init(_ tell: @escaping (_ isDurable: Bool) -> Void) { self.tell = tell }
+    func becameDurable(_ bytes: UnsafeRawBufferPointer) { tell(true) }
+    func journalFailed(_ error: any Error) { tell(false) }
   }
 
   // MARK: Spare segments

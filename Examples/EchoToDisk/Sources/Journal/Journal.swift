@@ -21,9 +21,9 @@ import SystemPackage
 
 /// Somebody whose bytes are in the journal, or on their way.
 protocol JournalClient: AnyObject {
-  /// These bytes, appended in this order, are durable. Valid during the call.
+  /// These bytes, appended in this order, are durable: none for an opening. Valid during the call.
   func becameDurable(_ bytes: UnsafeRawBufferPointer)
-  /// Some that were appended will never be durable.
+  /// Some that were appended, or the opening, will never be durable.
   func journalFailed(_ error: any Error)
 }
 
@@ -171,7 +171,8 @@ final class Journal: @unchecked Sendable {
     }
     guard count >= 0 else { return count }
     batch.records += 1
-    if kind == .data { batch.pieces.append((client, start, count)) }
+    // An opening has nothing to echo, but its client, too, is to know when it is lost.
+    if kind != .closed { batch.pieces.append((client, start, kind == .data ? count : 0)) }
     return count
   }
 
@@ -218,12 +219,13 @@ final class Journal: @unchecked Sendable {
         switch result {
         case .success(length): self.written(batch)
         case .success(let count):
-          self.giveUp(JournalError("a write was cut short after \(count) of \(length) bytes"))
-        case .failure(let error): self.giveUp(error)
+          self.giveUp(
+            batch, JournalError("a write was cut short after \(count) of \(length) bytes"))
+        case .failure(let error): self.giveUp(batch, error)
         }
       }
     } catch {
-      giveUp(error)
+      giveUp(batch, error)
     }
   }
 
@@ -263,9 +265,10 @@ final class Journal: @unchecked Sendable {
 
   /// What is in flight will not be durable: its clients are told, the segment is left as it is, and
   /// the journal goes on in the next one.
-  private func giveUp(_ error: any Error) {
+  private func giveUp(_ batch: Batch, _ error: any Error) {
+    // Else with one before it; what is in flight now is in the next segment.
+    guard !batch.isGivenUp else { return }
     let lost = inFlight + (openBatch.map { [$0] } ?? [])
-    guard lost.contains(where: { !$0.isGivenUp }) else { return }
     logger.error("the journal lost \(lost.count) batches that were on their way: \(error)")
     inFlight = []
     openBatch = nil

@@ -181,11 +181,12 @@ struct Segment: Sendable {
       first.withUnsafeMutableBytes { header.write(to: $0) }
       _ = try first.withUnsafeBytes { try descriptor.writeAll(toAbsoluteOffset: 0, $0) }
       guard fsync(descriptor.rawValue) == 0 else { throw Errno(rawValue: errno) }
-      self.file = try Self.open(unfinished, syncs: syncs)
       guard rename(unfinished.string, path.string) == 0 else { throw Errno(rawValue: errno) }
       let directory = try FileDescriptor.open(directory, .readOnly, options: .directory)
       defer { try? directory.close() }
       guard fsync(directory.rawValue) == 0 else { throw Errno(rawValue: errno) }
+      // By the name that an error is to have.
+      self.file = try Self.open(path, syncs: syncs)
     } catch {
       unlink(unfinished.string)
       throw error

@@ -25,6 +25,8 @@ final class Connection: SocketHandler, JournalClient {
 
   /// Whether the journal has the record that it was opened.
   private var isRecorded = false
+  /// Whether the journal has lost something of it.
+  private var isLost = false
   private var isReadable = false
   /// Whether the server has it in its list of connections to receive from.
   var isInLine = false
@@ -132,6 +134,8 @@ final class Connection: SocketHandler, JournalClient {
 
   /// Records that the connection has closed. `false`: the journal has no room now.
   func recordClosing() -> Bool {
+    // Its position would be behind bytes that are not there.
+    if isLost { return true }
     guard isRecorded || recordOpening() else { return false }
     return server.journal.append(.closed, of: number, at: received, most: 1, for: self) { _ in 0 }
       != nil
@@ -195,6 +199,7 @@ final class Connection: SocketHandler, JournalClient {
   }
 
   func journalFailed(_ error: any Error) {
+    isLost = true
     close("the journal failed: \(error)")
   }
 
