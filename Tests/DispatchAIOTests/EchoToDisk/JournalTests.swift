@@ -258,6 +258,111 @@ final class JournalTests: XCTestCase {
     XCTAssertTrue(try server.verify().output.contains("the segment's header is unreadable"))
   }
 
+  // MARK: While a server is writing
+
+  /// What is written between two looks at a segment: the first found nothing there, the second finds
+  /// batches behind it that call it durable.
+  func testASegmentWrittenWhileItIsRead() throws {
+    let directory = try temporaryDirectory()
+    let data = directory.path.appending("data")
+    // Larger than what is read ahead.
+    let server = try EchoServer(data, ["--segment-size", "4M"])
+    let client = try EchoClient(port: server.port)
+    for count in 1...12 {
+      XCTAssertTrue(client.exchange([UInt8](repeating: 1, count: 2500), until: 2500 * count))
+    }
+    XCTAssertEqual(server.stop(), 0)
+    let all = try Reading(data)
+    XCTAssertEqual(all.damages, [])
+    let state = try JournalState(data)
+    try state.keep(batches: 6)
+    let reading = try Reading(data) { event in
+      if case .record(let record, _, _) = event, record.position == 2500 { try state.restore() }
+    }
+    XCTAssertEqual(reading.damages, [])
+    XCTAssertEqual(reading.torn, 0)
+    XCTAssertEqual(reading.bytes, all.bytes)
+  }
+
+  /// The same with other segments begun, before and after the end of the first has been found.
+  func testSegmentsWrittenWhileOneIsRead() throws {
+    let directory = try temporaryDirectory()
+    let data = directory.path.appending("data")
+    let server = try EchoServer(data, ["--segment-size", "1M"])
+    let client = try EchoClient(port: server.port)
+    let bytes = randomBytes(3_000_000)
+    XCTAssertTrue(client.exchange(bytes, until: bytes.count))
+    XCTAssertEqual(server.stop(), 0)
+    let state = try JournalState(data)
+
+    try state.keep(batches: 3)
+    let before = try Reading(data)
+    XCTAssertEqual(before.damages, [])
+    let during = try Reading(data) { event in
+      if case .record(let record, _, _) = event, record.kind == .data { try state.restore() }
+    }
+    XCTAssertEqual(during.damages, [])
+    XCTAssertEqual(during.bytes, bytes.count)
+
+    try state.keep(batches: 3)
+    let after = try Reading(data) { event in
+      if case .endOfSegment(1, _) = event { try state.restore() }
+    }
+    XCTAssertEqual(after.damages, [])
+    XCTAssertEqual(after.bytes, before.bytes)
+    XCTAssertEqual(try Reading(data).bytes, bytes.count)
+  }
+
+  /// All that is in a journal, and how it was with fewer batches.
+  private struct JournalState {
+    let segments: [(path: FilePath, bytes: Data)]
+
+    init(_ data: FilePath) throws {
+      segments = try JournalReader(directory: data).segments.map {
+        ($0.path, try Data(contentsOf: URL(fileURLWithPath: $0.path.string)))
+      }
+    }
+
+    /// Of the first segment, and none of the others.
+    func keep(batches: Int) throws {
+      for (index, segment) in segments.enumerated() {
+        let reader = try SegmentReader(segment.path)
+        var end = reader.header.unit
+        for _ in 0..<(index == 0 ? batches : 0) {
+          end = reader.end(of: try XCTUnwrap(reader.batchHeader(at: end)), at: end)
+        }
+        let rest = Data(count: segment.bytes.count - end)
+        try (segment.bytes[..<end] + rest).write(to: URL(fileURLWithPath: segment.path.string))
+      }
+    }
+
+    func restore() throws {
+      for segment in segments {
+        try segment.bytes.write(to: URL(fileURLWithPath: segment.path.string))
+      }
+    }
+  }
+
+  /// What reading a journal comes to.
+  private struct Reading {
+    var damages: [String] = []
+    var torn = 0
+    var bytes = 0
+
+    /// - Parameter then: called after each event.
+    init(_ data: FilePath, then: (JournalReader.Event) throws -> Void = { _ in }) throws {
+      try JournalReader(directory: data).read { event in
+        switch event {
+        case .record(let record, _, _): bytes += record.kind == .data ? record.length : 0
+        case .damage(let place, let what): damages.append("\(place): \(what)")
+        case .tornTail: torn += 1
+        case .endOfSegment: break
+        }
+        try then(event)
+      }
+    }
+  }
+
   // MARK: Failed writes
 
   /// Batches that fail together are lost once: what has gone to the next segment since is not.

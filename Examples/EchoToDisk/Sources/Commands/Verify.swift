@@ -11,7 +11,7 @@ struct Verify: ParsableCommand {
       Checks every checksum, every sequence number, and that each connection's bytes follow each \
       other. Exits with 0 when all that was ever durable is there, and with 1 when something is \
       damaged, which it names by segment and offset. A torn tail, a batch that was on its way when \
-      a server died, is sound: nothing of it had been echoed.
+      a server died (or still is), is sound: nothing of it had been echoed.
       """)
 
   @OptionGroup var journal: JournalArgument
@@ -44,7 +44,7 @@ struct Verify: ParsableCommand {
         bytes += record.length
       case .tornTail(let place):
         torn += 1
-        print("torn tail: \(place): a batch that was on its way when a server died")
+        print("torn tail: \(place): a batch that was on its way when a server died, or still is")
       case .damage(let place, let what):
         damage(place, what)
       case .endOfSegment(_, let count):

@@ -50,6 +50,8 @@ final class SegmentReader {
     case unwritten
     /// Something is here, and it is no batch.
     case unreadable(String)
+
+    var isValid: Bool { if case .valid = self { true } else { false } }
   }
 
   /// Looks at what is at `offset`. The bytes are valid until the next call.
@@ -96,6 +98,9 @@ final class SegmentReader {
     let unit = header.unit
     return (offset + JournalFormat.headerLength + batch.length + unit - 1) & ~(unit - 1)
   }
+
+  /// Has what is looked at next read anew: the file may be another than before.
+  func forgetWindow() { windowCount = 0 }
 
   /// Whether the segment has not been written to: nothing but zeros after the header.
   func isFresh() throws -> Bool { try isZero(from: header.unit) }
@@ -184,9 +189,13 @@ struct JournalReader {
     return segments.sorted { $0.0 < $1.0 }
   }
 
+  /// Reads what there is. While a server is writing, that is the journal as it was at some moment
+  /// since the call.
   func read(_ visit: (Event) throws -> Void) throws {
     /// The sequence number that comes next; `nil` before the first batch of all.
     var expected: UInt64?
+    /// Whether nothing had been written behind the end of the segment before.
+    var isAtEnd = false
     for (index, (number, path)) in segments.enumerated() {
       let segment: SegmentReader
       do {
@@ -204,9 +213,18 @@ struct JournalReader {
       }
       var batches = 0
       var offset = segment.header.unit
-      segment: while true {
+      segment: while !isAtEnd {
         let place = JournalPlace(segment: number, offset: offset)
-        switch try segment.batch(at: offset) {
+        var batch = try segment.batch(at: offset)
+        var behind = Behind()
+        if !batch.isValid {
+          // A server may have written it since: what was called durable before the second look is
+          // readable then, or damaged, and a segment with another begun behind it is complete.
+          behind = try look(behind: offset, in: segment, index)
+          segment.forgetWindow()
+          batch = try segment.batch(at: offset)
+        }
+        switch batch {
         case .valid(let batch, let records) where batch.sequence == expected ?? batch.sequence:
           try visitRecords(of: batch, records, JournalPlace(segment: number, offset: offset), visit)
           expected = batch.sequence + 1
@@ -221,21 +239,22 @@ struct JournalReader {
           // Else the batches between were given up when the disk failed: nobody calls them durable.
           expected = batch.sequence
         case .unwritten:
-          if let expected, let next = try firstBatch(after: index), next.durable >= expected {
+          if let expected, let next = behind.next, next.durable >= expected {
             try visit(.damage(place, Self.missing(expected, next.sequence)))
           }
+          isAtEnd = behind.isLast
           break segment
         case .unreadable(let reason):
           // Whether it was durable, say the batches after it.
-          let rest = try segment.batchHeaders(after: offset)
-          let claims = rest.map(\.header.durable) + [try firstBatch(after: index)?.durable ?? 0]
-          guard let claimed = claims.max(), claimed >= expected ?? 1 else {
+          guard behind.claimed >= expected ?? 1 else {
             try visit(.tornTail(place))
+            isAtEnd = behind.isLast
             break segment
           }
           try visit(.damage(place, reason))
-          guard let resume = rest.first(where: { $0.header.sequence > expected ?? 0 }) else {
-            expected = try firstBatch(after: index)?.sequence
+          guard let resume = behind.rest.first(where: { $0.header.sequence > expected ?? 0 }) else {
+            expected = behind.next?.sequence
+            isAtEnd = behind.isLast
             break segment
           }
           expected = resume.header.sequence
@@ -267,12 +286,25 @@ struct JournalReader {
     }
   }
 
-  /// The first batch of the segments behind one.
-  private func firstBatch(after index: Int) throws -> BatchHeader? {
-    for (_, path) in segments[(index + 1)...] {
-      guard let segment = try? SegmentReader(path) else { continue }
-      if let batch = try segment.batchHeader(at: segment.header.unit) { return batch }
+  /// What there is behind a place.
+  private struct Behind {
+    /// In the same segment.
+    var rest: [(header: BatchHeader, offset: Int)] = []
+    /// The first batch of the segments behind.
+    var next: BatchHeader?
+    /// Whether nothing has been written to those.
+    var isLast = true
+    /// The last batch that one of these calls durable.
+    var claimed: UInt64 { (rest.map(\.header.durable) + [next?.durable ?? 0]).max()! }
+  }
+
+  private func look(behind offset: Int, in segment: SegmentReader, _ index: Int) throws -> Behind {
+    var behind = Behind(rest: try segment.batchHeaders(after: offset))
+    for (_, path) in segments[(index + 1)...] where behind.next == nil {
+      guard let segment = try? SegmentReader(path), try !segment.isFresh() else { continue }
+      behind.isLast = false
+      behind.next = try segment.batchHeader(at: segment.header.unit)
     }
-    return nil
+    return behind
   }
 }
