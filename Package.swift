@@ -88,7 +88,7 @@ let package = Package(
       name: "DispatchAIOTests",
       dependencies: [
         "BlockServer", "CopyFile", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk", "first-write",
-        "one-queue",
+        "one-queue", .product(name: "Logging", package: "swift-log"),
       ]),
     .target(name: "CProbe", path: "Tests/CProbe"),
     .executableTarget(
