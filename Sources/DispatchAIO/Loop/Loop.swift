@@ -412,9 +412,6 @@ final class Loop: @unchecked Sendable {
         return .something
       }
       if table.hasMail { return .something }
-      // The sleeping side's threads and the kernel's workers need a processor, too; and where those
-      // are busy, Dispatch's timers.
-      if asleep > 0 { sched_yield() }
     }
     polling.waited(waited, successfully: false)
     return .nothing

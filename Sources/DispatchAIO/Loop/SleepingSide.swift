@@ -10,7 +10,6 @@
 
 internal import CLinux
 internal import Dispatch
-internal import Glibc
 internal import Synchronization
 
 final class SleepingSide: Sendable {
@@ -141,7 +140,7 @@ final class SleepingSide: Sendable {
       isLookingOut = true
       while arrivals.load(ordering: .relaxed) == seen,
         clinux_monotonic_nanoseconds() &- thread.idleSince < Self.lookout
-      { sched_yield() }
+      {}
     }
   }
 
