@@ -77,7 +77,10 @@ final class Loop: @unchecked Sendable {
   private var polling: Polling
   /// Whether the eventfd may have counted since it was drained.
   private var mayHaveCounted = false
-  /// Whether a turn has been queued by `comesAgain`.
+  /// What `comesAgain` queues: one block for all times, as there may be one for every few requests.
+  /// It holds the loop, until that has closed.
+  private var nextTurn: DispatchWorkItem?
+  /// Whether it is queued.
   private var isTurnQueued = false
   /// Whether the source is suspended: while turns follow each other without a pause.
   private var isSourceSuspended = false
@@ -137,6 +140,10 @@ final class Loop: @unchecked Sendable {
     source.setCancelHandler { [self] in
       event.close()
       closed()
+    }
+    nextTurn = DispatchWorkItem { [self] in
+      isTurnQueued = false
+      turn(polls: true)
     }
     self.queue.setSpecific(key: onQueue, value: ())
     source.activate()
@@ -361,12 +368,9 @@ final class Loop: @unchecked Sendable {
       isSourceSuspended = true
       source.suspend()
     }
-    guard !isTurnQueued else { return }
+    guard !isTurnQueued, let nextTurn else { return }
     isTurnQueued = true
-    queue.async { [self] in
-      isTurnQueued = false
-      turn(polls: true)
-    }
+    queue.async(execute: nextTurn)
   }
 
   /// Goes to sleep, unless something has come meanwhile.
@@ -515,6 +519,7 @@ final class Loop: @unchecked Sendable {
   /// The source's cancel handler: the last that runs.
   private func closed() {
     life = .closed
+    nextTurn = nil
     let callbacks = whenClosed
     whenClosed = []
     for callback in callbacks { callback() }
