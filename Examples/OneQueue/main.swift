@@ -16,8 +16,8 @@ func with<T>(_ peer: inout sockaddr_in, _ body: (UnsafeMutablePointer<sockaddr>)
   withUnsafeMutablePointer(to: &peer) { $0.withMemoryRebound(to: sockaddr.self, capacity: 1, body) }
 }
 var address = sockaddr_in()
-address.sin_family = sa_family_t(AF_INET)
-address.sin_port = UInt16(7007).bigEndian
+(address.sin_family, address.sin_port) = (sa_family_t(AF_INET), UInt16(7007).bigEndian)
+address.sin_addr.s_addr = inet_addr("127.0.0.1")
 let socket = Glibc.socket(AF_INET, Int32(SOCK_DGRAM.rawValue), 0)
 guard with(&address, { bind(socket, $0, 16) }) == 0 else { fatalError("port 7007 is taken") }
 let datagrams = DispatchSource.makeReadSource(fileDescriptor: socket, queue: loop)

@@ -43,7 +43,8 @@ public final class AIOFile: Sendable {
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/notFound``,
   ///   ``AIOError/Code/permissionDenied``, ``AIOError/Code/exists``,
   ///   ``AIOError/Code/directUnsupported`` where the filesystem has no direct I/O,
-  ///   ``AIOError/Code/unsupportedFile`` for a directory, pipe, socket or terminal, or
+  ///   ``AIOError/Code/unsupportedFile`` for a directory, pipe, socket or terminal,
+  ///   ``AIOError/Code/wrongAccessMode`` where a file to be read only was to be truncated, or
   ///   ``AIOError/Code/system``.
   public static func open(
     _ path: FilePath, _ mode: FileDescriptor.AccessMode,
@@ -52,6 +53,11 @@ public final class AIOFile: Sendable {
     caching: Caching = .direct
   ) throws(AIOError) -> AIOFile {
     let subject = AIOError.Subject(operation: .open, path: path)
+    if options.contains(.truncate), mode == .readOnly {
+      throw AIOError(
+        .wrongAccessMode, subject,
+        .text("to truncate is to write, and the file was to be opened for reading only"))
+    }
     var options = options.union(.closeOnExec)
     if caching == .direct { options.insert(.init(rawValue: clinux_o_direct)) }
     let descriptor: FileDescriptor
@@ -60,6 +66,12 @@ public final class AIOFile: Sendable {
       descriptor = try FileDescriptor.open(
         path, mode, options: options.union(.nonBlocking), permissions: permissions)
     } catch let errno as Errno {
+      var status = stat()
+      if errno == .invalidArgument, unsafe stat(path.string, &status) == 0,
+        status.st_mode & S_IFMT == S_IFDIR
+      {
+        throw unsupported(S_IFDIR, subject)
+      }
       if errno == .invalidArgument && caching == .direct {
         throw AIOError(.directUnsupported, errno: errno, subject, .errno)
       }
@@ -102,13 +114,7 @@ public final class AIOFile: Sendable {
     }
     let type = status.st_mode & S_IFMT
     guard type == S_IFREG || type == S_IFBLK else {
-      throw AIOError(
-        .unsupportedFile, subject,
-        .text(
-          """
-          \(Self.words(type)); asynchronous file I/O is for regular files and block devices: \
-          use a DispatchSource for pipes, sockets and terminals
-          """))
+      throw Self.unsupported(type, subject)
     }
     let flags = fcntl(descriptor.rawValue, F_GETFL)
     guard flags >= 0 else { throw AIOError(errno: Glibc.errno, subject) }
@@ -229,6 +235,16 @@ public final class AIOFile: Sendable {
     AIOError.Subject(
       operation: operation, path: file.path, descriptor: file.descriptor, offset: offset,
       length: length)
+  }
+
+  private static func unsupported(_ type: mode_t, _ subject: AIOError.Subject) -> AIOError {
+    AIOError(
+      .unsupportedFile, subject,
+      .text(
+        """
+        \(words(type)); asynchronous file I/O is for regular files and block devices\
+        \(type == S_IFDIR ? "" : ": use a DispatchSource for pipes, sockets and terminals")
+        """))
   }
 
   private static func words(_ type: mode_t) -> String {

@@ -193,6 +193,9 @@ final class JournalTests: XCTestCase {
     XCTAssertEqual(verify.status, 1, verify.output)
     XCTAssertTrue(
       verify.output.contains("damage: segment 1 at offset \(last.offset)"), verify.output)
+    // The record of its closing tells that bytes are missing at the end.
+    let damaged = try (1...3).filter { try sample.replay($0).status == 1 }
+    XCTAssertEqual(damaged.count, 1)
   }
 
   /// A restart knows damage from the torn tail behind it, and gives no number again.

@@ -153,6 +153,12 @@ final class BadInputTests: XCTestCase {
       .refusing("open: exists, but was to be created", .exists, "File exists") {
         try AIOFile.open(file, .readWrite, options: [.create, .exclusiveCreate])
       },
+      .refusing("open: a directory, direct", .unsupportedFile, "it is a directory") {
+        try AIOFile.open(path, .readOnly)
+      },
+      .refusing("open: truncate what is read", .wrongAccessMode, "to truncate is to write") {
+        try AIOFile.open(file, .readOnly, options: .truncate)
+      },
       .refusing("open: a directory to read", .unsupportedFile, "it is a directory") {
         try AIOFile.open(path, .readOnly, caching: .buffered)
       },

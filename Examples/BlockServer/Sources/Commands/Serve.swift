@@ -32,7 +32,7 @@ struct Serve: ParsableCommand {
     completion: .file())
   var files: [String]
 
-  @Option(help: "Where to listen.")
+  @Option(help: "Where to listen. (default: 127.0.0.1)")
   var host: String?
 
   @Option(help: "The port; 0 picks a free one. (default: 10809)")

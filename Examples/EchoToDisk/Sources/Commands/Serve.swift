@@ -24,11 +24,11 @@ struct Serve: ParsableCommand {
     case batch, none
   }
 
-  @Option(help: "Where to listen.")
-  var host = "127.0.0.1"
+  @Option(help: "Where to listen. (default: 127.0.0.1)")
+  var host: String?
 
-  @Option(help: "The port; 0 picks a free one.")
-  var port: UInt16 = 7777
+  @Option(help: "The port; 0 picks a free one. (default: 7777)")
+  var port: UInt16?
 
   @Option(help: ArgumentHelp("Listen on a Unix socket instead.", valueName: "path"))
   var unix: String?
@@ -79,6 +79,9 @@ struct Serve: ParsableCommand {
   static let smallestSegment = 1 << 20
 
   func validate() throws {
+    if unix != nil && (host != nil || port != nil) {
+      throw ValidationError("--unix \(unix ?? ""): either that, or --host and --port")
+    }
     guard segmentSize.bytes >= Self.smallestSegment, segmentSize.bytes <= 1 << 40 else {
       throw ValidationError(
         "--segment-size \(segmentSize): a segment has 1MiB to 1TiB")
@@ -110,7 +113,8 @@ struct Serve: ParsableCommand {
     var journal = Journal.Settings(segmentSize: segmentSize.bytes, syncs: sync == .batch)
     journal.batchSize = min(journal.batchSize, segmentSize.bytes / 4)
     let settings = Server.Settings(
-      address: unix.map { .unix(path: $0) } ?? .tcp(host: host, port: port),
+      address: unix.map { .unix(path: $0) }
+        ?? .tcp(host: host ?? "127.0.0.1", port: port ?? 7777),
       directory: FilePath(data), journal: journal, queueDepth: queueDepth,
       maxConnections: maxConnections, idleTimeout: idleTimeout > 0 ? .seconds(idleTimeout) : nil,
       statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil,
