@@ -30,7 +30,11 @@ final class SystemCallTests: XCTestCase {
         "\(operation): \(log.run.output)")
       // A sync ends with its descriptor: strace shows no more of it.
       let name = "IOCB_CMD_\(operation),"
-      let submissions = log.calls(with: String(context), ", 1, [", name)
+      // Not the one byte that is read to see whether AIO works: its context may have had the same
+      // address, if it was gone before this one was made.
+      let submissions = log.calls(with: String(context), ", 1, [", name).filter {
+        !$0.contains("aio_nbytes=1,")
+      }
       XCTAssertEqual(submissions.count, 1, "io_submit of one \(operation)")
       // strace does not show the flags of a sync: those are counted below.
       if !operation.hasSuffix("SYNC") {
@@ -43,7 +47,9 @@ final class SystemCallTests: XCTestCase {
       log.calls(with: "io_submit(", ", 3, [").count, 1, "one io_submit for what one turn asks for")
     XCTAssertEqual(log.counted(on: event), 9, "the eventfd counts each of nine requests once")
     let destroy = context.replacingOccurrences(of: "io_submit", with: "io_destroy")
-    XCTAssertEqual(log.calls(with: destroy).count, 1)
+    let address = context.dropFirst("io_submit(".count)
+    XCTAssertEqual(
+      log.calls(with: destroy).count, log.calls(with: "io_setup(", "[\(address)]").count)
 
     // What might have to wait goes down with RWF_NOWAIT; the first write, which is known to
     // allocate, and syncs, which the kernel does elsewhere, do not.
