@@ -52,9 +52,8 @@ enum KernelProbe {
       return Errno(rawValue: Int32(max(1, -submitted)))
     }
     var event = unsafe io_event()
-    guard unsafe kernel.call(into: &event, capacity: 1, waiting: patience) == 1 else {
-      return .noFunction
-    }
+    let reaped = unsafe kernel.call(into: &event, capacity: 1, waiting: patience)
+    guard reaped == 1 else { return reaped < 0 ? Errno(rawValue: Int32(-reaped)) : .noFunction }
     defer { unsafe byte.deallocate() }
     // With the byte; else nobody would ever have what he reads.
     return unsafe event.res == 1 && byte.pointee == 0 ? nil : .noFunction

@@ -87,6 +87,19 @@ final class AsyncVerbTests: XCTestCase {
     await context.close()
   }
 
+  /// Keeps the context's queue busy.
+  ///
+  /// - Returns: what lets it go on.
+  private func holdUp(_ context: AIOContext) throws -> DispatchSemaphore {
+    let (entered, leave) = (Promise<Void>(), DispatchSemaphore(value: 0))
+    context.queue.async {
+      entered.fulfil(())
+      leave.wait()
+    }
+    try entered.wait()
+    return leave
+  }
+
   /// A task that has been cancelled submits nothing, and one that waits leaves at once.
   func testCancellation() async throws {
     let directory = try temporaryDirectory()
@@ -104,12 +117,7 @@ final class AsyncVerbTests: XCTestCase {
     XCTAssertEqual(context.statistics.submitted, 0)
 
     // The only slot is in the hand of a handler that does not return: whoever comes waits in line.
-    let (entered, leave) = (Promise<Void>(), DispatchSemaphore(value: 0))
-    context.queue.async {
-      entered.fulfil(())
-      leave.wait()
-    }
-    try entered.wait()
+    let leave = try holdUp(context)
     try context.fsync(file) { _ in }
     let waiting = (0..<10).map { _ in
       Task {
@@ -166,12 +174,7 @@ final class AsyncVerbTests: XCTestCase {
     let directory = try temporaryDirectory()
     let file = try await AIOFile.open(try directory.makeFile(size: 4096), .readOnly)
     let context = try AIOContext(queueDepth: 1, pendingLimit: 0)
-    let (entered, leave) = (Promise<Void>(), DispatchSemaphore(value: 0))
-    context.queue.async {
-      entered.fulfil(())
-      leave.wait()
-    }
-    try entered.wait()
+    let leave = try holdUp(context)
     try context.fsync(file) { _ in }
     let tasks = (0..<10).map { _ in
       Task {
