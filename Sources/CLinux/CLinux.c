@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
@@ -38,6 +39,15 @@ int clinux_eventfd_drain(int fd) {
   } while (got < 0 && errno == EINTR);
   if (got >= 0) return 1;
   return errno == EAGAIN ? 0 : -errno;
+}
+
+void clinux_eventfd_signal(int fd) {
+  const uint64_t one = 1;
+  // It can only fail when 2^64 - 2 signals have not been read: then it is readable already.
+  ssize_t done;
+  do {
+    done = write(fd, &one, sizeof one);
+  } while (done < 0 && errno == EINTR);
 }
 
 // struct statx as the kernel lays it out, up to the fields of STATX_DIOALIGN: the headers of
@@ -138,3 +148,22 @@ void clinux_happens_after(uintptr_t identity) { __tsan_acquire((void *)identity)
 void clinux_happens_before(uintptr_t identity) { (void)identity; }
 void clinux_happens_after(uintptr_t identity) { (void)identity; }
 #endif
+
+int clinux_is_resident(const void *base, uintptr_t length) {
+  if (length == 0) return 1;
+  const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+  uintptr_t at = (uintptr_t)base & ~(page - 1);
+  const uintptr_t end = (uintptr_t)base + length;
+  unsigned char pages[256];
+  while (at < end) {
+    uintptr_t count = (end - at + page - 1) / page;
+    if (count > sizeof pages) count = sizeof pages;
+    // ENOMEM: not mapped at all, which the kernel will answer with EFAULT.
+    if (mincore((void *)at, count * page, pages) < 0) return 1;
+    for (uintptr_t index = 0; index < count; index++) {
+      if (!(pages[index] & 1)) return 0;
+    }
+    at += count * page;
+  }
+  return 1;
+}

@@ -28,29 +28,30 @@ internal import SystemPackage
 /// - Requests go to the kernel in the order in which they were accepted, as far as there is room,
 ///   and as far as they need not wait for the disk to be taken; the kernel completes them in any
 ///   order.
-/// - The context's queue never sleeps in the disk. What would make the kernel sleep is submitted
-///   from threads that may (``Options/sleepingThreads``), and completes like the rest. (Pages of a
-///   file on tmpfs that were swapped out are the exception: nothing tells of them beforehand.)
+/// - The context's queue never sleeps in the disk. What would make the kernel sleep is offloaded to
+///   threads that may (``Options/offloadThreads``), and completes like the rest. (The exceptions, each
+///   with its bound, are listed in the README.)
 /// - A context that is dropped without ``close(queue:completion:)`` finishes its requests, runs
 ///   their handlers, and then frees what it has.
 ///
 /// Beneath are `io_submit(2)`, `io_getevents(2)` and an `eventfd(2)`.
 public final class AIOContext: Sendable {
-  /// What is seldom needed.
+  /// Tuning options; the defaults suit most programs.
   public struct Options: Sendable {
     /// How far the queue depth may be lowered where `fs.aio-max-nr` does not have room for all of
-    /// it, by halves; ``AIOContext/queueDepth`` tells what became of it. `nil`: not at all.
+    /// it, by halves; ``AIOContext/queueDepth`` tells what became of it. If `nil`, the depth is never lowered.
     public var minimumQueueDepth: Int?
 
-    /// How many threads may sleep at once for requests that the kernel would sleep over; 1 to 64.
-    /// They exist while they have something to do.
-    public var sleepingThreads = 8
+    /// How many threads may work at a time on what the loop must not block in; 1 to 64. A thread
+    /// whose system call takes longer than 20 ms does not count, and is replaced, up to eight times as
+    /// many in all. They exist while they have something to do.
+    public var offloadThreads = 8
 
     /// What to do where there is no kernel AIO.
     public enum WithoutKernelAIO: Sendable, Hashable {
       /// Throw ``AIOError/Code/unavailable``.
       case fail
-      /// Make every request a system call on the sleeping threads: much slower, and works.
+      /// Make every request a system call on the offload threads: much slower, and works.
       case threads
     }
 
@@ -58,28 +59,34 @@ public final class AIOContext: Sendable {
 
     /// How requests reach the kernel.
     public enum Submission: Sendable, Hashable {
-      /// From the loop what cannot make the kernel sleep; the rest from threads that may.
-      case neverSleeping
+      /// From the loop what cannot make the kernel sleep; the rest from offload threads.
+      case nonblocking
       /// Everything from the loop, as it is, as other users of Linux AIO do: an append, a write
       /// into a hole, or a buffered request stops the loop for as long as it takes. For comparison,
       /// and for kernels whose `RWF_NOWAIT` does not work.
-      case plain
+      case inline
     }
 
-    public var submission = Submission.neverSleeping
+    public var submission = Submission.nonblocking
 
-    /// For how long at a time the loop may wait for a completion itself before it goes back to its
-    /// source: 0, which is never, to 10 ms. To be woken through a source takes two hand-overs
-    /// between threads, which cost more than a fast disk does.
-    ///
-    /// It waits only while requests are in flight, and only where completions have been coming
-    /// soon enough for it to pay. With one or two in flight, or with appends, it looks at the
-    /// completion ring over and over, for up to 200 us at a time, which costs processor time and is
-    /// the fastest there is. With more it sleeps in `io_getevents(2)`, for up to this bound, and
-    /// that only while all requests come from completion handlers. Meanwhile the queue's other
-    /// blocks (sockets, timers, requests from other threads) are kept waiting: for no longer than
-    /// one such wait, 100 us of handlers, and the handler that runs then.
-    public var polling = Duration.microseconds(500)
+    /// How a turn of the loop waits for what it expects soon. To be woken through a source takes two
+    /// hand-overs between threads, which cost more than a fast disk does.
+    public enum Waiting: Sendable, Hashable {
+      /// Asleep in the completion ring (`io_getevents(2)`), for up to 500 us at a time, while requests
+      /// are in flight and completions have been arriving that soon. Requests from other threads end
+      /// the wait. The queue's other blocks (sockets, timers) are kept waiting for no longer than one
+      /// such wait, 100 us of handlers, and the handler that runs then; while they make requests, the
+      /// loop does not wait.
+      case sleeping
+      /// As `sleeping`, but with one or two requests in flight looking at the ring over and over, for
+      /// up to so long at a time, 0 to 10 ms: the fastest there is on an idle machine, at up to twice
+      /// the processor time. A container with a processor quota is stopped for what it burns.
+      case spinning(upTo: Duration)
+      /// Never: the queue is given back at once, and the source wakes it.
+      case source
+    }
+
+    public var waiting = Waiting.sleeping
 
     public init() {}
   }
@@ -92,7 +99,7 @@ public final class AIOContext: Sendable {
 
   /// Whether requests go to kernel AIO, rather than to threads: see
   /// ``Options/WithoutKernelAIO/threads``.
-  public var usesKernelAIO: Bool { loop.settings.policy != .performEverything }
+  public var usesKernelAIO: Bool { loop.settings.policy != .threadsOnly }
 
   /// The serial queue that the context works on.
   public var queue: DispatchQueue { loop.queue }
@@ -125,19 +132,14 @@ public final class AIOContext: Sendable {
     try Self.check("queueDepth", queueDepth, 1...65536)
     try Self.check("pendingLimit", pendingLimit, 0...524_288)
     try Self.check("minimumQueueDepth", options.minimumQueueDepth ?? queueDepth, 1...queueDepth)
-    try Self.check("sleepingThreads", options.sleepingThreads, 1...64)
-    guard options.polling >= .zero, options.polling <= .milliseconds(10) else {
-      throw AIOError(
-        .invalidOption, AIOError.Subject(operation: .createContext),
-        .text("a polling of \(options.polling) was given; it must be from 0 to 10 ms"))
-    }
+    try Self.check("offloadThreads", options.offloadThreads, 1...64)
+    let wait = try Self.waitSettings(options.waiting)
     if Fork.isChild { throw .forked(AIOError.Subject(operation: .createContext)) }
     Fork.watch()
     var settings = Loop.Settings(
       queueDepth: queueDepth, pendingLimit: pendingLimit,
-      policy: options.submission == .plain ? .plain : .neverSleep,
-      sleepingThreads: options.sleepingThreads,
-      polling: UInt64(options.polling / .nanoseconds(1)))
+      policy: options.submission == .inline ? .inline : .nonblocking,
+      offloadThreads: options.offloadThreads, wait: wait)
     do {
       let kernel = try Self.makeKernel(&settings, options)
       loop = try Loop(settings, kernel: kernel, queue: queue)
@@ -160,6 +162,23 @@ public final class AIOContext: Sendable {
         """))
   }
 
+  private static func waitSettings(
+    _ waiting: Options.Waiting
+  ) throws(AIOError) -> AdaptiveWait.Settings {
+    switch waiting {
+    case .source: return .init(sleepBound: 0)
+    case .sleeping: return .init(sleepBound: 500_000)
+    case .spinning(let bound):
+      guard bound >= .zero, bound <= .milliseconds(10) else {
+        throw AIOError(
+          .invalidOption, AIOError.Subject(operation: .createContext),
+          .text("waiting: .spinning(upTo: \(bound)) was given; it must be from 0 to 10 ms"))
+      }
+      let nanoseconds = UInt64(bound / .nanoseconds(1))
+      return .init(sleepBound: max(500_000, nanoseconds), spinBound: nanoseconds)
+    }
+  }
+
   /// - Parameter settings: what becomes of the queue depth, and of the policy.
   private static func makeKernel(
     _ settings: inout Loop.Settings, _ options: Options
@@ -167,7 +186,7 @@ public final class AIOContext: Sendable {
     while true {
       do throws(Errno) {
         if let failure = KernelProbe.failure { throw failure }
-        return try LinuxKernel(queueDepth: settings.queueDepth)
+        return try LinuxKernel(room: FileShares.room(queueDepth: settings.queueDepth))
       } catch {
         if error == .resourceTemporarilyUnavailable {
           let least = options.minimumQueueDepth ?? settings.queueDepth
@@ -178,7 +197,7 @@ public final class AIOContext: Sendable {
         guard options.withoutKernelAIO == .threads,
           AIOError.settingUp(errno: error, queueDepth: settings.queueDepth).code == .unavailable
         else { throw error }
-        settings.policy = .performEverything
+        settings.policy = .threadsOnly
         return .absent
       }
     }
@@ -213,7 +232,7 @@ public final class AIOContext: Sendable {
   @discardableResult
   public func cancel(_ request: AIORequest) -> AIOCancellation {
     guard request.context == number else { return .alreadyCompleted }
-    return loop.cancel(request.key)
+    return loop.cancel(request.id)
   }
 
   /// Closes the context: refuses new requests, lets the accepted ones complete, then frees the

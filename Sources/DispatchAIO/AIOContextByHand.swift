@@ -11,7 +11,7 @@ extension AIOContext {
   /// - Returns: as ``process()``.
   @discardableResult
   public func process(after body: () -> Void) -> Int {
-    loop.turnIsComing()
+    loop.turnIsScheduled()
     body()
     return process()
   }
@@ -23,6 +23,6 @@ extension AIOContext {
   /// Watch it, edge-triggered, and do nothing else with it: the context reads and closes it. Not
   /// after ``close(queue:completion:)`` has called back.
   public var completionDescriptor: FileDescriptor {
-    FileDescriptor(rawValue: loop.completionDescriptor)
+    FileDescriptor(rawValue: loop.driveByHand())
   }
 }

@@ -160,91 +160,24 @@ extension AIOContext {
   }
 }
 
-/// Short transfers that go on: each is one request, whatever it takes.
-///
-/// After a short transfer they resume at the last boundary of the file's alignment. A cancelled or
-/// failed one tells how far it got: ``AIOError/transferred``. They take buffers of any length, also
-/// more than ``maximumLength``.
-extension AIOContext {
-  /// Reads from a file until the buffer is full, or the file ends.
-  ///
-  /// - Parameters:
-  ///   - file: The file, open for reading.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffer: Where to. Not to be touched until the completion.
-  ///   - queue: Where to run the completion handler; the context's queue unless given.
-  ///   - completion: Gets the number of bytes read: the buffer's count, or less at the end of the
-  ///     file.
-  /// - Returns: The request, for ``cancel(_:)``, which also works between its parts.
-  @discardableResult
-  public func readFully(
-    _ file: AIOFile, at offset: Int64, into buffer: AIOBuffer, queue: DispatchQueue? = nil,
-    completion: @escaping AIOCompletion
-  ) throws(AIOError) -> AIORequest {
-    try accept(.read(into: .buffer(buffer)), file, offset, queue, isToFinish: true, completion)
-  }
-
-  /// Reads from a file until several buffers are full, or the file ends.
-  ///
-  /// As ``readFully(_:at:into:queue:completion:)-(_,_,AIOBuffer,_,_)``, with up to 1024 buffers.
-  @discardableResult
-  public func readFully(
-    _ file: AIOFile, at offset: Int64, into buffers: [AIOBuffer], queue: DispatchQueue? = nil,
-    completion: @escaping AIOCompletion
-  ) throws(AIOError) -> AIORequest {
-    try accept(.read(into: .buffers(buffers)), file, offset, queue, isToFinish: true, completion)
-  }
-
-  /// Writes all of a buffer to a file.
-  ///
-  /// - Parameters:
-  ///   - file: The file, open for writing.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffer: What to write; not to be changed until the completion.
-  ///   - queue: Where to run the completion handler; the context's queue unless given.
-  ///   - completion: Gets the buffer's count, or why not all could be written: when the disk is
-  ///     full (``AIOError/Code/noSpace``) or the file may not grow
-  ///     (``AIOError/Code/fileSizeLimit``), with the count that did get through.
-  /// - Returns: The request, for ``cancel(_:)``, which also works between its parts.
-  @discardableResult
-  public func writeFully(
-    _ file: AIOFile, at offset: Int64, from buffer: AIOBuffer, queue: DispatchQueue? = nil,
-    completion: @escaping AIOCompletion
-  ) throws(AIOError) -> AIORequest {
-    try accept(.write(from: .buffer(buffer)), file, offset, queue, isToFinish: true, completion)
-  }
-
-  /// Writes all of several buffers to a file, one after the other.
-  ///
-  /// As ``writeFully(_:at:from:queue:completion:)-(_,_,AIOBuffer,_,_)``, with up to 1024 buffers.
-  @discardableResult
-  public func writeFully(
-    _ file: AIOFile, at offset: Int64, from buffers: [AIOBuffer], queue: DispatchQueue? = nil,
-    completion: @escaping AIOCompletion
-  ) throws(AIOError) -> AIORequest {
-    try accept(.write(from: .buffers(buffers)), file, offset, queue, isToFinish: true, completion)
-  }
-}
-
 extension AIOContext {
   @inline(__always)
   func accept(
     _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ queue: DispatchQueue?,
-    isToFinish: Bool = false, _ completion: @escaping AIOCompletion
+    _ completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
     let file = file.file
-    let length = try operation.check(file, offset, isToFinish: isToFinish)
-    guard file.hold() else {
+    let length = try operation.check(file, offset)
+    guard file.retain() else {
       throw .closed(Subject(operation, file, offset, length))
     }
     do {
-      let key = try loop.accept(
-        AcceptedRequest(
+      let id = try loop.accept(
+        Request(
           operation: operation, file: file, offset: offset, length: length,
-          isToFinish: isToFinish,
           attachment: Delivery(
             completion: completion, queue: queue === loop.queue ? nil : queue)))
-      return AIORequest(key: key, context: number)
+      return AIORequest(id: id, context: number)
     } catch {
       file.release()
       throw error

@@ -3,7 +3,7 @@
 /// An accepted request, to name it by when cancelling. A plain value: to drop it, or to keep it
 /// past the completion, is harmless, and no other request is ever equal to it.
 public struct AIORequest: Hashable, Sendable {
-  let key: RequestKey
+  let id: RequestID
   /// Which context made it, so that another one is not misled by its number.
   let context: UInt32
 }

@@ -20,7 +20,7 @@ public struct AIOStatistics: Sendable, Hashable {
   public var inKernel = 0
   /// Requests on the sleeping side, now: waiting for one of its threads, submitted by one, or being
   /// done by one.
-  public var asleep = 0
+  public var offloaded = 0
 
   /// Calls of `io_submit(2)` from the loop.
   public var submitCalls = 0
@@ -33,22 +33,22 @@ public struct AIOStatistics: Sendable, Hashable {
   /// Turns of the loop.
   public var turns = 0
   /// Turns that began because the kernel had counted a completion on the eventfd.
-  public var wakeUps = 0
+  public var wakeups = 0
   /// Times the loop waited for a completion itself, rather than go to sleep at once: see
   /// ``AIOContext/Options/polling``.
-  public var polls = 0
+  public var waits = 0
   /// How many of those waits one came in.
-  public var pollHits = 0
+  public var waitHits = 0
   /// Blocks sent to other queues with completions.
-  public var hops = 0
+  public var queueHops = 0
 
   /// Attempts that the kernel would have slept over, and that were made again on the sleeping side.
-  public var refused = 0
+  public var nowaitRefusals = 0
   /// Attempts made by the sleeping side.
-  public var sleepingSubmits = 0
+  public var offloadSubmits = 0
   /// Attempts made again because the kernel said, unasked, that nothing was done.
   public var retries = 0
   /// Short transfers that ``AIOContext/readFully(_:at:into:queue:completion:)-(_,_,AIOBuffer,_,_)``
   /// and its like went on with.
-  public var resumed = 0
+  public var continuations = 0
 }

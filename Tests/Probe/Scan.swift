@@ -22,7 +22,7 @@ final class Scan: @unchecked Sendable {
   init(_ file: AIOFile) throws {
     var options = AIOContext.Options()
     // Long enough also where strace slows all down.
-    options.polling = .milliseconds(10)
+    options.waiting = .spinning(upTo: .milliseconds(10))
     context = try AIOContext(queueDepth: 8, options: options)
     self.file = file
   }

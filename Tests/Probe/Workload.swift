@@ -126,12 +126,12 @@ final class Workload: @unchecked Sendable {
     }
     switch Int.random(in: 0..<4, using: &random) {
     case 0: try context.write(region.file, at: offset, from: buffer, completion: completion)
-    case 1: try context.writeFully(region.file, at: offset, from: buffer, completion: completion)
+    case 1: try context.write(region.file, at: offset, from: buffer, completion: completion)
     case 2:
       try context.write(
         region.file, at: offset, from: pieces(buffer, region), completion: completion)
     default:
-      try context.writeFully(
+      try context.write(
         region.file, at: offset, from: pieces(buffer, region), completion: completion)
     }
   }
@@ -154,7 +154,7 @@ final class Workload: @unchecked Sendable {
     if Bool.random(using: &random) {
       try context.read(region.file, at: offset, into: buffer, completion: completion)
     } else {
-      try context.readFully(
+      try context.read(
         region.file, at: offset, into: pieces(buffer, region), completion: completion)
     }
   }

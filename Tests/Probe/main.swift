@@ -175,7 +175,7 @@ case .threads:
     }
   }
   done.wait()
-  print("asleep", context.statistics.sleepingSubmits > 100)
+  print("asleep", context.statistics.offloadSubmits > 100)
   let closed = DispatchSemaphore(value: 0)
   context.close { closed.signal() }
   closed.wait()

@@ -79,7 +79,7 @@ actor Copier {
         _ = UnsafeMutableRawBufferPointer(rebasing: $0[piece.count..<length])
           .initializeMemory(as: UInt8.self, repeating: 0)
       }
-      try await context.writeFully(
+      try await context.write(
         destination, at: piece.lowerBound, from: buffer, range: 0..<length)
       progress.add(piece.count)
     }
@@ -110,7 +110,7 @@ actor Copier {
     _ piece: Range<Int64>, of file: AIOFile, into buffer: inout AIOUniqueBuffer
   ) async throws {
     let length = file.alignment.roundUp(piece.count)
-    let count = try await context.readFully(
+    let count = try await context.read(
       file, at: piece.lowerBound, into: &buffer, range: 0..<length)
     guard count >= piece.count else {
       throw Failure("\(file.path ?? "") became shorter while it was copied")

@@ -64,7 +64,7 @@ struct CopyTask {
     var options = AIOContext.Options()
     options.withoutKernelAIO = .threads
     options.minimumQueueDepth = 1
-    options.sleepingThreads = min(queueDepth, 64)
+    options.offloadThreads = min(queueDepth, 64)
     let context = try AIOContext(queueDepth: queueDepth, options: options)
     let copier = Copier(context, from: from, to: to, chunk: chunk, progress)
     try await copier.copy(extents)

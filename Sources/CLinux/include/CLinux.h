@@ -22,6 +22,9 @@ int clinux_eventfd(void);
 // Reads and so clears the counter of an eventfd; answers 1 when it had counted, 0 when it had not.
 int clinux_eventfd_drain(int fd);
 
+// Adds one to the counter of an eventfd, so that it is readable.
+void clinux_eventfd_signal(int fd);
+
 // What statx(2) says of direct I/O on an open file (STATX_DIOALIGN, Linux 6.1).
 struct clinux_dio_alignment {
   uint32_t memory;  // stx_dio_mem_align, bytes; 0 when direct I/O is not supported
@@ -47,6 +50,10 @@ int clinux_fallocate(int fd, int64_t offset, int64_t length);
 // `events`, an array of struct io_event, in user space, as the kernel allows to the one thread that
 // reaps. Answers how many, or -1 when the ring is not of the make that is known here.
 int clinux_aio_ring_reap(void *context, void *events, uint32_t capacity);
+
+// Whether all pages of a piece of memory are there (mincore(2)): 1 or 0. A page that was never
+// touched is not.
+int clinux_is_resident(const void *base, uintptr_t length);
 
 // Tells the Thread Sanitizer, where there is one, that what came before the one call in its thread
 // has happened when the other, with the same number, returns. Nothing without a sanitizer.

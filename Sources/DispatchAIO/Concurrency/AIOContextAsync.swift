@@ -87,71 +87,6 @@ extension AIOContext {
     try await perform(.write(from: .buffers(buffers)), file, offset)
   }
 
-  /// Reads from a file until the buffer is full, or the file ends. One request, whatever it takes;
-  /// any length.
-  ///
-  /// - Parameters:
-  ///   - file: The file, open for reading.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffer: Where to.
-  ///   - range: Which part of the buffer; all of it unless given.
-  /// - Returns: The number of bytes read: the count of the buffer or range, or less at the end of
-  ///   the file. An error tells how far it got: ``AIOError/transferred``.
-  public func readFully(
-    _ file: AIOFile, at offset: Int64, into buffer: inout AIOUniqueBuffer,
-    range: Range<Int>? = nil,
-    isolation: isolated (any Actor)? = #isolation
-  ) async throws(AIOError) -> Int {
-    try await perform(.read(into: .buffer(buffer.part(range))), file, offset, isToFinish: true)
-  }
-
-  /// Reads from a file until several buffers are full, or the file ends.
-  ///
-  /// - Parameters:
-  ///   - file: The file, open for reading.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffers: Where to, up to 1024; not to be touched until the call returns.
-  /// - Returns: The number of bytes read: all, or less at the end of the file.
-  public func readFully(
-    _ file: AIOFile, at offset: Int64, into buffers: [AIOBuffer],
-    isolation: isolated (any Actor)? = #isolation
-  ) async throws(AIOError) -> Int {
-    try await perform(.read(into: .buffers(buffers)), file, offset, isToFinish: true)
-  }
-
-  /// Writes all of a buffer to a file. One request, whatever it takes; any length.
-  ///
-  /// - Parameters:
-  ///   - file: The file, open for writing.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffer: What to write.
-  ///   - range: Which part of the buffer; all of it unless given.
-  /// - Returns: The count of the buffer or range. An error (``AIOError/Code/noSpace``,
-  ///   ``AIOError/Code/fileSizeLimit``) tells how much got through: ``AIOError/transferred``.
-  @discardableResult
-  public func writeFully(
-    _ file: AIOFile, at offset: Int64, from buffer: borrowing AIOUniqueBuffer,
-    range: Range<Int>? = nil,
-    isolation: isolated (any Actor)? = #isolation
-  ) async throws(AIOError) -> Int {
-    try await perform(.write(from: .buffer(buffer.part(range))), file, offset, isToFinish: true)
-  }
-
-  /// Writes all of several buffers to a file, one after the other.
-  ///
-  /// - Parameters:
-  ///   - file: The file, open for writing.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffers: What to write, up to 1024; not to be changed until the call returns.
-  /// - Returns: The count of all.
-  @discardableResult
-  public func writeFully(
-    _ file: AIOFile, at offset: Int64, from buffers: [AIOBuffer],
-    isolation: isolated (any Actor)? = #isolation
-  ) async throws(AIOError) -> Int {
-    try await perform(.write(from: .buffers(buffers)), file, offset, isToFinish: true)
-  }
-
   /// Makes what was written to the file durable, and all that the file system knows of the file:
   /// `IOCB_CMD_FSYNC`. It covers the writes that had completed when it was asked for.
   public func fsync(
@@ -184,106 +119,52 @@ extension AIOContext {
 
 // MARK: - Beneath
 
-/// What came of an attempt to get a request in.
-private enum Attempt: Sendable {
-  case completed(Result<Int, AIOError>)
-  /// There is no room, or others wait for it already.
-  case full
-}
-
-/// Where a request is, for the cancellation of its task: one word of the call's own frame, so that
-/// nothing is allocated for a cancellation that does not come.
-private struct Whereabouts: ~Copyable {
-  /// 0: not accepted yet; 1: the task has been cancelled; else the request's key.
-  private let word = Atomic<UInt64>(0)
-
-  /// The request has been accepted.
-  ///
-  /// - Returns: whether it is to be cancelled right away.
-  @inline(__always)
-  borrowing func accepted(_ key: RequestKey) -> Bool {
-    word.exchange(key.word, ordering: .acquiringAndReleasing) == 1
-  }
-
-  /// The task has been cancelled.
-  ///
-  /// - Returns: what to cancel, if it has been accepted; else whoever accepts it will.
-  borrowing func cancelled() -> RequestKey? {
-    RequestKey(word: word.exchange(1, ordering: .acquiringAndReleasing))
-  }
-
-  var isCancelled: Bool {
-    @inline(__always) borrowing get { word.load(ordering: .relaxed) == 1 }
-  }
-}
-
 extension AIOContext {
   /// Makes a request, and waits for its completion.
   @inline(__always)
   private func perform(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, isToFinish: Bool = false,
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
     guard loop.executor.needsPreference else {
-      return try await performHere(operation, file, offset, isToFinish, isolation: isolation)
+      return try await performHere(operation, file, offset, isolation: isolation)
     }
     return try await withTaskExecutorPreference(loop.taskExecutor, isolation: isolation) {
       () throws(AIOError) in
-      try await performHere(operation, file, offset, isToFinish, isolation: isolation)
+      try await performHere(operation, file, offset, isolation: isolation)
     }
   }
 
   /// Makes a request, and waits for its completion; Swift resumes the task wherever it prefers to be.
   private func performHere(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ isToFinish: Bool,
-    isolation: isolated (any Actor)?
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, isolation: isolated (any Actor)?
   ) async throws(AIOError) -> Int {
     let loop = loop
-    let whereabouts = Whereabouts()
-    let attempt = await withTaskCancellationHandler {
+    let state = CancellationState()
+    let result = await withTaskCancellationHandler {
       // Resumed once: by the one completion that every accepted request has, or at once when it is
       // not accepted.
-      await suspended(isolation: isolation) { (resumption: Resumption<Attempt>) in
-        if whereabouts.isCancelled {
-          let error = cancelled(operation, file, offset)
-          return resumption.resume(returning: .completed(.failure(error)))
-        }
-        if loop.line.isOccupied { return resumption.resume(returning: .full) }
-        do throws(AIOError) {
-          let request = try accept(operation, file, offset, nil, isToFinish: isToFinish) {
-            resumption.resume(returning: .completed($0))
-          }
-          if whereabouts.accepted(request.key) { _ = loop.cancel(request.key) }
-        } catch {
-          resumption.resume(
-            returning: error.code == .full ? .full : .completed(.failure(error)))
-        }
-      }
-    } onCancel: {
-      if let key = whereabouts.cancelled() { _ = loop.cancel(key) }
-    }
-    switch attempt {
-    case .completed(let result): return try result.get()
-    case .full: return try await performLater(operation, file, offset, isToFinish)
-    }
-  }
-
-  /// Makes a request by way of the waiting line, and waits for its completion.
-  @inline(never)
-  private func performLater(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ isToFinish: Bool,
-    isolation: isolated (any Actor)? = #isolation
-  ) async throws(AIOError) -> Int {
-    let ticket = Ticket()
-    let result = await withTaskCancellationHandler {
-      // Resumed once: see `acceptLater`.
       await suspended(isolation: isolation) { (resumption: Resumption<Result<Int, AIOError>>) in
-        acceptLater(operation, file, offset, isToFinish: isToFinish, ticket) {
-          resumption.resume(returning: $0)
+        if state.isCancelled {
+          return resumption.resume(returning: .failure(cancelled(operation, file, offset)))
+        }
+        do throws(AIOError) {
+          let request = try accept(operation, file, offset, nil) {
+            resumption.resume(returning: $0)
+          }
+          state.accepted(request.id, by: loop)
+        } catch {
+          guard error.code == .full else {
+            return resumption.resume(returning: .failure(error))
+          }
+          // Before anybody else runs, so that whoever called first is first.
+          let waiter = Waiter()
+          acceptLater(operation, file, offset, waiter) { resumption.resume(returning: $0) }
+          state.waits(waiter, for: loop)
         }
       }
     } onCancel: {
-      cancel(ticket)
+      state.cancel(on: loop)
     }
     return try result.get()
   }
@@ -291,7 +172,7 @@ extension AIOContext {
   private func cancelled(_ operation: Operation, _ file: AIOFile, _ offset: Int64) -> AIOError {
     // A request that would have been refused is refused as usual.
     do throws(AIOError) {
-      let length = try operation.check(file.file, offset, isToFinish: true)
+      let length = try operation.check(file.file, offset)
       return .cancelled(.init(operation, file.file, offset, length), transferred: 0)
     } catch {
       return error
@@ -303,30 +184,25 @@ extension AIOContext {
   /// - Parameter completion: called once: on the loop with what came of the request, or on whichever
   ///   thread ends it, this one also, before it gets as far.
   func acceptLater(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, isToFinish: Bool, _ ticket: Ticket,
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ waiter: Waiter,
     _ completion: @escaping AIOCompletion
   ) {
     let file = file.file
     let length: Int
     do throws(AIOError) {
-      length = try operation.check(file, offset, isToFinish: isToFinish)
+      length = try operation.check(file, offset)
     } catch {
       return completion(.failure(error))
     }
-    guard file.hold() else {
+    guard file.retain() else {
       return completion(.failure(.closed(.init(operation, file, offset, length))))
     }
-    let request = AcceptedRequest(
-      operation: operation, file: file, offset: offset, length: length, isToFinish: isToFinish,
+    let request = Request(
+      operation: operation, file: file, offset: offset, length: length,
       attachment: Delivery(completion: completion, queue: nil))
-    if let error = loop.wait(request, ticket) {
+    if let error = loop.admit(request, waiter) {
       file.release()
       completion(.failure(error))
     }
-  }
-
-  /// Cancels a request that `acceptLater` got in, or is just getting in.
-  func cancel(_ ticket: Ticket) {
-    if let key = loop.line.cancel(ticket) { _ = loop.cancel(key) }
   }
 }

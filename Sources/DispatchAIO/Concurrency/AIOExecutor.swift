@@ -5,6 +5,7 @@
 // within a turn of the loop, as when a completion resumes a task, is put on a list that the same
 // turn runs: no lock, no block, and what the job asks for goes down with the turn's next submission.
 
+internal import CLinux
 public import Dispatch
 internal import Glibc
 internal import Synchronization
@@ -38,6 +39,8 @@ internal import Synchronization
 public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
   /// How many jobs run before the queue's other blocks get their turn.
   static let jobsPerPass = 256
+  /// How long they may take before it does so, in nanoseconds; looked at between jobs.
+  static let longestPass: UInt64 = 100_000
 
   /// The serial queue that the jobs run on.
   public let queue: DispatchQueue
@@ -50,7 +53,9 @@ public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
   private let arrived = Lock<[Job]>([])
   /// What came from within a pass.
   private var jobs: [Job] = []
+  /// What is being run, from `nextRunning` on; what jobs make in turn is in `jobs`.
   private var running: [Job] = []
+  private var nextRunning = 0
   private var isRunning = false
   /// Whether the job that runs is of a task that prefers this queue.
   private var isPreferred = false
@@ -116,35 +121,48 @@ public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
 
   /// Whether `run` has something to do.
   var hasJobs: Bool {
-    @inline(__always) get { !jobs.isEmpty }
+    @inline(__always) get { nextRunning < running.count || !jobs.isEmpty }
   }
 
-  /// Runs the jobs that are there; those that they make in turn are for the next time.
+  /// Runs the jobs that are there, but for those that they make in turn, until so many have run or
+  /// so much time has passed. What is left stays in its order.
   ///
+  /// - Parameter end: when to stop, by the monotonic clock; looked at between jobs.
   /// - Returns: how many.
-  func run() -> Int {
+  func run(until end: UInt64) -> Int {
     // Within a job, when it drives the loop by hand: a second job of the same actor must not run
     // before the first has ended.
-    guard !isRunning, !jobs.isEmpty else { return 0 }
+    guard !isRunning, hasJobs else { return 0 }
     isRunning = true
-    swap(&jobs, &running)
-    for job in running {
-      // Somebody holds the executors that a job is on its way to: the actor this one, the task the
-      // one it prefers. A job that came without a preference must run without, or else it would be
-      // sent on at every step.
-      if let preference = unsafe job.preference {
-        isPreferred = true
-        unsafe job.job.runSynchronously(
-          isolatedTo: asUnownedSerialExecutor(), taskExecutor: preference)
-        isPreferred = false
-      } else {
-        unsafe job.job.runSynchronously(on: asUnownedSerialExecutor())
-      }
+    if nextRunning == running.count {
+      running.removeAll(keepingCapacity: true)
+      nextRunning = 0
+      swap(&jobs, &running)
     }
-    let count = running.count
-    running.removeAll(keepingCapacity: true)
+    let first = nextRunning
+    let last = min(running.count, first + Self.jobsPerPass)
+    while nextRunning < last {
+      let job = running[nextRunning]
+      nextRunning += 1
+      run(job)
+      if clinux_monotonic_nanoseconds() > end { break }
+    }
     isRunning = false
-    return count
+    return nextRunning - first
+  }
+
+  private func run(_ job: Job) {
+    // Somebody holds the executors that a job is on its way to: the actor this one, the task the
+    // one it prefers. A job that came without a preference must run without, or else it would be
+    // sent on at every step.
+    if let preference = unsafe job.preference {
+      isPreferred = true
+      unsafe job.job.runSynchronously(
+        isolatedTo: asUnownedSerialExecutor(), taskExecutor: preference)
+      isPreferred = false
+    } else {
+      unsafe job.job.runSynchronously(on: asUnownedSerialExecutor())
+    }
   }
 
   /// Whether a job is being run. On the queue.
@@ -171,8 +189,11 @@ public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
       jobs.append(contentsOf: arrived)
       arrived.removeAll(keepingCapacity: true)
     }
+    let end = clinux_monotonic_nanoseconds() &+ Self.longestPass
     var count = 0
-    while hasJobs && count < Self.jobsPerPass { count += run() }
+    while hasJobs && count < Self.jobsPerPass && clinux_monotonic_nanoseconds() < end {
+      count += run(until: end)
+    }
     leave(outer)
     if hasJobs { runLater() }
   }

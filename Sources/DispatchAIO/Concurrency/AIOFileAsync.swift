@@ -2,22 +2,18 @@
 //
 // What is a plain system call, for tasks: on a thread that may sleep.
 
-internal import Dispatch
 public import SystemPackage
 
 /// The plain system calls for tasks: the thread that sleeps in the disk is not the caller's. None of
 /// them is cut short by cancellation.
 extension AIOFile {
-  /// Where system calls may sleep; as many threads as Dispatch has for such calls.
-  private static let sleeper = DispatchQueue(label: "DispatchAIO.files", attributes: .concurrent)
-
-  private static func asleep<Value: Sendable>(
-    _ body: @escaping @Sendable () throws(AIOError) -> Value,
+  private static func offloaded<Value: Sendable>(
+    on device: UInt64?, _ body: @escaping @Sendable () throws(AIOError) -> Value,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Value {
     // Resumed once, by the block.
     try await suspended(isolation: isolation) { (resumption: Resumption<Result<Value, AIOError>>) in
-      sleeper.async { resumption.resume(returning: Result(catching: body)) }
+      BlockingCalls.run(on: device) { resumption.resume(returning: Result(catching: body)) }
     }.get()
   }
 
@@ -30,14 +26,14 @@ extension AIOFile {
     caching: Caching = .direct,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> AIOFile {
-    try await asleep { () throws(AIOError) in
+    try await offloaded(on: nil) { () throws(AIOError) in
       try open(path, mode, options: options, permissions: permissions, caching: caching)
     }
   }
 
   /// The file's size in bytes, off the caller's thread.
   public func size(isolation: isolated (any Actor)? = #isolation) async throws(AIOError) -> Int64 {
-    try await Self.asleep { [self] () throws(AIOError) in try size() }
+    try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in try size() }
   }
 
   /// Takes room on the disk for the bytes of `range`: see ``preallocate(_:)-(_)``, off the caller's
@@ -46,7 +42,7 @@ extension AIOFile {
     _ range: Range<Int64>,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
-    try await Self.asleep { [self] () throws(AIOError) in try preallocate(range) }
+    try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in try preallocate(range) }
   }
 
   /// Sets the file's size: see ``truncate(to:)-(_)``, off the caller's thread.
@@ -54,7 +50,7 @@ extension AIOFile {
     to size: Int64,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
-    try await Self.asleep { [self] () throws(AIOError) in try truncate(to: size) }
+    try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in try truncate(to: size) }
   }
 
   /// Closes the file, and returns once its accepted requests have completed and its descriptor has

@@ -27,10 +27,6 @@ public final class AIOFile: Sendable {
   /// Entered while the descriptor is open.
   private let isOpen = DispatchGroup()
 
-  /// Where descriptors are closed: the last close of a file can take long (an unlinked file is
-  /// freed by it), and it may be a completion on the loop that lets go last.
-  private static let closer = DispatchQueue(label: "DispatchAIO.close")
-
   /// Opens a file. `open(2)` with `O_CLOEXEC`, and with `O_DIRECT` unless buffered.
   ///
   /// - Parameters:
@@ -123,6 +119,7 @@ public final class AIOFile: Sendable {
       flags & clinux_o_direct == 0
       ? nil : AIOAlignment.ask(descriptor.rawValue, isBlockDevice: type == S_IFBLK)
     if operation == .open { _ = fcntl(descriptor.rawValue, F_SETFL, flags & ~O_NONBLOCK) }
+    let device = UInt64(status.st_dev)
     let isOpen = isOpen
     isOpen.enter()
     file = OpenFile(
@@ -134,7 +131,9 @@ public final class AIOFile: Sendable {
         alignment: alignment ?? .none),
       size: type == S_IFBLK ? .max : Int64(status.st_size)
     ) { descriptor in
-      Self.closer.async {
+      // The last close of a file can take long (an unlinked file is freed by it; NFS and FUSE flush),
+      // and it may be a completion on the loop that releases last.
+      BlockingCalls.run(on: device) {
         Glibc.close(descriptor)
         isOpen.leave()
       }
@@ -142,7 +141,7 @@ public final class AIOFile: Sendable {
   }
 
   deinit {
-    file.letGo()
+    file.close()
   }
 
   /// The file's path, as it was opened or adopted.
@@ -164,7 +163,7 @@ public final class AIOFile: Sendable {
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/fileClosed`` or ``AIOError/Code/system``.
   public func size() throws(AIOError) -> Int64 {
     let subject = subject(.size)
-    guard file.hold() else { throw .closed(subject) }
+    guard file.retain() else { throw .closed(subject) }
     defer { file.release() }
     var status = stat()
     guard unsafe fstat(file.descriptor, &status) == 0 else {
@@ -186,12 +185,12 @@ public final class AIOFile: Sendable {
     let subject = subject(.preallocate, offset: range.lowerBound, length: range.count)
     guard range.lowerBound >= 0 else { throw .negative(subject) }
     guard file.traits.isWritable else { throw .notWritable(subject) }
-    guard file.hold() else { throw .closed(subject) }
+    guard file.retain() else { throw .closed(subject) }
     defer { file.release() }
     guard !range.isEmpty else { return }
     let answer = clinux_fallocate(file.descriptor, range.lowerBound, Int64(range.count))
     guard answer == 0 else { throw AIOError(errno: -answer, subject) }
-    file.habits.extended(to: range.upperBound)
+    file.predictor.extended(to: range.upperBound)
   }
 
   /// Sets the file's size: `ftruncate(2)`. What is cut off is lost; what is added is a hole, and
@@ -205,7 +204,7 @@ public final class AIOFile: Sendable {
     let subject = subject(.truncate, offset: size)
     guard size >= 0 else { throw .negative(subject) }
     guard file.traits.isWritable else { throw .notWritable(subject) }
-    guard file.hold() else { throw .closed(subject) }
+    guard file.retain() else { throw .closed(subject) }
     defer { file.release() }
     while ftruncate(file.descriptor, off_t(size)) != 0 {
       guard Glibc.errno == EINTR else { throw AIOError(errno: Glibc.errno, subject) }
@@ -222,7 +221,7 @@ public final class AIOFile: Sendable {
   ///   - queue: Where to call back; a global queue unless given.
   ///   - completion: Called once the descriptor has been closed.
   public func close(queue: DispatchQueue? = nil, completion: (@Sendable () -> Void)? = nil) {
-    file.letGo()
+    file.close()
     if let completion { isOpen.notify(queue: queue ?? .global(), execute: completion) }
   }
 

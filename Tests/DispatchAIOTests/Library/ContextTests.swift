@@ -67,17 +67,27 @@ final class ContextTests: XCTestCase {
 
   func testOneHopPerQueueAndTurn() {
     let queues = (0..<3).map { DispatchQueue(label: "test.\($0)") }
-    var departures = Departures()
+    final class Owner: SlotOwner {
+      let slots = Locked<[UInt32]>([])
+      func giveBack(_ slot: UInt32) { slots.withLock { $0.append(slot) } }
+    }
+    let owner = Owner()
+    var batch = CrossQueueBatch()
     let order = Locked<[[Int]]>([[], [], []])
     for number in 0..<12 {
-      departures.add(
-        { result in order.withLock { $0[number % 3].append(try! result.get()) } },
-        .success(number), to: queues[number % 3])
+      batch.add(
+        { result in
+          // The slot is free before its handler runs, so that it may make the next request.
+          XCTAssertTrue(owner.slots.withLock { $0.contains(UInt32(number)) })
+          order.withLock { $0[number % 3].append(try! result.get()) }
+        },
+        .success(number), slot: UInt32(number), to: queues[number % 3])
     }
-    XCTAssertEqual(departures.hops, 3)
+    XCTAssertFalse(batch.isEmpty)
     let group = DispatchGroup()
-    departures.send(group)
-    XCTAssertEqual(departures.hops, 0)
+    batch.flush(group, for: owner)
+    XCTAssertEqual(batch.hops, 3)
+    XCTAssertTrue(batch.isEmpty)
     XCTAssertEqual(group.wait(timeout: .now() + 30), .success)
     XCTAssertEqual(order.withLock { $0 }, [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]])
   }
@@ -340,7 +350,7 @@ final class ContextTests: XCTestCase {
       let request = try context.fsync(file) { promise.fulfil($0) }
       // Submits; the completion may be there at once or not, but nobody takes it while the table
       // is asked.
-      while context.loop.table.phase(of: request.key) == .waiting { context.process() }
+      while context.loop.table.phase(of: request.id) == .waiting { context.process() }
       let answer = context.cancel(request)
       XCTAssertNotEqual(answer, .cancelled)
     }

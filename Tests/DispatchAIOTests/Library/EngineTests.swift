@@ -15,29 +15,50 @@ final class EngineTests: XCTestCase {
   private struct Scene: ~Copyable {
     let kernel: SimulatedKernel
     let table: RequestTable<Int>
+    let offloadQueue: OffloadQueue
     var engine: Engine<SimulatedKernel, Int>
 
     init(depth: Int, limit: Int = 0, faults: SimulatedKernel.Faults = .none) {
-      kernel = SimulatedKernel(capacity: depth, faults: faults)
-      table = RequestTable(capacity: depth + limit)
-      engine = Engine(kernel: kernel, table: table, queueDepth: depth, event: 7)
+      kernel = SimulatedKernel(capacity: FileShares.room(queueDepth: depth), faults: faults)
+      let table = RequestTable<Int>(capacity: depth + limit)
+      self.table = table
+      offloadQueue = OffloadQueue(base: 2, limit: 4) { table.claim($0) }
+      engine = Engine(
+        kernel: kernel, table: table, offloadQueue: offloadQueue, queueDepth: depth, event: 7)
     }
 
     @discardableResult
-    func accept(_ number: Int, _ file: OpenFile) throws -> RequestKey {
+    func accept(
+      _ number: Int, _ file: OpenFile, _ operation: DispatchAIO.Operation = .fdatasync,
+      at offset: Int64 = 0, length: Int = 0
+    ) throws -> RequestID {
       let slot = try XCTUnwrap(table.free.take())
-      XCTAssertTrue(file.hold())
+      XCTAssertTrue(file.retain())
       return table.accept(
-        AcceptedRequest(
-          operation: .fdatasync, file: file, offset: 0, length: 0, attachment: number),
+        Request(
+          operation: operation, file: file, offset: offset, length: length, attachment: number),
         in: slot)
+    }
+
+    /// Takes in what was accepted, and submits it.
+    mutating func submit() -> Engine<SimulatedKernel, Int>.Submission {
+      engine.beginTurn()
+      engine.collect()
+      return engine.submit()
+    }
+
+    /// The number and the result of the next request that is over.
+    mutating func next() -> (number: Int, result: Int)? {
+      guard let completion = engine.next() else { return nil }
+      table.free.give(completion.slot)
+      return (completion.request.attachment, completion.result)
     }
 
     /// The numbers of the requests that are over, in order.
     mutating func drain() -> [Int] {
       var numbers: [Int] = []
       _ = engine.reap()
-      while let completion = engine.next() { numbers.append(completion.attachment) }
+      while let (number, _) = next() { numbers.append(number) }
       return numbers
     }
   }
@@ -63,7 +84,7 @@ final class EngineTests: XCTestCase {
     XCTAssertEqual(scene.drain(), [0, 2, 3])
     scene.kernel.completeAll()
     XCTAssertEqual(scene.drain().sorted(), [1, 4])
-    XCTAssertEqual(scene.table.freeCount, 8)
+    XCTAssertEqual(scene.table.free.count, 8)
   }
 
   func testTheRestWaitsForRoomInItsOrder() throws {
@@ -82,21 +103,132 @@ final class EngineTests: XCTestCase {
     for (place, number) in order.enumerated() { XCTAssertLessThanOrEqual(abs(place - number), 1) }
   }
 
-  func testARefusingKernelStallsOnlyWhenNothingIsInFlight() throws {
+  /// A kernel that refuses is tried once more after a while, whatever is in flight: of nothing there
+  /// is it sure that it completes.
+  func testARefusingKernelStalls() throws {
     var scene = Scene(depth: 4, faults: .init(full: 1))
     try scene.accept(0, file)
-    scene.engine.collect()
-    XCTAssertEqual(scene.engine.submit(), .stalled)
+    XCTAssertEqual(scene.submit(), .stalled)
     XCTAssertEqual(scene.engine.accounts.pending, 1)
     scene.kernel.faults = .none
-    XCTAssertEqual(scene.engine.submit(), .settled)
+    XCTAssertEqual(scene.submit(), .settled)
     XCTAssertEqual(scene.engine.inKernel, 1)
     try scene.accept(1, file)
-    scene.engine.collect()
     scene.kernel.faults = .init(full: 1)
-    // What is in flight will be the moment to try again.
-    XCTAssertEqual(scene.engine.submit(), .settled)
+    XCTAssertEqual(scene.submit(), .stalled, "with one in flight")
     XCTAssertEqual(scene.engine.accounts.pending, 1)
+  }
+
+  /// … nor of what hangs on an offload thread.
+  func testARefusingKernelStallsWhileAThreadHangs() throws {
+    var scene = Scene(depth: 4, limit: 4, faults: .init(full: 1))
+    let hung = OpenFile(descriptor: 4, path: nil, traits: .init(fileSystem: .fuse)) { _ in }
+    try scene.accept(0, hung)
+    try scene.accept(1, file)
+    XCTAssertEqual(scene.submit(), .stalled)
+    XCTAssertNotNil(scene.offloadQueue.threadToStart(now: 1))
+    XCTAssertNotNil(scene.offloadQueue.next(for: 0, finished: nil, now: 1).work)
+    XCTAssertEqual(scene.submit(), .stalled)
+    scene.kernel.faults = .none
+    XCTAssertEqual(scene.submit(), .settled)
+    XCTAssertEqual(scene.engine.inKernel, 1)
+  }
+
+  /// Under a full ring, what ends without an event has its turn all the same.
+  func testWhatEndsWithoutAnEventIsNotStarved() throws {
+    for way in ["cancelled", "refused"] {
+      var scene = Scene(depth: 8, limit: 16)
+      scene.kernel.completesAtOnce = true
+      for number in 0..<8 { try scene.accept(number, file) }
+      XCTAssertEqual(scene.submit(), .settled)
+      var missing = Set(100..<108)
+      for number in missing {
+        let id = try scene.accept(number, way == "refused" ? bad : file)
+        if way == "cancelled" { XCTAssertTrue(scene.table.cancel(id)) }
+      }
+      var others = 0
+      // Each completion brings the next request, which is complete at once.
+      while !missing.isEmpty && others < 1000 {
+        _ = scene.submit()
+        _ = scene.engine.reap()
+        guard let (number, _) = scene.next() else { return XCTFail("\(way): nothing is left") }
+        if missing.remove(number) == nil {
+          others += 1
+          try scene.accept(number, file)
+        }
+      }
+      XCTAssertEqual(missing, [], "\(way): not delivered after \(others) other completions")
+      XCTAssertLessThan(others, 40, way)
+    }
+  }
+
+  /// A file whose requests do not complete leaves room for the others, however many of both.
+  func testAHungFileLeavesRoom() throws {
+    for hungFiles in [1, 8] {
+      var scene = Scene(depth: 16, limit: 500)
+      let hung = (0..<hungFiles).map { number in
+        OpenFile(descriptor: Int32(100 + number), path: nil, traits: .init()) { _ in }
+      }
+      for round in 0..<40 {
+        for (number, file) in hung.enumerated() { try scene.accept(1000 * number + round, file) }
+      }
+      XCTAssertEqual(scene.submit(), .settled)
+      let taken = scene.kernel.taken.count
+      XCTAssertLessThan(taken, FileShares.room(queueDepth: 16), "\(hungFiles): nothing is left")
+      if hungFiles == 1 { XCTAssertEqual(taken, 16, "a file that is alone has all of the depth") }
+      try scene.accept(-1, file)
+      XCTAssertEqual(scene.submit(), .settled)
+      XCTAssertEqual(scene.kernel.taken.last?.descriptor, 3, "\(hungFiles): it waits")
+      // When they complete after all, so does everything.
+      var completed = 0
+      while scene.table.free.count < scene.table.capacity, completed < 1000 {
+        scene.kernel.completeAll()
+        completed += scene.drain().count
+        _ = scene.submit()
+      }
+      XCTAssertEqual(completed, 40 * hungFiles + 1)
+    }
+  }
+
+  /// What `io_submit` copies in one turn has a bound, and the rest goes down in the next.
+  func testATurnCopiesWithinABudget() throws {
+    var scene = Scene(depth: 64)
+    let buffered = OpenFile(descriptor: 5, path: nil, traits: .init(isDirect: false)) { _ in }
+    let buffer = AIOBuffer(count: 256 << 10)
+    for number in 0..<20 {
+      try scene.accept(number, buffered, .read(into: .buffer(buffer)), length: buffer.count)
+    }
+    var turns = 0
+    var last = 0
+    while scene.kernel.taken.count < 20, turns < 100 {
+      let answer = scene.submit()
+      XCTAssertLessThanOrEqual(scene.kernel.taken.count - last, 2, "512 KiB")
+      last = scene.kernel.taken.count
+      XCTAssertEqual(answer, last < 20 ? .overBudget : .settled)
+      turns += 1
+    }
+    XCTAssertEqual(turns, 10)
+  }
+
+  /// A request that waits for an offload thread has not reached the kernel, and can be cancelled; one
+  /// that a thread has taken cannot.
+  func testWhatWaitsForAThreadCanBeCancelled() throws {
+    var scene = Scene(depth: 4, limit: 20)
+    let slow = OpenFile(descriptor: 4, path: nil, traits: .init(fileSystem: .fuse)) { _ in }
+    let ids = try (0..<10).map { try scene.accept($0, slow) }
+    XCTAssertEqual(scene.submit(), .settled)
+    let thread = try XCTUnwrap(scene.offloadQueue.threadToStart(now: 1))
+    let work = try XCTUnwrap(scene.offloadQueue.next(for: thread, finished: nil, now: 1).work)
+    XCTAssertFalse(scene.table.cancel(ids[0]), "the system call has begun")
+    for id in ids.dropFirst() { XCTAssertTrue(scene.table.cancel(id)) }
+    _ = scene.submit()
+    XCTAssertEqual(scene.drain(), Array(1..<10))
+    scene.table[work.item].answer = 0
+    scene.table.offloadResults.push(work.item)
+    XCTAssertNil(scene.offloadQueue.next(for: thread, finished: work, now: 2).work)
+    _ = scene.submit()
+    XCTAssertEqual(scene.drain(), [0])
+    XCTAssertEqual(scene.table.free.count, 24)
   }
 
   func testAnUnaskedRetryIsBounded() throws {
@@ -112,7 +244,7 @@ final class EngineTests: XCTestCase {
       numbers = scene.drain()
     }
     XCTAssertEqual(rounds, 17, "16 retries, then the error is the result")
-    XCTAssertEqual(scene.table.freeCount, 1)
+    XCTAssertEqual(scene.table.free.count, 1)
   }
 
   /// A disk that takes less than a block, time after time, and says nothing of an error.
@@ -122,24 +254,28 @@ final class EngineTests: XCTestCase {
       descriptor: 3, path: nil, traits: .init(alignment: AIOAlignment(memory: 4096, offset: 4096))
     ) { _ in }
     let buffer = AIOBuffer(count: 4096)
-    XCTAssertTrue(aligned.hold())
-    _ = scene.table.accept(
-      AcceptedRequest(
-        operation: .write(from: .buffer(buffer)), file: aligned, offset: 0, length: 4096,
-        isToFinish: true, attachment: 0),
-      in: try XCTUnwrap(scene.table.free.take()))
-    var result: Result<Int, AIOError>?
+    try scene.accept(0, aligned, .write(from: .buffer(buffer)), length: 4096)
+    var result: Int?
     for _ in 0..<100 where result == nil {
-      scene.engine.collect()
-      _ = scene.engine.submit()
+      _ = scene.submit()
+      // The first attempt is cut short with RWF_NOWAIT, and so the others are an offload thread's.
+      if let thread = scene.offloadQueue.threadToStart(now: 1),
+        let work = scene.offloadQueue.next(for: thread, finished: nil, now: 1).work
+      {
+        var worker = OffloadWorker(kernel: scene.kernel, table: scene.table, event: 7)
+        XCTAssertFalse(worker.perform(work.item))
+        XCTAssertNil(scene.offloadQueue.next(for: thread, finished: work, now: 1).work)
+      }
       scene.kernel.completeAll()
       _ = scene.engine.reap()
-      result = scene.engine.next()?.result
+      if let completion = scene.engine.next() {
+        result = completion.result
+        XCTAssertLessThan(completion.request.transferred, 4096)
+        scene.table.free.give(completion.slot)
+      }
     }
-    guard case .failure(let error) = result else { return XCTFail("\(String(describing: result))") }
-    XCTAssertEqual(error.errno, .ioError)
-    XCTAssertLessThan(error.transferred, 4096)
-    XCTAssertEqual(scene.table.freeCount, 1)
+    XCTAssertEqual(result, -Int(EIO))
+    XCTAssertEqual(scene.table.free.count, 1)
   }
 
   func testCancelledOnesLeaveTheMiddle() throws {
@@ -160,6 +296,6 @@ final class EngineTests: XCTestCase {
       _ = scene.engine.submit()
     }
     XCTAssertEqual(rest, [0, 1, 3])
-    XCTAssertEqual(scene.table.freeCount, 5)
+    XCTAssertEqual(scene.table.free.count, 5)
   }
 }

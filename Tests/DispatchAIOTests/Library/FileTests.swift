@@ -180,8 +180,8 @@ final class FileTests: XCTestCase {
         closed.withLock { $0 += 1 }
       }
       onThreads(3) { thread in
-        if thread == 0 { return file.letGo() }
-        for _ in 0..<50 where file.hold() {
+        if thread == 0 { return file.close() }
+        for _ in 0..<50 where file.retain() {
           XCTAssertEqual(closed.withLock { $0 }, 0, "closed while held")
           file.release()
         }

@@ -17,7 +17,7 @@ final class KernelFactsTests: XCTestCase {
     let event: Int32
 
     init(queueDepth: Int = 8) throws {
-      kernel = try LinuxKernel(queueDepth: queueDepth)
+      kernel = try LinuxKernel(room: queueDepth)
       event = clinux_eventfd()
     }
 

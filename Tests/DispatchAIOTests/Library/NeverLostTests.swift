@@ -16,7 +16,9 @@ final class NeverLostTests: XCTestCase {
       // At the beginning and then every so often; the probe of whether there is AIO comes first.
       ("io_submit:error=EAGAIN:when=3+2", nil), ("io_submit:error=EAGAIN:when=3+7", nil),
       ("io_submit:error=EINTR:when=2+3", nil),
-      ("io_submit:error=EINVAL:when=5+11", EINVAL), ("io_submit:error=EBADF:when=4+9", EBADF),
+      ("io_submit:error=EBADF:when=4+9", EBADF),
+      // What kernel AIO does not have, a system call does.
+      ("io_submit:error=EINVAL:when=5+11", nil),
       ("io_submit:retval=0:when=3+4", nil),
     ] as [(String, Int32?)] {
       let log = try run("workload", fault)
@@ -67,7 +69,7 @@ final class NeverLostTests: XCTestCase {
       ChildProcess.built("dispatch-aio-probe"), ["verbs", directory.path.string], in: directory)
     XCTAssertEqual(log.run.status, 0, log.run.errors)
     let asked = log.calls(with: "(INJECTED)").count
-    XCTAssertGreaterThanOrEqual(asked, 10)
+    XCTAssertGreaterThanOrEqual(asked, 6)
     let milliseconds = Date().timeIntervalSince(began) * 1000
     XCTAssertLessThan(Double(asked), milliseconds, "asked more than once in a millisecond")
     XCTAssertTrue(log.run.output.contains("PREAD success(4096)"), log.run.output)
@@ -216,19 +218,19 @@ final class NeverLostTests: XCTestCase {
       let buffer = AIOBuffer(count: 1 << 20)
       // To the end of the file, and no further.
       XCTAssertEqual(
-        try context.outcome { try context.readFully(file, at: 0, into: buffer, completion: $0) },
+        try context.outcome { try context.read(file, at: 0, into: buffer, completion: $0) },
         .success(1_000_000))
       XCTAssertTrue(
         buffer.array.prefix(1_000_000).elementsEqual(
           (0..<1_000_000).map { UInt8(truncatingIfNeeded: $0 / 512) }))
       XCTAssertEqual(
         try context.outcome {
-          try context.readFully(
+          try context.read(
             file, at: Int64(2_000_000 / unit * unit), into: buffer, completion: $0)
         }, .success(0))
       XCTAssertEqual(
         try context.outcome {
-          try context.readFully(
+          try context.read(
             file, at: 0, into: [buffer[..<4096], buffer[8192..<16384]], completion: $0)
         }, .success(12288))
     }
@@ -246,11 +248,10 @@ final class NeverLostTests: XCTestCase {
     let pieces = [AIOBuffer](repeating: piece, count: 48)
     XCTAssertEqual(
       try context.outcome {
-        try context.readFully(file, at: 0, into: pieces, completion: $0)
+        try context.read(file, at: 0, into: pieces, completion: $0)
       }, .success(3 << 30))
-    assertRefused(.tooLarge) { try context.read(file, at: 0, into: pieces) { _ in } }
     try context.closeAndWait()
-    XCTAssertGreaterThanOrEqual(context.statistics.resumed, 1)
+    XCTAssertGreaterThanOrEqual(context.statistics.continuations, 1)
   }
 
   func testAFullDiskTellsHowFarItGot() throws {
@@ -264,7 +265,7 @@ final class NeverLostTests: XCTestCase {
       let buffer = AIOBuffer(count: 32 << 20)
       buffer.fill(7)
       let outcome = try context.outcome {
-        try context.writeFully(file, at: 0, from: buffer, completion: $0)
+        try context.write(file, at: 0, from: buffer, completion: $0)
       }
       XCTAssertEqual(outcome.code, .noSpace)
       guard case .failure(let error) = outcome else { return }
@@ -274,7 +275,7 @@ final class NeverLostTests: XCTestCase {
       // What it says did get through.
       let check = AIOBuffer(count: error.transferred / 4096 * 4096)
       XCTAssertEqual(
-        try context.outcome { try context.readFully(file, at: 0, into: check, completion: $0) },
+        try context.outcome { try context.read(file, at: 0, into: check, completion: $0) },
         .success(check.count))
       XCTAssertTrue(
         check.withUnsafeBytes { memcmp($0.baseAddress!, $0.baseAddress! + 1, $0.count - 1) } == 0)
@@ -311,7 +312,7 @@ final class NeverLostTests: XCTestCase {
       try context.read(
         file, at: 0, into: UnsafeMutableRawBufferPointer(start: page, count: 4096)
       ) { _ in done.leave() }
-      // An append: to the sleeping side.
+      // An append, to an offload thread; and so is the page that is not there.
       done.enter()
       try context.write(file, at: 65536, from: AIOBuffer(count: 4096)) { _ in done.leave() }
     }
@@ -324,15 +325,15 @@ final class NeverLostTests: XCTestCase {
     XCTAssertEqual(statistics.cancelled, 1)
     XCTAssertEqual(statistics.pending, 0)
     XCTAssertEqual(statistics.inKernel, 0)
-    XCTAssertEqual(statistics.asleep, 0)
-    XCTAssertEqual(statistics.submittedByCalls, 8)
+    XCTAssertEqual(statistics.offloaded, 0)
+    XCTAssertEqual(statistics.submittedByCalls, 7)
     XCTAssertGreaterThanOrEqual(statistics.submitCalls, 2)
     XCTAssertEqual(statistics.largestBatch, 4)
     XCTAssertGreaterThan(statistics.longestSubmit, .zero)
-    XCTAssertEqual(statistics.sleepingSubmits, 1)
-    XCTAssertEqual(statistics.refused, 0)
+    XCTAssertEqual(statistics.offloadSubmits, 2)
+    XCTAssertEqual(statistics.nowaitRefusals, 0)
     XCTAssertGreaterThanOrEqual(statistics.turns, 2)
-    XCTAssertGreaterThanOrEqual(statistics.wakeUps, 1)
-    XCTAssertTrue((1...8).contains(statistics.hops), "\(statistics.hops)")
+    XCTAssertGreaterThanOrEqual(statistics.wakeups, 1)
+    XCTAssertTrue((1...8).contains(statistics.queueHops), "\(statistics.queueHops)")
   }
 }

@@ -24,8 +24,8 @@ final class NeverSleepsTests: XCTestCase {
     let outcome = try context.outcome(request)
     let after = try now()
     return (
-      outcome, after.submittedByCalls - before.submittedByCalls, after.refused - before.refused,
-      after.sleepingSubmits - before.sleepingSubmits
+      outcome, after.submittedByCalls - before.submittedByCalls, after.nowaitRefusals - before.nowaitRefusals,
+      after.offloadSubmits - before.offloadSubmits
     )
   }
 
@@ -134,12 +134,12 @@ final class NeverSleepsTests: XCTestCase {
   func testPlainSubmission() throws {
     let directory = try temporaryDirectory()
     var options = AIOContext.Options()
-    options.submission = .plain
+    options.submission = .inline
     let context = try AIOContext(queueDepth: 8, options: options)
     let file = try directory.open()
     XCTAssertEqual(
       try context.writeAndWait(file, at: 0, from: AIOBuffer(count: 4096)), .success(4096))
-    XCTAssertEqual(context.statistics.sleepingSubmits, 0)
+    XCTAssertEqual(context.statistics.offloadSubmits, 0)
     try context.closeAndWait()
   }
 
@@ -183,90 +183,13 @@ final class NeverSleepsTests: XCTestCase {
         try context.writeAndWait(direct, at: (1 << 20) + offset, from: buffer), .success(4096))
     }
     XCTAssertLessThan(slowDone.withLock { $0 }, 32, "the slow file was not slow")
-    XCTAssertLessThanOrEqual(context.statistics.asleep, 8, "more than half of the kernel's room")
+    XCTAssertEqual(context.statistics.inKernel, 0, "what waits for a thread takes no room")
     throttle.lift()
     XCTAssertEqual(slowReads.wait(timeout: .now() + 60), .success)
     try context.closeAndWait()
     let closed = Promise<Void>()
     slow.close { closed.fulfil(()) }
     try closed.wait()
-  }
-
-  /// How files share the threads that may sleep.
-  func testFilesTakeTurns() throws {
-    final class Log: Sendable {
-      let order = Locked<[String]>([])
-      let active = Locked<[String: Int]>([:])
-      let most = Locked<[String: Int]>([:])
-    }
-    let log = Log()
-    let gate = DispatchSemaphore(value: 0)
-    let (a, b) = (Log(), Log())
-    let names = [ObjectIdentifier(a): "a", ObjectIdentifier(b): "b"]
-    let done = DispatchGroup()
-    let side = SleepingSide(threads: 4, sharesFiles: false) {
-      { work in
-        let name = names[work.file]! + (work.isWrite ? "w" : "r")
-        log.order.withLock { $0.append(name) }
-        let active = log.active.withLock {
-          $0[name, default: 0] += 1
-          return $0[name]!
-        }
-        log.most.withLock { $0[name] = max($0[name] ?? 0, active) }
-        gate.wait()
-        log.active.withLock { $0[name]! -= 1 }
-        done.leave()
-      }
-    }
-    func take(_ file: AnyObject, isWrite: Bool) {
-      done.enter()
-      side.take(
-        .init(slot: 0, route: .asleep, isWrite: isWrite, file: ObjectIdentifier(file)), for: log)
-    }
-    for _ in 0..<20 { take(a, isWrite: false) }
-    for _ in 0..<3 { take(a, isWrite: true) }
-    take(b, isWrite: false)
-    // The threads that `a` may not have, `b` gets, although twenty of `a` came before.
-    XCTAssertTrue(eventually { log.order.withLock { $0.contains("br") } })
-    XCTAssertTrue(eventually { log.active.withLock { $0.values.reduce(0, +) } == 4 })
-    for _ in 0..<24 { gate.signal() }
-    XCTAssertEqual(done.wait(timeout: .now() + 30), .success)
-    XCTAssertEqual(log.most.withLock { $0["ar"] }, 2, "half of the threads")
-    XCTAssertEqual(log.most.withLock { $0["aw"] }, 1, "one write of a file at a time")
-    XCTAssertEqual(log.order.withLock { $0.count }, 24)
-  }
-
-  /// A thread that looks out for work takes one piece of it, and wakes another for the rest.
-  func testALookoutIsNotInTheWay() throws {
-    final class Owner: Sendable {}
-    let owner = Owner()
-    let active = Locked(0)
-    let (begun, gate) = (DispatchSemaphore(value: 0), DispatchSemaphore(value: 0))
-    let side = SleepingSide(threads: 8, sharesFiles: false) {
-      { _ in
-        begun.signal()
-        gate.wait()
-        active.withLock { $0 -= 1 }
-      }
-    }
-    let work = SleepingSide.Work(
-      slot: 0, route: .asleep, isWrite: false, file: ObjectIdentifier(owner))
-    for round in 0..<300 {
-      // Reads of one file, of which four may be under way.
-      for count in [1, 4] {
-        active.withLock { $0 = count }
-        for _ in 0..<count { side.take(work, for: owner) }
-        for _ in 0..<count {
-          guard begun.wait(timeout: .now() + 20) == .success else {
-            for _ in 0..<count { gate.signal() }
-            return XCTFail("round \(round): work waits although threads are idle")
-          }
-        }
-        for _ in 0..<count { gate.signal() }
-        // Not `eventually`, which sleeps: the next is to come while a thread looks out.
-        while active.withLock({ $0 }) > 0 {}
-      }
-    }
   }
 
   // MARK: A turn's share
@@ -306,7 +229,7 @@ final class NeverSleepsTests: XCTestCase {
     let ticks = log.withLock { $0.ticksSeen }
     for (earlier, later) in zip(ticks, ticks.dropFirst()) {
       XCTAssertLessThanOrEqual(
-        later - earlier, Loop.completionsPerTurn, "completions between two other blocks")
+        later - earlier, 256, "completions between two other blocks")
     }
     XCTAssertGreaterThan(ticks.count, 30)
     try context.closeAndWait()

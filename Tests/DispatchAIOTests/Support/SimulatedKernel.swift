@@ -159,6 +159,12 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     while !inFlight.isEmpty { completeOne() }
   }
 
+  /// Notes what a system call answered to a request: the tests' offload threads make none.
+  func record(_ answer: Int, for tag: UInt64) {
+    results[tag, default: []].append(answer)
+    lastWasNowait[tag] = false
+  }
+
   private func complete(at index: Int) {
     let submission = inFlight.remove(at: index)
     let result = outcome(of: submission)

@@ -101,7 +101,7 @@ struct Stall: ParsableCommand {
     init(_ settings: Stall, isPlain: Bool) throws {
       self.settings = settings
       var options = AIOContext.Options()
-      options.submission = isPlain ? .plain : .neverSleeping
+      options.submission = isPlain ? .inline : .nonblocking
       context = try AIOContext(queueDepth: settings.iodepth * 2 + 2, queue: queue, options: options)
       file = try AIOFile.open(
         FilePath(settings.file), .readWrite, options: [.create, .truncate])

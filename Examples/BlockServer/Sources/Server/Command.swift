@@ -136,9 +136,9 @@ final class Command: @unchecked Sendable {
     let file = connection!.export.file  // A command in use has a connection.
     do throws(AIOError) {
       if request.command == .write {
-        try loop.context.writeFully(file, at: offset, from: buffer, completion: completion)
+        try loop.context.write(file, at: offset, from: buffer, completion: completion)
       } else {
-        try loop.context.readFully(file, at: offset, into: buffer, completion: completion)
+        try loop.context.read(file, at: offset, into: buffer, completion: completion)
       }
     } catch {
       if error.isRetryable { return loop.waitForRoom { [self] in submit(piece) } }

@@ -97,7 +97,7 @@ final class ServerLoop: @unchecked Sendable {
     var options = AIOContext.Options()
     options.minimumQueueDepth = 1
     // The set waits for sockets and completions alike.
-    options.polling = .zero
+    options.waiting = .source
     context = try AIOContext(
       queueDepth: settings.queueDepth, queue: queue,
       pendingLimit: Self.pendingLimit, options: options)
@@ -409,7 +409,7 @@ final class ServerLoop: @unchecked Sendable {
     _ file: AIOFile, _ offset: Int64, _ buffer: AIOBuffer, _ completion: @escaping AIOCompletion
   ) {
     do throws(AIOError) {
-      try context.readFully(file, at: offset, into: buffer, completion: completion)
+      try context.read(file, at: offset, into: buffer, completion: completion)
     } catch {
       if error.isRetryable {
         return waitForRoom { [self] in read(file, offset, buffer, completion) }

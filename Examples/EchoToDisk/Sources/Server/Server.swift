@@ -74,7 +74,7 @@ final class Server: @unchecked Sendable {
     }
     var options = AIOContext.Options()
     // `polling` looks at the sockets and the completions alike.
-    options.polling = .zero
+    options.waiting = .source
     context = try AIOContext(queueDepth: settings.queueDepth, queue: loop, options: options)
     journal = try Journal(
       directory, context: context, settings: settings.journal, logger: logger)

@@ -15,8 +15,8 @@ struct DispatchAIOEngine: Engine {
 
   func run(_ job: Job, _ meter: Meter) throws {
     var options = AIOContext.Options()
-    options.submission = isPlain ? .plain : .neverSleeping
-    if !polls { options.polling = .zero }
+    options.submission = isPlain ? .inline : .nonblocking
+    if !polls { options.waiting = .source }
     try Self.raiseFileLimit(job.files * job.contexts)
     let meters = [meter] + (1..<job.contexts).map { _ in Meter(job) }
     let runners = try meters.enumerated().map { number, meter in

@@ -29,7 +29,7 @@ enum KernelProbe {
     defer { try? zero.close() }
     let kernel: LinuxKernel
     do {
-      kernel = try LinuxKernel(queueDepth: 1)
+      kernel = try LinuxKernel(room: 1)
     } catch {
       return error
     }

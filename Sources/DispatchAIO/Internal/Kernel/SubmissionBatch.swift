@@ -64,7 +64,7 @@ struct SubmissionBatch: ~Copyable {
   ///   - isNowait: whether the kernel is to refuse what it would have to sleep for.
   @inline(__always)
   mutating func append<Attachment>(
-    _ request: borrowing AcceptedRequest<Attachment>, tag: UInt64, event: Int32?, isNowait: Bool
+    _ request: borrowing Request<Attachment>, tag: UInt64, event: Int32?, isNowait: Bool
   ) {
     precondition(count < capacity)
     var block = unsafe iocb()
@@ -73,14 +73,14 @@ struct SubmissionBatch: ~Copyable {
     switch request.operation {
     case .read(let memory):
       unsafe describe(
-        memory, from: request.resume, most: request.mostAtOnce, plain: IO_CMD_PREAD,
+        memory, from: request.resumeOffset, most: request.chunkLimit, plain: IO_CMD_PREAD,
         vectored: IO_CMD_PREADV, in: &block)
-      unsafe block.u.c.offset = request.offset + Int64(request.resume)
+      unsafe block.u.c.offset = request.chunkOffset
     case .write(let memory):
       unsafe describe(
-        memory, from: request.resume, most: request.mostAtOnce, plain: IO_CMD_PWRITE,
+        memory, from: request.resumeOffset, most: request.chunkLimit, plain: IO_CMD_PWRITE,
         vectored: IO_CMD_PWRITEV, in: &block)
-      unsafe block.u.c.offset = request.offset + Int64(request.resume)
+      unsafe block.u.c.offset = request.chunkOffset
     case .fsync:
       unsafe block.aio_lio_opcode = Int16(IO_CMD_FSYNC.rawValue)
     case .fdatasync:
@@ -139,11 +139,11 @@ struct SubmissionBatch: ~Copyable {
 
   /// Calls `body` with the elements of what is left of a request's memory, as system calls take them.
   mutating func withVectors<Attachment, Result>(
-    of memory: Memory, _ request: borrowing AcceptedRequest<Attachment>,
+    of memory: Memory, _ request: borrowing Request<Attachment>,
     _ body: (UnsafePointer<iovec>, Int) -> Result
   ) -> Result {
     removeAll()
-    let count = append(memory, from: request.resume, most: request.mostAtOnce)
+    let count = append(memory, from: request.resumeOffset, most: request.chunkLimit)
     return unsafe body(vectors, count)
   }
 

@@ -30,4 +30,14 @@ final class Lock<Value>: @unchecked Sendable {
     defer { unsafe pthread_mutex_unlock(mutex) }
     return body(&value)
   }
+
+  /// As `withLock`, but `nil` where somebody has the lock: for a child of fork, in which that
+  /// somebody may not exist.
+  func withLockIfAvailable<Result>(
+    _ body: (inout sending Value) -> sending Result
+  ) -> sending Result? {
+    guard unsafe pthread_mutex_trylock(mutex) == 0 else { return nil }
+    defer { unsafe pthread_mutex_unlock(mutex) }
+    return body(&value)
+  }
 }

@@ -4,22 +4,19 @@
 // a misaligned one and answer EINVAL later, with no word on what was wrong.
 
 extension Operation {
-  /// - Parameter isToFinish: whether a short transfer goes on, so that any length will do.
   /// - Returns: how many bytes the operation moves.
   /// - Throws: why the request is refused.
   @inline(__always)
-  func check(
-    _ file: OpenFile, _ offset: Int64, isToFinish: Bool
-  ) throws(AIOError) -> Int {
+  func check(_ file: OpenFile, _ offset: Int64) throws(AIOError) -> Int {
     switch self {
     case .fsync, .fdatasync:
       return 0
     case .read(let memory):
-      let length = try check(memory, file, offset, isToFinish)
+      let length = try check(memory, file, offset)
       guard file.traits.isReadable else { throw .notReadable(.init(self, file, offset, length)) }
       return length
     case .write(let memory):
-      let length = try check(memory, file, offset, isToFinish)
+      let length = try check(memory, file, offset)
       guard file.traits.isWritable else { throw .notWritable(.init(self, file, offset, length)) }
       return length
     }
@@ -27,7 +24,7 @@ extension Operation {
 
   @inline(__always)
   private func check(
-    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ isToFinish: Bool
+    _ memory: Memory, _ file: OpenFile, _ offset: Int64
   ) throws(AIOError) -> Int {
     let elements = memory.elements
     guard elements <= SubmissionBatch.maximumElements else {
@@ -49,13 +46,10 @@ extension Operation {
     for index in 0..<elements {
       let bytes = unsafe memory[index]
       let (sum, overflow) = length.addingReportingOverflow(bytes.count)
-      guard !overflow else { throw tooLarge(file, offset, .max) }
+      guard !overflow else { throw tooLarge(file, offset) }
       length = sum
       lengths |= UInt(bytes.count)
       if bytes.count > 0 { addresses |= UInt(bitPattern: bytes.baseAddress) }
-    }
-    guard length <= AIOContext.maximumLength || isToFinish else {
-      throw tooLarge(file, offset, length)
     }
     guard offset >= 0 else { throw .negative(.init(self, file, offset, length)) }
     guard offset <= Int64.max - Int64(length) else {
@@ -69,14 +63,10 @@ extension Operation {
     return length
   }
 
-  private func tooLarge(_ file: OpenFile, _ offset: Int64, _ length: Int) -> AIOError {
+  private func tooLarge(_ file: OpenFile, _ offset: Int64) -> AIOError {
     AIOError(
-      .tooLarge, .init(self, file, offset, length),
-      .text(
-        """
-        one request moves at most \(AIOContext.maximumLength) bytes (0x7ffff000): split it, or use \
-        readFully and writeFully
-        """))
+      .tooLarge, .init(self, file, offset, .max),
+      .text("the buffers have more bytes together than a number can say: use fewer"))
   }
 
   /// Finds what it is that is not aligned.
@@ -117,11 +107,6 @@ extension AIOError.Subject {
     path = file.path
     descriptor = file.descriptor
   }
-}
-
-extension AcceptedRequest {
-  /// For the error, if it comes to one.
-  var subject: AIOError.Subject { AIOError.Subject(operation, file, offset, length) }
 }
 
 /// Refusals that more than one place has to make.

@@ -15,8 +15,10 @@ final class OpenFile: Sendable {
   /// As the file was opened; `nil` for an adopted descriptor without a name. For error messages.
   let path: FilePath?
   let traits: Traits
+  /// Of all open files, this one's own.
+  let number = FileNumbers.take()
   /// What its requests have taught so far.
-  let habits: FileHabits
+  let predictor: NowaitPredictor
 
   /// What never changes while the descriptor is open.
   struct Traits: Sendable {
@@ -32,36 +34,75 @@ final class OpenFile: Sendable {
     var appends = false
     /// What a direct request must be a multiple of.
     var alignment = AIOAlignment(memory: 1, offset: 1)
+    /// Which file system, or block device, it is on.
+    var device: UInt64 = 0
+    /// Its buffered writes wait for the disk (O_DSYNC, O_SYNC).
+    var syncsWrites = false
+    var fileSystem = FileSystemKind.local
+
+    /// Whether a direct read that ends within a block has met the end of the file.
+    var isLocal: Bool {
+      @inline(__always) get { fileSystem == .local || fileSystem == .memory }
+    }
+
+    /// Whether kernel AIO gives other answers than the system calls: FUSE (0 for a file whose size
+    /// says 0), /proc and /sys (EINVAL).
+    var needsSystemCalls: Bool {
+      @inline(__always) get { fileSystem == .fuse || fileSystem == .pseudo }
+    }
+
+    /// The most bytes of one attempt: the kernel's MAX_RW_COUNT, as a multiple of the alignment.
+    var maximumTransfer: Int {
+      @inline(__always) get {
+        let most = 0x7fff_f000
+        return most & (alignment.offset - 1) == 0 ? most : alignment.roundDown(most)
+      }
+    }
+  }
+
+  /// What kind of file system a file is on, as far as it makes a difference.
+  enum FileSystemKind: Sendable {
+    /// On a block device, or a layer over such a file system.
+    case local
+    /// tmpfs, ramfs, hugetlbfs.
+    case memory
+    case fuse
+    case network
+    /// /proc, /sys and their like.
+    case pseudo
+    /// One that is not known here.
+    case other
   }
 
   /// How many requests hold the file, and in `closing` whether its owner has let go.
   private let uses = Atomic<UInt32>(0)
   private static var closing: UInt32 { 1 << 31 }
 
-  /// Runs once, when the descriptor is no longer needed, on whichever thread gave the last hold
-  /// up; it must not sleep there.
-  private let whenUnused: @Sendable (Int32) -> Void
+  /// Runs once, when the descriptor is no longer needed, on whichever thread released it last; it
+  /// must not sleep there.
+  private let onLastRelease: @Sendable (Int32) -> Void
   private let isReleased = Atomic<Bool>(false)
 
   /// - Parameter size: of the file, when it was opened.
   init(
     descriptor: Int32, path: FilePath?, traits: Traits, size: Int64 = .max,
-    whenUnused: @escaping @Sendable (Int32) -> Void
+    onLastRelease: @escaping @Sendable (Int32) -> Void
   ) {
     self.descriptor = descriptor
     self.path = path
     self.traits = traits
-    habits = FileHabits(traits, size: size)
-    self.whenUnused = whenUnused
+    predictor = NowaitPredictor(traits, size: size)
+    self.onLastRelease = onLastRelease
   }
 
   deinit {
-    letGo()
+    close()
+    FileNumbers.give(number)
   }
 
   /// Holds the file for a request. `false`: it has been closed.
   @inline(__always)
-  func hold() -> Bool {
+  func retain() -> Bool {
     let (old, _) = uses.add(1, ordering: .acquiring)
     if old & Self.closing == 0 { return true }
     release()
@@ -72,19 +113,19 @@ final class OpenFile: Sendable {
   @inline(__always)
   func release() {
     let (_, new) = uses.subtract(1, ordering: .acquiringAndReleasing)
-    if new == Self.closing { noLongerUsed() }
+    if new == Self.closing { lastReleased() }
   }
 
-  /// The owner lets go: no new holds from now on.
-  func letGo() {
+  /// Closes the file for its owner: no request may hold it from now on.
+  func close() {
     let (old, _) = uses.bitwiseOr(Self.closing, ordering: .acquiringAndReleasing)
-    if old == 0 { noLongerUsed() }
+    if old == 0 { lastReleased() }
   }
 
   var isClosed: Bool { uses.load(ordering: .acquiring) & Self.closing != 0 }
 
   /// A hold that came after the owner let go makes the count pass through 0 once more.
-  private func noLongerUsed() {
-    if !isReleased.exchange(true, ordering: .relaxed) { whenUnused(descriptor) }
+  private func lastReleased() {
+    if !isReleased.exchange(true, ordering: .relaxed) { onLastRelease(descriptor) }
   }
 }

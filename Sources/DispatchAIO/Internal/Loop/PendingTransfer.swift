@@ -14,7 +14,7 @@ final class PendingTransfer: Sendable {
   }
 
   private let state = Lock(State.underway)
-  private let ticket = Ticket()
+  private let waiter = Waiter()
   private let context: AIOContext
 
   /// Makes the request; where there is no room, it waits in line.
@@ -22,7 +22,7 @@ final class PendingTransfer: Sendable {
     _ operation: Operation, _ file: AIOFile, at offset: Int64, on context: AIOContext
   ) {
     self.context = context
-    context.acceptLater(operation, file, offset, isToFinish: true, ticket) { [self] in
+    context.acceptLater(operation, file, offset, waiter) { [self] in
       completed($0)
     }
   }
@@ -65,5 +65,5 @@ final class PendingTransfer: Sendable {
   }
 
   /// Takes it back if the kernel does not have it.
-  func cancel() { context.cancel(ticket) }
+  func cancel() { context.loop.cancel(waiter) }
 }

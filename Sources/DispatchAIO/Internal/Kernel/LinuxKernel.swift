@@ -11,15 +11,27 @@ internal import SystemPackage
 ///   of a context from any thread at once.
 @safe
 struct LinuxKernel: Kernel, @unchecked Sendable {
+  /// Names the completion that `wake` makes: no request has it.
+  static let wakeTag = UInt64.max
+  /// Room for completions that `wake` makes: several threads may be about to, while the loop has
+  /// stopped waiting already.
+  private static let wakeRoom = 4
+  /// A descriptor that is always readable: an eventfd that has counted one, and is never read.
+  private static let readableDescriptor: Int32 = {
+    let descriptor = clinux_eventfd()
+    if descriptor >= 0 { clinux_eventfd_signal(descriptor) }
+    return descriptor
+  }()
+
   private let context: io_context_t?
 
   /// `io_setup(2)`.
   ///
-  /// - Parameter queueDepth: how many requests may be in flight; the kernel promises room for the
-  ///   completions of exactly that many.
-  init(queueDepth: Int) throws(Errno) {
+  /// - Parameter room: how many requests may be in flight; the kernel promises room for the
+  ///   completions of exactly that many, and a few more.
+  init(room: Int) throws(Errno) {
     var context: io_context_t?
-    let answer = unsafe io_setup(Int32(queueDepth), &context)
+    let answer = unsafe io_setup(Int32(room + Self.wakeRoom), &context)
     guard answer == 0 else { throw Errno(rawValue: -answer) }
     unsafe self.context = unsafe context
   }
@@ -55,6 +67,22 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   ) -> Int {
     var timeout = timespec(tv_sec: 0, tv_nsec: Int(nanoseconds))
     return Int(unsafe io_getevents(context, nanoseconds > 0 ? 1 : 0, capacity, events, &timeout))
+  }
+
+  /// Ends the `reap` that another thread waits in, by a request that is complete at once: a poll for a
+  /// descriptor that is readable. Where there is no such thing (before Linux 4.18), the wait ends by
+  /// itself.
+  func wake() {
+    guard unsafe context != nil, Self.readableDescriptor >= 0 else { return }
+    var block = unsafe iocb()
+    unsafe block.data = UnsafeMutableRawPointer(bitPattern: UInt(Self.wakeTag))
+    unsafe block.aio_fildes = Self.readableDescriptor
+    unsafe block.aio_lio_opcode = Int16(IO_CMD_POLL.rawValue)
+    unsafe block.u.poll.events = Int32(POLLIN)
+    unsafe withUnsafeMutablePointer(to: &block) { block in
+      var pointer: UnsafeMutablePointer<iocb>? = unsafe block
+      _ = unsafe submit(&pointer, count: 1)
+    }
   }
 
   func destroy() {

@@ -32,9 +32,24 @@ struct EventBuffer: ~Copyable {
     precondition(isEmpty)
     first = 0
     let answer = unsafe kernel.reap(into: events, capacity: capacity, waiting: nanoseconds)
-    end = max(0, answer)
-    precondition(end <= capacity)
-    return answer
+    precondition(answer <= capacity)
+    end = 0
+    guard answer > 0 else { return answer }
+    for index in 0..<answer {
+      let event = unsafe events[index]
+      // What ends a wait is no request's.
+      if unsafe event.data == UnsafeMutableRawPointer(bitPattern: UInt(LinuxKernel.wakeTag)) { continue }
+      if end != index { unsafe events[end] = unsafe event }
+      end += 1
+    }
+    return end
+  }
+
+  /// The tag of the completion that `removeFirst` gives after `index` others.
+  @inline(__always)
+  func tag(at index: Int) -> UInt64 {
+    precondition(first + index < end)
+    return unsafe UInt64(UInt(bitPattern: events[first + index].data))
   }
 
   /// The next completion: the request's tag and its result, a count or a negative errno.

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The engine's way up: what has completed, and whether that is the end of its request.
+
+internal import CLibAIO
+internal import Glibc
+
+extension Engine {
+  /// How many completions to run before what their handlers ask for goes down.
+  ///
+  /// A disk that has completed all of them together is idle until it gets the next: with two at
+  /// first, reads at depth 32 are a quarter more than with all in one call, at the same processor
+  /// time. Writes gain nothing below four. When the disk has something to do, and where nobody waits,
+  /// larger batches are cheaper.
+  mutating func nextBatch() -> Int {
+    guard isForDisk else { return 128 }
+    defer { batchLimit = min(batchLimit * 2, Self.largestBatch) }
+    return batchLimit
+  }
+
+  /// Looks for completions, unless some that were found before are still to be taken.
+  ///
+  /// - Parameter nanoseconds: for how long to wait for the first, if there is none; below 1 s.
+  /// - Returns: whether it could look. If not, look once more after a while: the eventfd has been
+  ///   cleared, and will not tell of completions that are in the ring already.
+  mutating func reap(waiting nanoseconds: UInt64 = 0) -> Bool {
+    guard events.isEmpty, shares.held > 0 || nanoseconds > 0 else { return true }
+    for attempt in 0..<8 {
+      let answer = events.refill(from: kernel, waiting: attempt == 0 ? nanoseconds : 0)
+      // Interrupted: none was taken.
+      if answer == -Int(EINTR) { continue }
+      guard answer >= 0 else { return false }
+      if answer > 0 { account() }
+      batchLimit = firstBatch
+      return true
+    }
+    return false
+  }
+
+  /// Gives the room back that the completions at hand had in the kernel.
+  private mutating func account() {
+    for index in 0..<events.count {
+      let slot = slot(ofTag: events.tag(at: index))
+      if table[request: slot].route == .offload { offloaded -= 1 } else { inKernel -= 1 }
+      releaseRoom(slot)
+    }
+    if !blocked.isEmpty { retryBlocked() }
+    checkAccounts()
+  }
+
+  /// The next completion; `nil` when there is none at hand. What the kernel completed and what ended
+  /// otherwise take turns, so that neither waits behind the other for good.
+  mutating func next() -> Completion? {
+    while true {
+      takesEndedFirst.toggle()
+      if takesEndedFirst || events.isEmpty, let slot = ended.popFirst(in: table) {
+        if let completion = conclude(slot, table[slot].answer) { return completion }
+      } else if let event = events.removeFirst() {
+        if let completion = conclude(slot(ofTag: event.tag), event.result) { return completion }
+      } else if ended.isEmpty {
+        return nil
+      }
+    }
+  }
+
+  /// Ends a request, or has it go on.
+  ///
+  /// - Parameter answer: a count of bytes, or a negative errno: from the completion, from
+  ///   `io_submit`, or from a system call.
+  @inline(__always)
+  private mutating func conclude(_ slot: UInt32, _ answer: Int) -> Completion? {
+    noLongerUnsignalled(slot)
+    if table[request: slot].route == .nowait { learn(slot, answer) }
+    if answer >= 0, table[request: slot].resumeOffset + answer >= table[request: slot].length {
+      return succeed(slot, max(table[request: slot].transferred, table[request: slot].length))
+    }
+    return resolve(slot, answer)
+  }
+
+  @inline(never)
+  private mutating func resolve(_ slot: UInt32, _ answer: Int) -> Completion? {
+    switch attempt(slot, answer).resolve() {
+    case .succeeded(let count):
+      return succeed(slot, count)
+    case .failed(let errno):
+      return fail(slot, errno)
+    case .continued(let resumeOffset, let transferred, let route, let isRetry):
+      table[request: slot].resumeOffset = resumeOffset
+      table[request: slot].transferred = transferred
+      counts.continuations += 1
+      requeue(slot, route, isRetry: isRetry, isFirst: true)
+    case .retried(let route, let isRetry):
+      if isRetry { counts.retries += 1 }
+      if route == .syscall, table[request: slot].verb.isSync {
+        table[request: slot].file.predictor.unsupported(table[request: slot].verb)
+      }
+      requeue(slot, route, isRetry: isRetry, isFirst: false)
+    case .shortened(let chunkLimit):
+      table[request: slot].chunkLimit = chunkLimit
+      counts.continuations += 1
+      requeue(slot, table[request: slot].route, isRetry: false, isFirst: true)
+    }
+    return nil
+  }
+
+  private func attempt(_ slot: UInt32, _ answer: Int) -> Attempt {
+    Attempt(
+      verb: table[request: slot].verb, route: table[request: slot].route, answer: answer,
+      length: table[request: slot].length, resumeOffset: table[request: slot].resumeOffset,
+      transferred: table[request: slot].transferred, chunkLimit: table[request: slot].chunkLimit,
+      mayRetry: table[request: slot].retries < Self.maximumRetries,
+      mayOffload: policy != .inline, file: table[request: slot].file.traits)
+  }
+
+  /// What an attempt with RWF_NOWAIT has taught.
+  @inline(__always)
+  private mutating func learn(_ slot: UInt32, _ answer: Int) {
+    let verb = table[request: slot].verb
+    if answer >= 0 {
+      table[request: slot].file.predictor.accepted(verb)
+    } else if answer == -Int(EAGAIN) {
+      table[request: slot].file.predictor.refused(verb)
+      counts.nowaitRefusals += 1
+    } else if answer == -Int(EOPNOTSUPP) {
+      table[request: slot].file.predictor.unsupported(verb)
+      counts.nowaitRefusals += 1
+    }
+  }
+
+  /// Makes a request wait for another attempt.
+  private mutating func requeue(_ slot: UInt32, _ route: Route?, isRetry: Bool, isFirst: Bool) {
+    if isRetry { table[request: slot].retries += 1 }
+    table[request: slot].isRouteForced = route != nil
+    if let route { table[request: slot].route = route }
+    table.unclaim(slot)
+    enqueue(slot, isFirst: isFirst)
+  }
+
+  @inline(__always)
+  private mutating func succeed(_ slot: UInt32, _ count: Int) -> Completion {
+    if table[request: slot].verb == .write, count > 0 {
+      table[request: slot].file.predictor.extended(to: table[request: slot].offset + Int64(count))
+    }
+    counts.succeeded += 1
+    return retire(slot, count)
+  }
+
+  private mutating func fail(_ slot: UInt32, _ errno: Int32) -> Completion {
+    if errno == ECANCELED { counts.cancelled += 1 } else { counts.failed += 1 }
+    return retire(slot, -Int(errno))
+  }
+
+  @inline(__always)
+  private mutating func retire(_ slot: UInt32, _ result: Int) -> Completion {
+    table[slot].place = .arriving
+    let request = table.retire(slot)
+    request.file.release()
+    return Completion(request: request, slot: slot, result: result)
+  }
+}

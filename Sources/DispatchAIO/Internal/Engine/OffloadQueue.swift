@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What waits for an offload thread, and which threads may take it: the whole of the offload pool but
+// the threads themselves. It knows no Dispatch and no clock, so that tests drive it step by step.
+//
+// The rules, which keep one file that is slow, or hangs, from holding up the others:
+//
+//   - Files take turns. Of one file at most one write is under way (its others would wait for the
+//     same inode lock), one sync, and `readsPerFile` reads; a sync does not wait behind writes.
+//   - An item is *claimed* when a thread takes it, right before the system call: until then its
+//     request can be cancelled.
+//   - `base` threads work at a time. One whose call has taken longer than `stuckAfter` does not
+//     count, and is replaced, up to `limit` threads in all.
+
+/// What an offload thread does to a file.
+enum OffloadKind: Int {
+  case sync, write, read
+
+  init(_ verb: Verb) {
+    switch verb {
+    case .read: self = .read
+    case .write: self = .write
+    case .fsync, .fdatasync: self = .sync
+    }
+  }
+}
+
+/// The items (slots of a request table, or of another) that wait for an offload thread. Any thread
+/// may call it; no call sleeps.
+final class OffloadQueue: Sendable {
+  /// After how long in one call a thread counts as stuck, in nanoseconds.
+  static let stuckAfter: UInt64 = 20_000_000
+
+  /// What a thread is to do.
+  struct Work {
+    let item: UInt32
+    fileprivate let file: UInt32
+    fileprivate let kind: OffloadKind
+  }
+
+  private struct Item {
+    var next = UInt32.max
+    var previous = UInt32.max
+    var file: UInt32 = 0
+    var kind = OffloadKind.read
+    var isWaiting = false
+  }
+
+  private struct List {
+    var first = UInt32.max
+    var last = UInt32.max
+    var isEmpty: Bool { first == .max }
+  }
+
+  /// What waits of one file, by kind, and how many of each are under way.
+  private struct File {
+    var waiting = (sync: List(), write: List(), read: List())
+    var active = (sync: 0, write: 0, read: 0)
+    /// The next runnable file; only while `isRunnable`.
+    var nextRunnable = UInt32.max
+    /// Whether it is in the list of files of which something may begin.
+    var isRunnable = false
+
+    subscript(kind: OffloadKind) -> List {
+      get {
+        switch kind {
+        case .sync: waiting.sync
+        case .write: waiting.write
+        case .read: waiting.read
+        }
+      }
+      set {
+        switch kind {
+        case .sync: waiting.sync = newValue
+        case .write: waiting.write = newValue
+        case .read: waiting.read = newValue
+        }
+      }
+    }
+  }
+
+  private struct Thread {
+    var isRunning = false
+    /// When its call began; 0 outside of calls.
+    var since: UInt64 = 0
+  }
+
+  private struct State {
+    var items: [Item] = []
+    var files: [File] = []
+    var firstRunnable = UInt32.max
+    var lastRunnable = UInt32.max
+    var runnableCount = 0
+    var threads: [Thread]
+    var running = 0
+    /// Threads that were told to run and have not asked for work yet.
+    var starting = 0
+  }
+
+  private let state: Lock<State>
+  private let base: Int
+  private let readsPerFile: Int
+  private let writesPerFile: Int
+  private let claim: @Sendable (UInt32) -> Bool
+
+  /// - Parameters:
+  ///   - base: how many threads work at a time while none is stuck.
+  ///   - limit: how many threads there are at the most, stuck ones included.
+  ///   - sharesFiles: whether one file may have all of the threads.
+  ///   - claim: makes an item the taker's; `false` when somebody has cancelled it. Called under the
+  ///     queue's lock.
+  init(
+    base: Int, limit: Int, sharesFiles: Bool = false, claim: @escaping @Sendable (UInt32) -> Bool
+  ) {
+    precondition(base >= 1 && limit >= base)
+    self.base = base
+    readsPerFile = sharesFiles ? base : max(1, base / 2)
+    writesPerFile = sharesFiles ? base : 1
+    self.claim = claim
+    state = Lock(State(threads: Array(repeating: Thread(), count: limit)))
+  }
+
+  // MARK: Items
+
+  /// Adds an item, behind the others of its file and kind. It must not wait already.
+  ///
+  /// - Parameter file: a small number that stands for the file.
+  func append(_ item: UInt32, file: UInt32, kind: OffloadKind) {
+    state.withLock { state in
+      while state.items.count <= item { state.items.append(Item()) }
+      while state.files.count <= file { state.files.append(File()) }
+      assert(!state.items[Int(item)].isWaiting)
+      let last = state.files[Int(file)][kind].last
+      state.items[Int(item)] = Item(previous: last, file: file, kind: kind, isWaiting: true)
+      if last == .max {
+        state.files[Int(file)][kind].first = item
+      } else {
+        state.items[Int(last)].next = item
+      }
+      state.files[Int(file)][kind].last = item
+      makeRunnable(file, &state)
+    }
+  }
+
+  /// Removes an item whose request was cancelled, if it still waits.
+  func remove(_ item: UInt32) {
+    state.withLock { state in
+      guard item < state.items.count, state.items[Int(item)].isWaiting else { return }
+      unlink(item, &state)
+    }
+  }
+
+  // MARK: Threads
+
+  /// The number of a thread that has to begin, if one has to: it then calls `next` until there is
+  /// nothing. To be asked after `append`, until it answers `nil`.
+  func threadToStart(now: UInt64) -> Int? {
+    state.withLock { threadToStart(now: now, &$0) }
+  }
+
+  /// Whether something waits that no thread may begin: to be looked at after a while, when some
+  /// threads may have turned out to be stuck.
+  var isBacklogged: Bool { state.withLock { $0.runnableCount > $0.starting } }
+
+  /// What a thread that was started has to do next; `nil`: nothing, and it ends.
+  ///
+  /// - Parameter finished: what it has just done; `nil` the first time.
+  func next(
+    for thread: Int, finished: Work?, now: UInt64
+  ) -> (work: Work?, threadToStart: Int?) {
+    state.withLock { state in
+      if let finished {
+        addActive(-1, finished.file, finished.kind, &state)
+        makeRunnable(finished.file, &state)
+      } else {
+        state.starting -= 1
+      }
+      state.threads[thread].since = 0
+      guard !isCrowded(now, &state), let work = take(&state) else {
+        state.threads[thread].isRunning = false
+        state.running -= 1
+        return (nil, threadToStart(now: now, &state))
+      }
+      state.threads[thread].since = now
+      return (work, threadToStart(now: now, &state))
+    }
+  }
+
+  // MARK: Under the lock
+
+  private func threadToStart(now: UInt64, _ state: inout State) -> Int? {
+    guard state.runnableCount > state.starting, state.running < state.threads.count,
+      state.running < base || state.running - stuck(now, state) < base,
+      let thread = state.threads.firstIndex(where: { !$0.isRunning })
+    else { return nil }
+    state.threads[thread].isRunning = true
+    state.running += 1
+    state.starting += 1
+    return thread
+  }
+
+  /// Whether there are more threads than there should be, because some were stuck and are not any
+  /// more: then the one that asks for work ends.
+  private func isCrowded(_ now: UInt64, _ state: inout State) -> Bool {
+    state.running > base && state.running - stuck(now, state) > base
+  }
+
+  private func stuck(_ now: UInt64, _ state: State) -> Int {
+    var count = 0
+    for thread in state.threads
+    where thread.since != 0 && now > thread.since && now - thread.since > Self.stuckAfter {
+      count += 1
+    }
+    return count
+  }
+
+  private func take(_ state: inout State) -> Work? {
+    while let file = popRunnable(&state) {
+      for kind in [OffloadKind.sync, .write, .read] where mayBegin(kind, state.files[Int(file)]) {
+        while case let item = state.files[Int(file)][kind].first, item != .max {
+          unlink(item, &state)
+          // Cancelled: whoever did it completes the request.
+          guard claim(item) else { continue }
+          addActive(1, file, kind, &state)
+          makeRunnable(file, &state)
+          return Work(item: item, file: file, kind: kind)
+        }
+      }
+    }
+    return nil
+  }
+
+  private func unlink(_ item: UInt32, _ state: inout State) {
+    let entry = state.items[Int(item)]
+    if entry.previous == .max {
+      state.files[Int(entry.file)][entry.kind].first = entry.next
+    } else {
+      state.items[Int(entry.previous)].next = entry.next
+    }
+    if entry.next == .max {
+      state.files[Int(entry.file)][entry.kind].last = entry.previous
+    } else {
+      state.items[Int(entry.next)].previous = entry.previous
+    }
+    state.items[Int(item)].isWaiting = false
+  }
+
+  private func addActive(_ change: Int, _ file: UInt32, _ kind: OffloadKind, _ state: inout State) {
+    switch kind {
+    case .sync: state.files[Int(file)].active.sync += change
+    case .write: state.files[Int(file)].active.write += change
+    case .read: state.files[Int(file)].active.read += change
+    }
+    assert(state.files[Int(file)].active.write >= 0 && state.files[Int(file)].active.read >= 0)
+  }
+
+  private func mayBegin(_ kind: OffloadKind, _ file: File) -> Bool {
+    guard !file[kind].isEmpty else { return false }
+    switch kind {
+    case .sync: return file.active.sync < 1
+    case .write: return file.active.write < writesPerFile
+    case .read: return file.active.read < readsPerFile
+    }
+  }
+
+  /// Puts a file at the end of the runnable ones, if something of it may begin now.
+  private func makeRunnable(_ file: UInt32, _ state: inout State) {
+    let entry = state.files[Int(file)]
+    guard !entry.isRunnable, mayBegin(.sync, entry) || mayBegin(.write, entry) || mayBegin(.read, entry)
+    else { return }
+    state.files[Int(file)].isRunnable = true
+    state.files[Int(file)].nextRunnable = .max
+    if state.lastRunnable == .max {
+      state.firstRunnable = file
+    } else {
+      state.files[Int(state.lastRunnable)].nextRunnable = file
+    }
+    state.lastRunnable = file
+    state.runnableCount += 1
+  }
+
+  private func popRunnable(_ state: inout State) -> UInt32? {
+    guard state.firstRunnable != .max else { return nil }
+    let file = state.firstRunnable
+    state.firstRunnable = state.files[Int(file)].nextRunnable
+    if state.firstRunnable == .max { state.lastRunnable = .max }
+    state.files[Int(file)].isRunnable = false
+    state.runnableCount -= 1
+    return file
+  }
+}

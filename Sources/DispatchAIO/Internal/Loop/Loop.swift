@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The loop ties the engine to Dispatch. All of the engine's work is done in *turns*, on one serial
+// queue. A turn runs when the kernel has counted a completion on the eventfd (the source's handler),
+// when a thread has left something for the loop and no turn was scheduled, or when the caller says so
+// (`process`). What a turn is, `turn` says; who schedules the next one, TurnScheduler.
+//
+// Nobody but a turn touches the engine. A request from another thread arrives through the inbox; one
+// that a completion handler makes goes to the engine at once, behind those in the inbox. So what
+// handlers ask for goes down together, and so does all that other blocks on the queue ask for
+// before the turn they scheduled.
+
+internal import CLinux
+internal import Dispatch
+internal import Glibc
+internal import Synchronization
+internal import SystemPackage
+
+/// - Safety: `@unchecked Sendable` because what is not constant, atomic or Sendable itself (the
+///   engine, the batch for other queues, the life and its closing callbacks) is touched in turns and
+///   in blocks on `queue` only, which is serial; a turn traps when it is not.
+@safe
+final class Loop: SlotOwner, @unchecked Sendable {
+  struct Settings: Sendable {
+    var queueDepth: Int
+    var pendingLimit: Int
+    var policy: SubmissionPolicy
+    var offloadThreads: Int
+    var wait: AdaptiveWait.Settings
+  }
+
+  /// How many threads there may be for each that works at a time, those that are stuck included.
+  static let offloadGrowth = 8
+  /// How many waiters get a slot, or are ended, at a time.
+  static let admissionsPerPass = 1024
+
+  let queue: DispatchQueue
+  let settings: Settings
+  let table: RequestTable<Delivery>
+  /// Requests of tasks that wait for a slot.
+  let admission = AdmissionQueue()
+  /// Runs what completions resume within the turn.
+  let executor: AIOExecutor
+  let taskExecutor: AIOTaskExecutor
+  private let kernel: LinuxKernel
+  /// Behind a pointer, because the compiler cannot know that turns never overlap, and would check
+  /// each access of a class's property while the program runs. Allocated by `init`, freed by
+  /// `deinit`.
+  private let engine: UnsafeMutablePointer<Engine<LinuxKernel, Delivery>>
+  private let scheduler: TurnScheduler
+  private let offloadPool: OffloadPool
+
+  /// The thread that a turn is running on, or 0.
+  private let turnThread = Atomic<UInt>(0)
+  /// Whether new requests are refused.
+  private let isClosing = Atomic<Bool>(false)
+  /// Marks `queue`, so that one can ask whether one is on it.
+  private let onQueue = DispatchSpecificKey<Void>()
+
+  private var crossQueueBatch = CrossQueueBatch()
+  /// Entered while handlers are on their way to other queues.
+  private let crossQueueHandlers = DispatchGroup()
+  private var wait: AdaptiveWait
+  private var turns = 0
+  private let published = Lock(AIOStatistics())
+
+  private enum Life {
+    case open
+    /// No request is left; the kernel's context is being freed, off the loop.
+    case ending
+    case closed
+  }
+  private var life = Life.open
+  private var closeCompletions: [@Sendable () -> Void] = []
+
+  /// - Parameter kernel: the loop's from now on; also when this throws.
+  /// - Throws: the errno of `eventfd(2)`.
+  init(_ settings: Settings, kernel: LinuxKernel, queue: DispatchQueue?) throws(Errno) {
+    self.settings = settings
+    self.queue = queue ?? DispatchQueue(label: "DispatchAIO.loop")
+    executor = AIOExecutor(queue: self.queue)
+    taskExecutor = AIOTaskExecutor(executor)
+    self.kernel = kernel
+    let event: EventDescriptor
+    do {
+      event = try EventDescriptor()
+    } catch {
+      kernel.destroy()
+      throw error
+    }
+    let table = RequestTable<Delivery>(capacity: settings.queueDepth + settings.pendingLimit)
+    self.table = table
+    let limit = settings.offloadThreads * Self.offloadGrowth
+    let offloadQueue = OffloadQueue(
+      base: settings.offloadThreads, limit: limit,
+      sharesFiles: settings.policy == .threadsOnly
+    ) { table.claim($0) }
+    unsafe engine = .allocate(capacity: 1)
+    unsafe engine.initialize(
+      to: Engine(
+        kernel: kernel, table: table, offloadQueue: offloadQueue, queueDepth: settings.queueDepth,
+        event: event.rawValue, policy: settings.policy))
+    wait = AdaptiveWait(settings.wait)
+    let scheduler = TurnScheduler(queue: self.queue, event: event, kernel: kernel)
+    self.scheduler = scheduler
+    offloadPool = OffloadPool(queue: offloadQueue, limit: limit) {
+      let worker = WorkerBox(OffloadWorker(kernel: kernel, table: table, event: event.rawValue))
+      return { slot in
+        if worker.inner.perform(slot) { scheduler.scheduleTurn() }
+      }
+    }
+    self.queue.setSpecific(key: onQueue, value: ())
+    // The closures hold the loop, so that it outlives its context until it has closed.
+    scheduler.activate(
+      turn: { [self] in turn() },
+      prepareRetry: { [self] in unsafe engine.pointee.retryBlocked() },
+      closed: { [self] in closed() })
+  }
+
+  deinit {
+    queue.setSpecific(key: onQueue, value: nil)
+    unsafe engine.deinitialize(count: 1)
+    unsafe engine.deallocate()
+  }
+
+  /// A place for what one offload thread uses.
+  private final class WorkerBox {
+    var inner: OffloadWorker<LinuxKernel, Delivery>
+    init(_ inner: consuming OffloadWorker<LinuxKernel, Delivery>) { self.inner = inner }
+  }
+
+  // MARK: From any thread
+
+  /// Takes a request in, to complete exactly once.
+  ///
+  /// - Parameter request: holds its file.
+  /// - Throws: `.full`, `.contextClosed` or `.forked`; the caller then releases the file.
+  func accept(_ request: consuming Request<Delivery>) throws(AIOError) -> RequestID {
+    if Fork.isChild { throw .forked(request.subject) }
+    // Whoever waits for a slot was here before.
+    guard !admission.hasWaiters, let slot = table.free.take() else {
+      if isClosing.load(ordering: .sequentiallyConsistent) { throw .contextClosed(request.subject) }
+      throw AIOError(.full, request.subject, .full(limit: table.capacity))
+    }
+    // Looked at after a slot was taken: the loop closes when it has seen all slots free after it
+    // began to refuse, so one of the two notices the other.
+    if isClosing.load(ordering: .sequentiallyConsistent) {
+      giveBack(slot)
+      throw .contextClosed(request.subject)
+    }
+    // The turn that runs the handler goes on, and takes it along, behind what has arrived.
+    if turnThread.load(ordering: .relaxed) == Self.thread,
+      unsafe !table.hasArrivals && engine.pointee.nextArrival == nil || engine.pointee.collect()
+    {
+      let id = table.place(request, in: slot)
+      unsafe engine.pointee.arrive(slot)
+      return id
+    }
+    let id = table.accept(request, in: slot)
+    scheduler.scheduleTurn()
+    return id
+  }
+
+  private static var thread: UInt {
+    @inline(__always) get { UInt(pthread_self()) }
+  }
+
+  /// Gives a slot back that was taken, or whose request is over. From any thread.
+  func giveBack(_ slot: UInt32) {
+    table.free.give(slot)
+    if !admission.isEmpty || isClosing.load(ordering: .sequentiallyConsistent) {
+      scheduler.scheduleTurn()
+    }
+  }
+
+  /// Takes a request in that waits for a slot. A forked child's would wait for good.
+  ///
+  /// - Parameter request: holds its file.
+  /// - Returns: why not; the caller then releases the file.
+  func admit(_ request: consuming Request<Delivery>, _ waiter: Waiter) -> AIOError? {
+    if Fork.isChild { return .forked(request.subject) }
+    if let error = admission.add(request, waiter) { return error }
+    scheduler.scheduleTurn()
+    return nil
+  }
+
+  func cancel(_ id: RequestID) -> AIOCancellation {
+    if Fork.isChild { return .alreadyCompleted }
+    if table.cancel(id) {
+      scheduler.scheduleTurn()
+      return .cancelled
+    }
+    return table.phase(of: id) == .submitted ? .notCancellable : .alreadyCompleted
+  }
+
+  /// Cancels a request that `admit` took in, or is just taking in.
+  func cancel(_ waiter: Waiter) {
+    // Nobody may have the lock in a child who ever gives it up.
+    if Fork.isChild { return }
+    if let id = admission.cancel(waiter) { _ = cancel(id) }
+  }
+
+  /// Closes once every accepted request has completed. `completion` is called on the loop's queue;
+  /// never in a forked child, where no queue runs.
+  func close(_ completion: (@Sendable () -> Void)?) {
+    if Fork.isChild { return }
+    isClosing.store(true, ordering: .sequentiallyConsistent)
+    admission.close()
+    queue.async { [self] in
+      if let completion {
+        guard life != .closed else { return completion() }
+        closeCompletions.append(completion)
+      }
+      turn()
+    }
+  }
+
+  /// What counts completions, and whatever else a turn has to look at.
+  func driveByHand() -> Int32 { scheduler.driveByHand() }
+
+  /// As of the end of the last turn. In a forked child as of the fork, or zeros when a turn was just
+  /// ending.
+  var statistics: AIOStatistics {
+    if Fork.isChild { return published.withLockIfAvailable { $0 } ?? AIOStatistics() }
+    return published.withLock { $0 }
+  }
+
+  // MARK: The turn
+
+  /// The caller is about to call `turnByHand`: nothing else need see to it that a turn runs.
+  func turnIsScheduled() { scheduler.turnIsScheduled() }
+
+  /// A turn, on behalf of the caller of `process()`.
+  func turnByHand() -> Int {
+    if Fork.isChild {
+      fatalError("AIOContext: process() was called in a child of fork, which has no contexts")
+    }
+    guard DispatchQueue.getSpecific(key: onQueue) != nil else {
+      fatalError("AIOContext: process() was not called on the context's queue, '\(queue.label)'")
+    }
+    guard !executor.isRunningJob else {
+      fatalError(
+        """
+        AIOContext: process() was called by a task or an actor that the loop runs; it will go on by \
+        itself when they await
+        """)
+    }
+    return turn(byHand: true)
+  }
+
+  /// One turn: iterations that take requests in, submit them, and run what has completed, until
+  /// nothing is left to do or the turn's share of time is used up, in which case another is scheduled.
+  ///
+  /// - Parameter byHand: whether somebody on the queue called, who may be in the middle of what an
+  ///   actor does: then no other part of an actor may run before that has returned.
+  /// - Returns: how many completions were run, or sent to their queues.
+  @discardableResult
+  private func turn(byHand: Bool = false) -> Int {
+    if turnThread.exchange(Self.thread, ordering: .acquiring) != 0 {
+      fatalError(
+        """
+        AIOContext: a turn of the loop began while another was running: either process() was \
+        called inside a completion handler, or the context's queue is not serial
+        """)
+    }
+    defer { turnThread.store(0, ordering: .releasing) }
+    guard life == .open else { return 0 }
+    scheduler.turnBegins()
+    if byHand { scheduler.turnByHandBegins() }
+    turns += 1
+    let outerPass = byHand ? 0 : executor.enter()
+    var share = TurnShare(byHand: byHand)
+    unsafe engine.pointee.beginTurn()
+    while iterate(&share) {}
+    if !byHand {
+      executor.leave(outerPass)
+      if executor.hasJobs { executor.runLater() }
+    }
+    flush()
+    if isClosing.load(ordering: .sequentiallyConsistent) { endIfIdle() }
+    return share.completions
+  }
+
+  /// One iteration of a turn.
+  ///
+  /// - Returns: whether the turn goes on.
+  private func iterate(_ share: inout TurnShare) -> Bool {
+    let isBehind = takeInAndSubmit(&share)
+    let hasJobs = !share.byHand && executor.hasJobs
+    guard unsafe engine.pointee.hasCompletions || hasJobs else {
+      flush()
+      guard isBehind else { return !waitOrSleep(&share) }
+      guard share.byHand && !share.isUsedUp else {
+        scheduler.yield()
+        return false
+      }
+      unsafe engine.pointee.beginTurn()
+      return true
+    }
+    scheduler.completionsWereSeen()
+    share.isReadyToSleep = false
+    guard !share.isUsedUp else {
+      scheduler.yield()
+      return false
+    }
+    deliver(&share)
+    if hasJobs || !share.byHand && executor.hasJobs { share.jobs += executor.run(until: share.end) }
+    return true
+  }
+
+  /// Takes in what has arrived, gives the kernel and the offload threads what they have room for, and
+  /// looks for completions.
+  ///
+  /// - Returns: whether something was left for later, because it would take too long.
+  private func takeInAndSubmit(_ share: inout TurnShare) -> Bool {
+    var isBehind = false
+    if admission.hasWaiters { isBehind = !admitWaiters() }
+    if !table.inbox.isEmpty { wait.deferToOthers() }
+    if unsafe !engine.pointee.collect() { isBehind = true }
+    switch unsafe engine.pointee.submit() {
+    case .settled: scheduler.retrySucceeded()
+    case .stalled: scheduler.retryLater()
+    case .overBudget: isBehind = true
+    }
+    if unsafe engine.pointee.hasOffloaded {
+      unsafe engine.pointee.hasOffloaded = false
+      offloadPool.start(for: self)
+    }
+    if unsafe !engine.pointee.reap() { scheduler.retryLater() }
+    return isBehind
+  }
+
+  /// Gives free slots to those who wait for one, or ends them when the context closes.
+  ///
+  /// - Returns: whether there is nobody left for whom that could be done now.
+  private func admitWaiters() -> Bool {
+    if isClosing.load(ordering: .sequentiallyConsistent) {
+      return admission.endClosed(limit: Self.admissionsPerPass)
+    }
+    admission.admit(to: table, limit: Self.admissionsPerPass)
+    return admission.isEmpty || table.free.count == 0
+  }
+
+  /// Runs some of the completions, before what their handlers ask for goes down.
+  private func deliver(_ share: inout TurnShare) {
+    var left = unsafe min(engine.pointee.nextBatch(), share.completionsLeft)
+    while left > 0, let completion = unsafe engine.pointee.next() {
+      left -= 1
+      share.completions += 1
+      deliver(completion)
+    }
+  }
+
+  @inline(__always)
+  private func deliver(_ completion: consuming Engine<LinuxKernel, Delivery>.Completion) {
+    let result: Result<Int, AIOError> =
+      completion.result >= 0
+      ? .success(completion.result)
+      : .failure(.failed(completion.request, errno: Int32(-completion.result)))
+    let (delivery, slot) = (completion.request.attachment, completion.slot)
+    // The handler is to find that nobody holds its buffers and file any more.
+    _ = consume completion
+    if let queue = delivery.queue {
+      crossQueueBatch.add(delivery.completion, result, slot: slot, to: queue)
+    } else {
+      table.free.give(slot)
+      delivery.completion(result)
+    }
+  }
+
+  /// Lets everybody else have what the handlers left: results, and statistics.
+  private func flush() {
+    if !crossQueueBatch.isEmpty { crossQueueBatch.flush(crossQueueHandlers, for: self) }
+    publish()
+  }
+
+  // MARK: Waiting
+
+  /// With nothing left to do: waits in the ring, where that pays, or gives the queue back.
+  ///
+  /// - Returns: whether the turn is over.
+  private func waitOrSleep(_ share: inout TurnShare) -> Bool {
+    if !share.byHand, !share.isReadyToSleep {
+      switch waitInRing(isLate: share.hasWaited && share.isLate) {
+      case .something:
+        share.hasWaited = true
+        return false
+      case .yields:
+        scheduler.yield()
+        return true
+      case .nothing:
+        break
+      }
+    }
+    share.isReadyToSleep = true
+    guard scheduler.prepareToSleep(hasArrivals) else { return false }
+    // A memory file has completed all of it when `io_submit` returns. Should a kernel ever not,
+    // nothing would tell of it.
+    if unsafe engine.pointee.unsignalled > 0 { scheduler.retryLater() }
+    return true
+  }
+
+  /// Whether other threads have left something.
+  private func hasArrivals() -> Bool {
+    table.hasArrivals || !admission.isEmpty && table.free.count > 0
+  }
+
+  private enum Waited {
+    /// A completion, or an arrival.
+    case something
+    case nothing
+    /// The queue's other blocks are to run first.
+    case yields
+  }
+
+  /// Waits for the next completion, for a moment, where that pays.
+  ///
+  /// - Parameter isLate: whether the queue's other blocks are to run before.
+  private func waitInRing(isLate: Bool) -> Waited {
+    let (inKernel, offloaded) = unsafe (engine.pointee.inKernel, engine.pointee.offloaded)
+    guard let way = wait.way(inKernel: inKernel, offloaded: offloaded) else { return .nothing }
+    if isLate { return .yields }
+    let began = clinux_monotonic_nanoseconds()
+    let longest = wait.longest(way)
+    var waited: UInt64 = 0
+    while waited < longest {
+      if way == .spin {
+        if unsafe !engine.pointee.reap() { scheduler.retryLater() }
+      } else {
+        let left = longest &- waited
+        _ = scheduler.waitInRing(unless: hasArrivals) {
+          if unsafe !engine.pointee.reap(waiting: left) { scheduler.retryLater() }
+        }
+      }
+      waited = clinux_monotonic_nanoseconds() &- began
+      if unsafe engine.pointee.hasCompletions || table.hasArrivals {
+        wait.waited(waited, successfully: true)
+        return .something
+      }
+    }
+    wait.waited(waited, successfully: false)
+    return .nothing
+  }
+
+  private func publish() {
+    let counts = unsafe engine.pointee.counts
+    let accounts = unsafe engine.pointee.accounts
+    let (turns, wakeups, hops) = (turns, scheduler.wakeups, crossQueueBatch.hops)
+    let (waits, waitHits) = (wait.waits, wait.successes)
+    published.withLock { statistics in
+      statistics.submitted = counts.submitted
+      statistics.completed = counts.succeeded
+      statistics.failed = counts.failed
+      statistics.cancelled = counts.cancelled
+      statistics.pending = accounts.pending
+      statistics.offloaded = accounts.offloaded
+      statistics.inKernel = accounts.inKernel
+      statistics.submitCalls = counts.submitCalls
+      statistics.submittedByCalls = counts.submittedByCalls
+      statistics.largestBatch = counts.largestBatch
+      statistics.longestSubmit = .nanoseconds(counts.longestSubmit)
+      statistics.turns = turns
+      statistics.wakeups = wakeups
+      statistics.waits = waits
+      statistics.waitHits = waitHits
+      statistics.queueHops = hops
+      statistics.nowaitRefusals = counts.nowaitRefusals
+      statistics.offloadSubmits = counts.offloadSubmits
+      statistics.retries = counts.retries
+      statistics.continuations = counts.continuations
+    }
+  }
+
+  // MARK: The end
+
+  /// Ends the loop if every slot is free, which means that no request is left anywhere.
+  private func endIfIdle() {
+    guard life == .open, table.free.count == table.capacity, admission.isEmpty else { return }
+    life = .ending
+    scheduler.prepareToClose()
+    // Handlers on other queues have run before close calls back; and io_destroy takes tens of
+    // milliseconds, so it gets a thread of its own.
+    crossQueueHandlers.notify(queue: DispatchQueue(label: "DispatchAIO.teardown")) { [self] in
+      kernel.destroy()
+      scheduler.close()
+    }
+  }
+
+  /// The source's cancel handler: the last that runs.
+  private func closed() {
+    life = .closed
+    let completions = closeCompletions
+    closeCompletions = []
+    for completion in completions { completion() }
+  }
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import XCTest
+
+@testable import DispatchAIO
+
+/// What goes down from the loop, and what does not; and that the learning unlearns.
+final class NowaitPredictorTests: XCTestCase {
+  private typealias Traits = OpenFile.Traits
+
+  private let read = Verb.read
+  private let write = Verb.write
+
+  func testWhatIsKnownFromTheStart() {
+    let direct = Traits()
+    let buffered = Traits(isDirect: false)
+    let memory = Traits(isMemory: true)
+    let synchronous = Traits(isDirect: false, syncsWrites: true)
+    let rows: [(String, Traits, Verb, Int64, Int, Route)] = [
+      ("direct read", direct, read, 0, 4096, .nowait),
+      ("direct read past the end", direct, read, 1 << 30, 4096, .nowait),
+      ("large direct read", direct, read, 0, 64 << 20, .nowait),
+      ("direct overwrite", direct, write, 4096, 4096, .nowait),
+      ("direct write up to the end", direct, write, 61440, 4096, .nowait),
+      ("direct write across the end", direct, write, 61440, 8192, .syscall),
+      ("direct write beyond the end", direct, write, 65536, 512, .syscall),
+      ("write with O_APPEND", Traits(appends: true), write, 0, 512, .syscall),
+      ("buffered read", buffered, read, 0, 65536, .nowait),
+      ("large buffered read", buffered, read, 0, (256 << 10) + 1, .syscall),
+      ("buffered overwrite", buffered, write, 0, 4096, .nowait),
+      ("buffered append", buffered, write, 65536, 1, .syscall),
+      ("large buffered write", buffered, write, 0, 300 << 10, .syscall),
+      ("buffered O_DSYNC overwrite", synchronous, write, 0, 4096, .syscall),
+      ("buffered O_DSYNC read", synchronous, read, 0, 4096, .nowait),
+      ("direct O_DSYNC overwrite", Traits(syncsWrites: true), write, 0, 4096, .nowait),
+      ("tmpfs read", memory, read, 0, 4096, .inline),
+      ("tmpfs append", memory, write, 1 << 20, 4096, .inline),
+      ("large tmpfs read", memory, read, 0, 1 << 20, .syscall),
+      ("FUSE read", Traits(fileSystem: .fuse), read, 0, 4096, .syscall),
+      ("FUSE fsync", Traits(fileSystem: .fuse), .fsync, 0, 0, .syscall),
+      ("/proc read", Traits(isDirect: false, fileSystem: .pseudo), read, 0, 4096, .syscall),
+      ("fsync", direct, .fsync, 0, 0, .inline),
+      ("fdatasync", buffered, .fdatasync, 0, 0, .inline),
+    ]
+    for (what, traits, operation, offset, length, route) in rows {
+      let predictor = NowaitPredictor(traits, size: 65536)
+      XCTAssertEqual(predictor.route(operation, offset: offset, length: length), route, what)
+    }
+  }
+
+  func testAnExtendedFileIsFastAgain() {
+    let predictor = NowaitPredictor(Traits(), size: 0)
+    XCTAssertEqual(predictor.route(write, offset: 0, length: 4096), .syscall)
+    predictor.extended(to: 4096)
+    XCTAssertEqual(predictor.route(write, offset: 0, length: 4096), .nowait)
+    XCTAssertEqual(predictor.route(write, offset: 4096, length: 4096), .syscall)
+    // Writes complete in any order.
+    predictor.extended(to: 16384)
+    predictor.extended(to: 8192)
+    XCTAssertEqual(predictor.route(write, offset: 12288, length: 4096), .nowait)
+  }
+
+  func testRefusalsAreLearnedAndUnlearned() {
+    for operation in [read, write] {
+      let predictor = NowaitPredictor(Traits(), size: .max)
+      func tries(_ count: Int) -> Int {
+        (0..<count).count { _ in predictor.route(operation, offset: 0, length: 512) == .nowait }
+      }
+      for _ in 0..<3 { predictor.refused(operation) }
+      XCTAssertEqual(tries(10), 10, "three refusals are chance")
+      predictor.refused(operation)
+      XCTAssertEqual(tries(160), 10, "four are a habit, and one in sixteen tries")
+      predictor.accepted(operation)
+      XCTAssertEqual(tries(10), 10, "one that was not refused ends it")
+    }
+  }
+
+  func testReadsAndWritesLearnApart() {
+    let predictor = NowaitPredictor(Traits(), size: .max)
+    for _ in 0..<10 { predictor.refused(write) }
+    XCTAssertEqual(predictor.route(read, offset: 0, length: 512), .nowait)
+    XCTAssertEqual(predictor.route(write, offset: 0, length: 512), .offload)
+  }
+
+  func testWhatIsNotSupportedIsNotTriedAgain() {
+    for (operation, route) in [(read, Route.offload), (write, .offload), (.fsync, .syscall)] {
+      let predictor = NowaitPredictor(Traits(), size: .max)
+      predictor.unsupported(operation)
+      for _ in 0..<100 {
+        XCTAssertEqual(predictor.route(operation, offset: 0, length: 0), route)
+      }
+    }
+  }
+
+  /// Refusals are counted as long as a program runs: more than 2^32 of them.
+  func testTheCountersWrapAround() {
+    for operation in [read, write] {
+      let predictor = NowaitPredictor(Traits(), size: .max, refusals: .max - 2)
+      let routes = (0..<40).map { _ in predictor.route(operation, offset: 0, length: 512) }
+      XCTAssertTrue(routes.contains(.nowait), "\(operation): never tries once more")
+      for _ in 0..<10 { predictor.refused(operation) }
+      XCTAssertEqual(predictor.route(operation, offset: 0, length: 512), .offload)
+    }
+  }
+
+  /// While a file system is frozen, a submission of a write sleeps; those after it are offloaded, as
+  /// long as what was offloaded does not end, and for a while after that.
+  func testWritesOfASlowFileSystemAreOffloaded() {
+    let (health, second) = (FileSystemHealth(), FileSystemHealth.probation)
+    XCTAssertFalse(health.isSlow)
+    health.submissionTook(5_000_000, now: 1000)
+    XCTAssertFalse(health.isSlow, "5 ms are the machine's")
+    health.submissionTook(2 * second, now: 1000)
+    XCTAssertTrue(health.isStillSlow(now: 1000 + second))
+    // It is frozen once more: an offloaded write does not end.
+    health.writeBegins()
+    XCTAssertTrue(health.isStillSlow(now: 1001 + 2 * second))
+    XCTAssertTrue(health.isStillSlow(now: 1002 + 3 * second))
+    health.writeEnded(now: 1003 + 3 * second)
+    XCTAssertFalse(health.isStillSlow(now: 1004 + 9 * second), "thawed for long")
+    XCTAssertFalse(health.isStillSlow(now: 1005 + 9 * second))
+  }
+}
