@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64
 #include "CLinux.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <linux/magic.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
@@ -17,6 +20,8 @@
 #include <unistd.h>
 
 const int clinux_o_direct = O_DIRECT;
+const int clinux_o_path = O_PATH;
+const int clinux_o_tmpfile = O_TMPFILE;
 const int clinux_rwf_nowait = RWF_NOWAIT;
 
 uint64_t clinux_monotonic_nanoseconds(void) {
@@ -38,6 +43,24 @@ int clinux_eventfd_drain(int fd) {
   } while (got < 0 && errno == EINTR);
   if (got >= 0) return 1;
   return errno == EAGAIN ? 0 : -errno;
+}
+
+int clinux_eventfd_signal(int fd) {
+  const uint64_t one = 1;
+  ssize_t put;
+  do {
+    put = write(fd, &one, sizeof one);
+  } while (put < 0 && errno == EINTR);
+  return put < 0 ? -errno : 0;
+}
+
+int clinux_epoll_try(int fd) {
+  int set = epoll_create1(EPOLL_CLOEXEC);
+  if (set < 0) return -errno;
+  struct epoll_event event = {.events = EPOLLIN};
+  int result = epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+  close(set);
+  return result;
 }
 
 // struct statx as the kernel lays it out, up to the fields of STATX_DIOALIGN: the headers of
@@ -70,9 +93,12 @@ int clinux_dio_alignment(int fd, struct clinux_dio_alignment *alignment) {
   return 1;
 }
 
-int clinux_is_on_tmpfs(int fd) {
+int clinux_file_system(int fd, struct clinux_file_system *answer) {
   struct statfs status;
-  return fstatfs(fd, &status) < 0 ? -errno : status.f_type == TMPFS_MAGIC;
+  if (fstatfs(fd, &status) < 0) return -errno;
+  answer->magic = (uint32_t)status.f_type;
+  answer->is_synchronous = (status.f_flags & ST_SYNCHRONOUS) != 0;
+  return 0;
 }
 
 int clinux_block_device_sector_size(int fd) {
@@ -82,15 +108,57 @@ int clinux_block_device_sector_size(int fd) {
 
 int64_t clinux_block_device_size(int fd) {
   uint64_t size;
-  return ioctl(fd, BLKGETSIZE64, &size) < 0 ? -errno : (int64_t)size;
+  if (ioctl(fd, BLKGETSIZE64, &size) < 0) return -errno;
+  return size > INT64_MAX ? -EOVERFLOW : (int64_t)size;
+}
+
+// Keeps SIGXFSZ, which ends the process unless somebody handles it, from the calling thread. The
+// kernel sends it to the thread that grows a file past RLIMIT_FSIZE, beside the answer EFBIG.
+struct size_signal {
+  sigset_t only, before;
+  int was_pending;
+};
+
+static void size_signal_block(struct size_signal *signal) {
+  sigset_t pending;
+  sigemptyset(&signal->only);
+  sigaddset(&signal->only, SIGXFSZ);
+  pthread_sigmask(SIG_BLOCK, &signal->only, &signal->before);
+  sigemptyset(&pending);
+  sigpending(&pending);
+  signal->was_pending = sigismember(&pending, SIGXFSZ);
+}
+
+// Takes back the signal that the call raised, if it did; one that was pending before stays.
+static void size_signal_restore(const struct size_signal *signal, int result) {
+  if (result == -EFBIG && !signal->was_pending) {
+    const struct timespec now = {0, 0};
+    while (sigtimedwait(&signal->only, NULL, &now) < 0 && errno == EINTR) {
+    }
+  }
+  pthread_sigmask(SIG_SETMASK, &signal->before, NULL);
 }
 
 int clinux_fallocate(int fd, int64_t offset, int64_t length) {
+  struct size_signal signal;
+  size_signal_block(&signal);
   int result;
   do {
-    result = fallocate(fd, 0, offset, length);
-  } while (result < 0 && errno == EINTR);
-  return result < 0 ? -errno : 0;
+    result = fallocate(fd, 0, offset, length) < 0 ? -errno : 0;
+  } while (result == -EINTR);
+  size_signal_restore(&signal, result);
+  return result;
+}
+
+int clinux_ftruncate(int fd, int64_t size) {
+  struct size_signal signal;
+  size_signal_block(&signal);
+  int result;
+  do {
+    result = ftruncate(fd, size) < 0 ? -errno : 0;
+  } while (result == -EINTR);
+  size_signal_restore(&signal, result);
+  return result;
 }
 
 // What io_setup maps (fs/aio.c, struct aio_ring). The kernel adds completions at the tail, and takes

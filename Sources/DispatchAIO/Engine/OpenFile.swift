@@ -24,14 +24,20 @@ final class OpenFile: Sendable {
     var isWritable = true
     /// Its I/O goes past the page cache.
     var isDirect = true
-    /// There is no disk beneath, as with tmpfs: to copy memory is all that a request does.
+    /// A regular file with no disk beneath (tmpfs, ramfs, hugetlbfs): to copy memory is all that a
+    /// request does.
     var isMemory = false
     /// Its size is what it is.
     var isBlockDevice = false
     /// Every write goes to the end of the file, whatever its offset says (O_APPEND).
     var appends = false
+    /// Every write waits until the disk has it: O_DSYNC, O_SYNC, or a file system that is mounted so.
+    var syncsWrites = false
     /// What a direct request must be a multiple of.
     var alignment = AIOAlignment(memory: 1, offset: 1)
+    /// Which device the file is on (`st_dev`), or a block device is (`st_rdev`).
+    var device: UInt64 = 0
+    var fileSystem = FileSystemKind.local
   }
 
   /// How many requests hold the file, and in `closing` whether its owner has let go.

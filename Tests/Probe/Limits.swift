@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the probe does under limits of the process, and while it keeps a file to itself.
+
+import Dispatch
+import DispatchAIO
+import Foundation
+import SystemPackage
+
+/// Lowers a resource limit for the rest of the process.
+private func limit(_ resource: __rlimit_resource, to value: UInt) {
+  var limit = rlimit(rlim_cur: rlim_t(value), rlim_max: rlim_t(value))
+  guard setrlimit(__rlimit_resource_t(resource.rawValue), &limit) == 0 else {
+    fatalError("setrlimit: \(Errno(rawValue: errno))")
+  }
+}
+
+/// The code of the error that `body` throws, or "done".
+private func code(_ body: () throws(AIOError) -> Void) -> String {
+  do throws(AIOError) {
+    try body()
+    return "done"
+  } catch {
+    return error.code.description
+  }
+}
+
+/// Grows a file past RLIMIT_FSIZE, in every way but by writing, on the main thread, which does not
+/// mask SIGXFSZ.
+func growPastFileSizeLimit() throws {
+  limit(RLIMIT_FSIZE, to: 8192)
+  let file = try file()
+  print("truncate", code { () throws(AIOError) in try file.truncate(to: 8193) })
+  print("preallocate", code { () throws(AIOError) in try file.preallocate(0..<12288) })
+  print("within", code { () throws(AIOError) in try file.truncate(to: 8192) })
+  // The signal is neither left pending nor masked.
+  var (mask, pending) = (sigset_t(), sigset_t())
+  pthread_sigmask(0, nil, &mask)
+  sigpending(&pending)
+  print("masked", sigismember(&mask, SIGXFSZ), "pending", sigismember(&pending, SIGXFSZ))
+  // One that was sent by somebody else and is masked stays.
+  var only = sigset_t()
+  sigemptyset(&only)
+  sigaddset(&only, SIGXFSZ)
+  pthread_sigmask(SIG_BLOCK, &only, nil)
+  pthread_kill(pthread_self(), SIGXFSZ)
+  print("truncate", code { () throws(AIOError) in try file.truncate(to: 8193) })
+  sigpending(&pending)
+  print("pending", sigismember(&pending, SIGXFSZ))
+}
+
+/// Makes a context with so many descriptors left, which PROBE_DESCRIPTORS says, and a request on it.
+func createWithFewDescriptors() throws {
+  let left = ProcessInfo.processInfo.environment["PROBE_DESCRIPTORS"].flatMap(UInt.init) ?? 0
+  let file = try file()
+  // Without holes below the last.
+  var next = dup(0)
+  while next < file.fileDescriptor.rawValue { next = dup(0) }
+  close(next)
+  limit(RLIMIT_NOFILE, to: UInt(next) + left)
+  do {
+    let context = try AIOContext(queueDepth: 4)
+    let buffer = AIOBuffer(count: 4096)
+    let result = try outcome { try context.write(file, at: 0, from: buffer, completion: $0) }
+    print("created", result)
+  } catch let error as AIOError {
+    print(error.code, error)
+  }
+}
+
+/// Makes a context when Dispatch is running already, on a thread of its own. strace, which counts the
+/// calls of each thread, can so have those of Dispatch's manager fail, and let the library's pass.
+func createLate() throws {
+  var pipes: [Int32] = [0, 0]
+  pipe(&pipes)
+  let source = DispatchSource.makeReadSource(fileDescriptor: pipes[0], queue: .global())
+  let registered = DispatchSemaphore(value: 0)
+  source.setEventHandler {}
+  source.setRegistrationHandler { registered.signal() }
+  source.activate()
+  registered.wait()
+  let created = DispatchSemaphore(value: 0)
+  Thread.detachNewThread {
+    do {
+      print("created", try AIOContext(queueDepth: 4).queueDepth)
+    } catch let error as AIOError {
+      print(error.code, error)
+    } catch {
+      print(error)
+    }
+    created.signal()
+  }
+  created.wait()
+  withExtendedLifetime(source) {}
+}
+
+/// Opens a path, and says what became of it.
+func openPath(_ path: FilePath) {
+  for mode in [FileDescriptor.AccessMode.readOnly, .writeOnly] {
+    do {
+      _ = try AIOFile.open(path, mode, caching: .buffered)
+      print("opened")
+    } catch {
+      print(error.code)
+    }
+  }
+}
+
+/// Opens a path for direct reading, and says what it demands.
+func printAlignment(_ path: FilePath) throws {
+  let alignment = try AIOFile.open(path, .readOnly).alignment
+  print(alignment.memory, alignment.offset)
+}
+
+/// Holds a lease on a file until standard input ends; says when somebody else wants the file.
+func holdLease() throws {
+  let descriptor = try FileDescriptor.open(directory.appending("file"), .readWrite)
+  // SIGIO, and not a handler: waited for below.
+  var only = sigset_t()
+  sigemptyset(&only)
+  sigaddset(&only, SIGIO)
+  pthread_sigmask(SIG_BLOCK, &only, nil)
+  let setLease: Int32 = 1024  // F_SETLEASE
+  guard fcntl(descriptor.rawValue, setLease, F_WRLCK) == 0 else {
+    return print("no lease: \(Errno(rawValue: errno))")
+  }
+  print("leased")
+  fflush(nil)
+  var signal: Int32 = 0
+  sigwait(&only, &signal)
+  print("wanted")
+  fflush(nil)
+  _ = readLine()
+  _ = fcntl(descriptor.rawValue, setLease, F_UNLCK)
+}
