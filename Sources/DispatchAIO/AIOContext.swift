@@ -138,9 +138,15 @@ public final class AIOContext: Sendable {
       policy: options.submission == .plain ? .plain : .neverSleep,
       sleepingThreads: options.sleepingThreads,
       polling: UInt64(options.polling / .nanoseconds(1)))
-    do {
+    do throws(Errno) {
+      try DispatchProbe.checkDescriptors()
       let kernel = try Self.makeKernel(&settings, options)
-      loop = try Loop(settings, kernel: kernel, queue: queue)
+      let loop = try Loop(settings, kernel: kernel, queue: queue)
+      if let failure = DispatchProbe.failure() {
+        loop.close(nil)
+        throw failure
+      }
+      self.loop = loop
     } catch {
       throw .settingUp(errno: error, queueDepth: queueDepth)
     }
