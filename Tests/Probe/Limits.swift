@@ -2,6 +2,7 @@
 //
 // What the probe does under limits of the process, and while it keeps a file to itself.
 
+import CProbe
 import Dispatch
 import DispatchAIO
 import Foundation
@@ -103,6 +104,38 @@ func openPath(_ path: FilePath) {
     } catch {
       print(error.code)
     }
+  }
+}
+
+/// Opens files where there is no /proc.
+func openWithoutProc() throws {
+  guard cprobe_hide_proc() == 0, access("/proc/self", F_OK) != 0 else {
+    return print("no way to hide /proc: \(Errno(rawValue: errno))")
+  }
+  for caching in [AIOFile.Caching.direct, .buffered] {
+    func open(
+      _ name: String, _ options: FileDescriptor.OpenOptions,
+      _ permissions: FilePermissions = .ownerReadWrite
+    ) {
+      do throws(AIOError) {
+        let file = try AIOFile.open(
+          directory.appending(name), .readWrite, options: options, permissions: permissions,
+          caching: caching)
+        let flags = fcntl(file.fileDescriptor.rawValue, F_GETFL)
+        print(name, file.caching, flags & O_APPEND != 0, try file.size())
+      } catch {
+        print(name, error.code)
+      }
+    }
+    open("file", [])
+    open("file", [.create, .append])
+    open("made", [.create, .exclusiveCreate])
+    open("made", [.create, .exclusiveCreate])
+    unlink(directory.appending("made").string)
+    open("link", .create)
+    unlink(directory.appending("made").string)
+    open("fifo", [])
+    open("none", [])
   }
 }
 

@@ -25,6 +25,7 @@ enum Command: String {
   case fewDescriptors = "few-descriptors"
   case createLate = "create-late"
   case open
+  case openWithoutProc = "open-without-proc"
   case alignment
   case lease
   case threads
@@ -156,6 +157,7 @@ case .growPastLimit: try growPastFileSizeLimit()
 case .fewDescriptors: try createWithFewDescriptors()
 case .createLate: try createLate()
 case .open: openPath(directory)
+case .openWithoutProc: try openWithoutProc()
 case .alignment: try printAlignment(directory)
 case .lease: try holdLease()
 
