@@ -112,52 +112,60 @@ int64_t clinux_block_device_size(int fd) {
   return size > INT64_MAX ? -EOVERFLOW : (int64_t)size;
 }
 
-// Keeps SIGXFSZ, which ends the process unless somebody handles it, from the calling thread. The
-// kernel sends it to the thread that grows a file past RLIMIT_FSIZE, beside the answer EFBIG.
-struct size_signal {
-  sigset_t only, before;
-  int was_pending;
-};
+static void only_size_signal(sigset_t *set) {
+  sigemptyset(set);
+  sigaddset(set, SIGXFSZ);
+}
 
-static void size_signal_block(struct size_signal *signal) {
-  sigset_t pending;
-  sigemptyset(&signal->only);
-  sigaddset(&signal->only, SIGXFSZ);
-  pthread_sigmask(SIG_BLOCK, &signal->only, &signal->before);
-  sigemptyset(&pending);
+// Once found masked: Dispatch's threads mask it for good.
+static _Thread_local int is_size_signal_masked;
+
+int clinux_masks_size_signal(void) {
+  if (is_size_signal_masked) return 1;
+  sigset_t mask;
+  pthread_sigmask(SIG_BLOCK, NULL, &mask);
+  is_size_signal_masked = sigismember(&mask, SIGXFSZ);
+  return is_size_signal_masked;
+}
+
+void clinux_size_signal_block(struct clinux_size_signal *signal) {
+  sigset_t only, pending;
+  only_size_signal(&only);
+  pthread_sigmask(SIG_BLOCK, &only, &signal->mask);
   sigpending(&pending);
   signal->was_pending = sigismember(&pending, SIGXFSZ);
 }
 
-// Takes back the signal that the call raised, if it did; one that was pending before stays.
-static void size_signal_restore(const struct size_signal *signal, int result) {
-  if (result == -EFBIG && !signal->was_pending) {
+void clinux_size_signal_restore(const struct clinux_size_signal *signal, int may_be_raised) {
+  if (may_be_raised && !signal->was_pending) {
     const struct timespec now = {0, 0};
-    while (sigtimedwait(&signal->only, NULL, &now) < 0 && errno == EINTR) {
+    sigset_t only;
+    only_size_signal(&only);
+    while (sigtimedwait(&only, NULL, &now) < 0 && errno == EINTR) {
     }
   }
-  pthread_sigmask(SIG_SETMASK, &signal->before, NULL);
+  pthread_sigmask(SIG_SETMASK, &signal->mask, NULL);
 }
 
 int clinux_fallocate(int fd, int64_t offset, int64_t length) {
-  struct size_signal signal;
-  size_signal_block(&signal);
+  struct clinux_size_signal signal;
+  clinux_size_signal_block(&signal);
   int result;
   do {
     result = fallocate(fd, 0, offset, length) < 0 ? -errno : 0;
   } while (result == -EINTR);
-  size_signal_restore(&signal, result);
+  clinux_size_signal_restore(&signal, result == -EFBIG);
   return result;
 }
 
 int clinux_ftruncate(int fd, int64_t size) {
-  struct size_signal signal;
-  size_signal_block(&signal);
+  struct clinux_size_signal signal;
+  clinux_size_signal_block(&signal);
   int result;
   do {
     result = ftruncate(fd, size) < 0 ? -errno : 0;
   } while (result == -EINTR);
-  size_signal_restore(&signal, result);
+  clinux_size_signal_restore(&signal, result == -EFBIG);
   return result;
 }
 

@@ -50,6 +50,22 @@ func growPastFileSizeLimit() throws {
   print("pending", sigismember(&pending, SIGXFSZ))
 }
 
+/// Writes past RLIMIT_FSIZE with a context on the main queue, whose thread does not mask SIGXFSZ:
+/// what goes to the kernel from the loop (files in memory, and everything of `.plain`).
+func writePastFileSizeLimitOnMainQueue() throws {
+  limit(RLIMIT_FSIZE, to: 8192)
+  var options = AIOContext.Options()
+  options.submission = .plain
+  let context = try AIOContext(queueDepth: 4, queue: .main, options: options)
+  let file = try file()
+  let buffer = AIOBuffer(count: 8192)
+  try context.write(file, at: 8192, from: buffer) {
+    if case .failure(let error) = $0 { print(error.code) } else { print($0) }
+    exit(0)
+  }
+  RunLoop.main.run()
+}
+
 /// Makes a context with so many descriptors left, which PROBE_DESCRIPTORS says, and a request on it.
 func createWithFewDescriptors() throws {
   let left = ProcessInfo.processInfo.environment["PROBE_DESCRIPTORS"].flatMap(UInt.init) ?? 0

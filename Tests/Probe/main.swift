@@ -22,6 +22,7 @@ enum Command: String {
   case fileSizeLimit = "file-size-limit"
   case create
   case growPastLimit = "grow-past-limit"
+  case writePastLimit = "write-past-limit"
   case fewDescriptors = "few-descriptors"
   case createLate = "create-late"
   case open
@@ -154,6 +155,7 @@ case .create:
   }
 
 case .growPastLimit: try growPastFileSizeLimit()
+case .writePastLimit: try writePastFileSizeLimitOnMainQueue()
 case .fewDescriptors: try createWithFewDescriptors()
 case .createLate: try createLate()
 case .open: openPath(directory)

@@ -7,6 +7,7 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 
+#include <signal.h>
 #include <stdint.h>
 
 // The values differ between architectures, so that they come from C.
@@ -53,6 +54,21 @@ int clinux_block_device_sector_size(int fd);
 
 // The size of a block device (BLKGETSIZE64), in bytes; -EOVERFLOW when it has no number.
 int64_t clinux_block_device_size(int fd);
+
+// Keeps SIGXFSZ, which ends the process unless somebody handles it, from the calling thread between
+// the two calls. The kernel sends it to the thread that grows a file past RLIMIT_FSIZE, beside the
+// answer -EFBIG. `clinux_size_signal_restore` takes back the one that was raised, if it
+// `may_be_raised`; one that was pending before stays, and so does the thread's own mask.
+struct clinux_size_signal {
+  sigset_t mask;
+  int was_pending;
+};
+
+void clinux_size_signal_block(struct clinux_size_signal *signal);
+void clinux_size_signal_restore(const struct clinux_size_signal *signal, int may_be_raised);
+
+// Whether the calling thread masks SIGXFSZ anyway: no system call for a thread that did so before.
+int clinux_masks_size_signal(void);
 
 // fallocate(2) with mode 0: room on the disk, and the file's size raised to cover it. Past
 // RLIMIT_FSIZE it answers -EFBIG, and the calling thread gets no SIGXFSZ, whatever its mask.
