@@ -73,7 +73,8 @@ public struct AIOChunks: AsyncSequence, Sendable {
 
     private let state = Lock(State())
 
-    /// Makes a request, unless it is too late for that.
+    /// Makes a request, unless it is too late for that: under the lock, so that a cancellation finds
+    /// it. It wakes the loop at the most, and waits for nothing.
     func start(_ request: () -> PendingTransfer) -> PendingTransfer? {
       state.withLock { state in
         if state.isCancelled { return nil }

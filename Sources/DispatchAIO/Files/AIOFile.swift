@@ -49,7 +49,8 @@ public final class AIOFile: Sendable {
   ///   ``AIOError/Code/directUnsupported`` where the filesystem has no direct I/O,
   ///   ``AIOError/Code/unsupportedFile`` for a directory, pipe, socket, terminal or other character
   ///   device, and for a symbolic link with `.noFollow`,
-  ///   ``AIOError/Code/wrongAccessMode`` where a file to be read only was to be truncated, or
+  ///   ``AIOError/Code/wrongAccessMode`` where a file to be read only was to be truncated,
+  ///   ``AIOError/Code/descriptorLimit`` (two descriptors are needed for the moment), or
   ///   ``AIOError/Code/system``.
   public static func open(
     _ path: FilePath, _ mode: FileDescriptor.AccessMode,
@@ -82,8 +83,9 @@ public final class AIOFile: Sendable {
   /// - Parameters:
   ///   - descriptor: Of a regular file or a block device.
   ///   - path: A name for error messages.
-  /// - Throws: ``AIOError`` with the code ``AIOError/Code/unsupportedFile`` or
-  ///   ``AIOError/Code/system``; the descriptor is then still the caller's.
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/unsupportedFile``,
+  ///   ``AIOError/Code/wrongAccessMode`` for one of `O_PATH`, or ``AIOError/Code/system``; the
+  ///   descriptor is then still the caller's.
   public convenience init(
     adopting descriptor: FileDescriptor, path: FilePath? = nil
   ) throws(AIOError) {

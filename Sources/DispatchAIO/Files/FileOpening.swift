@@ -157,6 +157,7 @@ struct FileOpening {
 
   /// Removes the file that `create` made, unless the path names another by now.
   private func removeMade(_ made: FileDescriptor) {
+    // The path's bytes and the status are used during the calls only.
     var (ours, named) = (stat(), stat())
     guard unsafe fstat(made.rawValue, &ours) == 0,
       unsafe path.withPlatformString({ unsafe lstat($0, &named) }) == 0,
@@ -172,7 +173,7 @@ struct FileOpening {
     let capacity = Int(PATH_MAX) + 1
     let target = unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: capacity) {
       buffer -> FilePath? in
-      // Allocated above, and so not nil.
+      // Allocated for this closure, with room for the 0 at the end; the path is a copy of it.
       guard let base = buffer.baseAddress else { return nil }
       let count = unsafe path.withPlatformString { unsafe readlink($0, base, capacity - 1) }
       guard count > 0 else { return nil }
@@ -199,7 +200,7 @@ struct FileOpening {
     a.st_dev == b.st_dev && a.st_ino == b.st_ino
   }
 
-  /// open(2).
+  /// open(2), which has done with the path's bytes when it returns.
   ///
   /// - Returns: the descriptor, or a negative errno.
   private func call(_ path: FilePath, _ flags: Int32) -> Int32 {
