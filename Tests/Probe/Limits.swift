@@ -66,22 +66,38 @@ func writePastFileSizeLimitOnMainQueue() throws {
   RunLoop.main.run()
 }
 
-/// Makes a context with so many descriptors left, which PROBE_DESCRIPTORS says, and a request on it.
+/// Makes a context with so many descriptors left, which PROBE_DESCRIPTORS says, and a request on it;
+/// with PROBE_CONTEXTS=2, when another has been made before.
 func createWithFewDescriptors() throws {
-  let left = ProcessInfo.processInfo.environment["PROBE_DESCRIPTORS"].flatMap(UInt.init) ?? 0
+  let environment = ProcessInfo.processInfo.environment
+  let left = environment["PROBE_DESCRIPTORS"].flatMap(UInt.init) ?? 0
   let file = try file()
-  // Without holes below the last.
+  let earlier = environment["PROBE_CONTEXTS"] == "2" ? try AIOContext(queueDepth: 4) : nil
+  // Without holes below the last that is in use.
+  let last =
+    try FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd").compactMap {
+      Int32($0)
+    }.filter { fcntl($0, F_GETFD) >= 0 }.max() ?? 2
   var next = dup(0)
-  while next < file.fileDescriptor.rawValue { next = dup(0) }
+  while next < last { next = dup(0) }
   close(next)
   limit(RLIMIT_NOFILE, to: UInt(next) + left)
+  let buffer = AIOBuffer(count: 4096)
   do {
     let context = try AIOContext(queueDepth: 4)
-    let buffer = AIOBuffer(count: 4096)
     let result = try outcome { try context.write(file, at: 0, from: buffer, completion: $0) }
     print("created", result)
   } catch let error as AIOError {
     print(error.code, error)
+  }
+  if let earlier {
+    // Not hurt, though nothing may be left at all.
+    while dup(0) >= 0 {}
+    for offset in [Int64(0), 1 << 20] {
+      print(
+        "earlier", try outcome { try earlier.write(file, at: offset, from: buffer, completion: $0) }
+      )
+    }
   }
 }
 

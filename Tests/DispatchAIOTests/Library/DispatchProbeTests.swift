@@ -25,6 +25,28 @@ final class DispatchProbeTests: XCTestCase {
     XCTAssertGreaterThan(created, 0)
   }
 
+  /// The same when Dispatch has what it needs: a second context needs little, and where it cannot have
+  /// it, the first goes on.
+  func testFewDescriptorsForASecondContext() throws {
+    let directory = try temporaryDirectory()
+    var created = 0
+    for left in 0...4 {
+      let run = try ChildProcess.run(
+        ChildProcess.built("dispatch-aio-probe"), ["few-descriptors", directory.path.string],
+        seconds: 20, environment: ["PROBE_DESCRIPTORS": "\(left)", "PROBE_CONTEXTS": "2"])
+      XCTAssertFalse(run.wasSignalled, "\(left) left: signal \(run.status)")
+      let earlier = "earlier success(4096)\nearlier success(4096)\n"
+      XCTAssertTrue(run.output.hasSuffix(earlier), "\(left) left: \(run.output)")
+      if run.output == "created success(4096)\n" + earlier {
+        created += 1
+      } else {
+        XCTAssertTrue(run.output.hasPrefix("descriptorLimit "), "\(left) left: \(run.output)")
+        XCTAssertEqual(created, 0, "more descriptors, and no context")
+      }
+    }
+    XCTAssertGreaterThanOrEqual(created, 2)
+  }
+
   /// Goal: where the user's epoll watches are used up, which Dispatch keeps to itself, there is an
   /// error. Method: strace answers epoll_ctl for the kernel.
   func testNoMoreEpollWatches() throws {
