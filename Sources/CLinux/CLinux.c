@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64
 #include "CLinux.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <linux/magic.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
@@ -18,6 +21,8 @@
 #include <unistd.h>
 
 const int clinux_o_direct = O_DIRECT;
+const int clinux_o_path = O_PATH;
+const int clinux_o_tmpfile = O_TMPFILE;
 const int clinux_rwf_nowait = RWF_NOWAIT;
 
 uint64_t clinux_monotonic_nanoseconds(void) {
@@ -41,13 +46,22 @@ int clinux_eventfd_drain(int fd) {
   return errno == EAGAIN ? 0 : -errno;
 }
 
-void clinux_eventfd_signal(int fd) {
+int clinux_eventfd_signal(int fd) {
   const uint64_t one = 1;
-  // It can only fail when 2^64 - 2 signals have not been read: then it is readable already.
-  ssize_t done;
+  ssize_t put;
   do {
-    done = write(fd, &one, sizeof one);
-  } while (done < 0 && errno == EINTR);
+    put = write(fd, &one, sizeof one);
+  } while (put < 0 && errno == EINTR);
+  return put < 0 ? -errno : 0;
+}
+
+int clinux_epoll_try(int fd) {
+  int set = epoll_create1(EPOLL_CLOEXEC);
+  if (set < 0) return -errno;
+  struct epoll_event event = {.events = EPOLLIN};
+  int result = epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+  close(set);
+  return result;
 }
 
 // struct statx as the kernel lays it out, up to the fields of STATX_DIOALIGN: the headers of
@@ -80,9 +94,12 @@ int clinux_dio_alignment(int fd, struct clinux_dio_alignment *alignment) {
   return 1;
 }
 
-int clinux_is_on_tmpfs(int fd) {
+int clinux_file_system(int fd, struct clinux_file_system *answer) {
   struct statfs status;
-  return fstatfs(fd, &status) < 0 ? -errno : status.f_type == TMPFS_MAGIC;
+  if (fstatfs(fd, &status) < 0) return -errno;
+  answer->magic = (uint32_t)status.f_type;
+  answer->is_synchronous = (status.f_flags & ST_SYNCHRONOUS) != 0;
+  return 0;
 }
 
 int clinux_block_device_sector_size(int fd) {
@@ -92,15 +109,65 @@ int clinux_block_device_sector_size(int fd) {
 
 int64_t clinux_block_device_size(int fd) {
   uint64_t size;
-  return ioctl(fd, BLKGETSIZE64, &size) < 0 ? -errno : (int64_t)size;
+  if (ioctl(fd, BLKGETSIZE64, &size) < 0) return -errno;
+  return size > INT64_MAX ? -EOVERFLOW : (int64_t)size;
+}
+
+static void only_size_signal(sigset_t *set) {
+  sigemptyset(set);
+  sigaddset(set, SIGXFSZ);
+}
+
+// Once found masked: Dispatch's threads mask it for good.
+static _Thread_local int is_size_signal_masked;
+
+int clinux_masks_size_signal(void) {
+  if (is_size_signal_masked) return 1;
+  sigset_t mask;
+  pthread_sigmask(SIG_BLOCK, NULL, &mask);
+  is_size_signal_masked = sigismember(&mask, SIGXFSZ);
+  return is_size_signal_masked;
+}
+
+void clinux_size_signal_block(struct clinux_size_signal *signal) {
+  sigset_t only, pending;
+  only_size_signal(&only);
+  pthread_sigmask(SIG_BLOCK, &only, &signal->mask);
+  sigpending(&pending);
+  signal->was_pending = sigismember(&pending, SIGXFSZ);
+}
+
+void clinux_size_signal_restore(const struct clinux_size_signal *signal, int may_be_raised) {
+  if (may_be_raised && !signal->was_pending) {
+    const struct timespec now = {0, 0};
+    sigset_t only;
+    only_size_signal(&only);
+    while (sigtimedwait(&only, NULL, &now) < 0 && errno == EINTR) {
+    }
+  }
+  pthread_sigmask(SIG_SETMASK, &signal->mask, NULL);
 }
 
 int clinux_fallocate(int fd, int64_t offset, int64_t length) {
+  struct clinux_size_signal signal;
+  clinux_size_signal_block(&signal);
   int result;
   do {
-    result = fallocate(fd, 0, offset, length);
-  } while (result < 0 && errno == EINTR);
-  return result < 0 ? -errno : 0;
+    result = fallocate(fd, 0, offset, length) < 0 ? -errno : 0;
+  } while (result == -EINTR);
+  clinux_size_signal_restore(&signal, result == -EFBIG);
+  return result;
+}
+
+int clinux_ftruncate(int fd, int64_t size) {
+  struct clinux_size_signal signal;
+  clinux_size_signal_block(&signal);
+  int result;
+  do {
+    result = ftruncate(fd, size) < 0 ? -errno : 0;
+  } while (result == -EINTR);
+  clinux_size_signal_restore(&signal, result == -EFBIG);
+  return result;
 }
 
 // What io_setup maps (fs/aio.c, struct aio_ring). The kernel adds completions at the tail, and takes

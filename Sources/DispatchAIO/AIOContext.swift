@@ -140,13 +140,19 @@ public final class AIOContext: Sendable {
       queueDepth: queueDepth, pendingLimit: pendingLimit,
       policy: options.submission == .inline ? .inline : .nonblocking,
       offloadThreads: options.offloadThreads, wait: wait)
-    do {
+    do throws(Errno) {
+      try DispatchProbe.checkDescriptors()
       let kernel = try Self.makeKernel(&settings, options)
-      loop = try Loop(settings, kernel: kernel, queue: queue)
+      let loop = try Loop(settings, kernel: kernel, queue: queue)
+      if let failure = DispatchProbe.failure() {
+        loop.close(nil)
+        throw failure
+      }
+      self.loop = loop
     } catch {
       throw .settingUp(errno: error, queueDepth: queueDepth)
     }
-    number = Self.numbers.add(1, ordering: .relaxed).newValue
+    number = Self.numbers.wrappingAdd(1, ordering: .relaxed).newValue
   }
 
   private static func check(

@@ -14,7 +14,7 @@ public struct AIOError: Error, Sendable {
       case cancelled, full, contextClosed, fileClosed, forked
       case invalidOffset, tooLarge, tooManyBuffers, misaligned, wrongAccessMode
       case unsupportedFile, directUnsupported
-      case invalidOption, contextLimit, unavailable
+      case invalidOption, contextLimit, descriptorLimit, unavailable
       case noSpace, fileSizeLimit, notFound, exists, permissionDenied, device
       case system
     }
@@ -51,6 +51,9 @@ public struct AIOError: Error, Sendable {
     public static var invalidOption: Code { Code(name: .invalidOption) }
     /// The machine's AIO contexts are used up (`fs.aio-max-nr`).
     public static var contextLimit: Code { Code(name: .contextLimit) }
+    /// The process or the machine has no more file descriptors (`EMFILE`, `ENFILE`), or the user no
+    /// more epoll watches (`fs.epoll.max_user_watches`).
+    public static var descriptorLimit: Code { Code(name: .descriptorLimit) }
     /// The kernel has no AIO, or this process may not use it.
     public static var unavailable: Code { Code(name: .unavailable) }
     /// The filesystem or the quota is full (`ENOSPC`, `EDQUOT`).
@@ -120,7 +123,7 @@ public struct AIOError: Error, Sendable {
 
   /// The sentence, put into words only when somebody reads it.
   enum Detail: Sendable {
-    /// The errno's own words and, where the library knows one, a cure.
+    /// The errno's own words and, where the library knows one, a recovery suggestion.
     case errno
     case text(String)
     case misaligned(String, needed: Int)
@@ -175,7 +178,7 @@ public struct AIOError: Error, Sendable {
   var descriptor: Int32? { storage.subject.descriptor }
 
   /// Whether the same call can succeed later, when some request has completed, with nothing else
-  /// changed.
+  /// changed. Never after a failed sync: see ``recoverySuggestion``.
   public var isRetryable: Bool { code == .full }
 }
 
@@ -189,6 +192,7 @@ extension AIOError.Code {
     case .fileExists: self = .exists
     case .permissionDenied, .notPermitted, .readOnlyFileSystem: self = .permissionDenied
     case .ioError: self = .device
+    case .tooManyOpenFiles, .tooManyOpenFilesInSystem: self = .descriptorLimit
     case .canceled: self = .cancelled
     default: self = .system
     }

@@ -21,6 +21,14 @@ enum Command: String {
   case verbs
   case fileSizeLimit = "file-size-limit"
   case create
+  case growPastLimit = "grow-past-limit"
+  case writePastLimit = "write-past-limit"
+  case fewDescriptors = "few-descriptors"
+  case createLate = "create-late"
+  case open
+  case openWithoutProc = "open-without-proc"
+  case alignment
+  case lease
   case threads
   case workload
   case scan
@@ -145,6 +153,15 @@ case .create:
   } catch {
     print(error.code, error)
   }
+
+case .growPastLimit: try growPastFileSizeLimit()
+case .writePastLimit: try writePastFileSizeLimitOnMainQueue()
+case .fewDescriptors: try createWithFewDescriptors()
+case .createLate: try createLate()
+case .open: openPath(directory)
+case .openWithoutProc: try openWithoutProc()
+case .alignment: try printAlignment(directory)
+case .lease: try holdLease()
 
 case .threads:
   // The same verbs, without AIO.

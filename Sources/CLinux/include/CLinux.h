@@ -7,10 +7,13 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 
+#include <signal.h>
 #include <stdint.h>
 
 // The values differ between architectures, so that they come from C.
 extern const int clinux_o_direct;
+extern const int clinux_o_path;
+extern const int clinux_o_tmpfile;
 extern const int clinux_rwf_nowait;
 
 // clock_gettime(CLOCK_MONOTONIC), in nanoseconds; takes some 20 of them.
@@ -22,8 +25,12 @@ int clinux_eventfd(void);
 // Reads and so clears the counter of an eventfd; answers 1 when it had counted, 0 when it had not.
 int clinux_eventfd_drain(int fd);
 
-// Adds one to the counter of an eventfd, so that it is readable.
-void clinux_eventfd_signal(int fd);
+// Adds 1 to the counter of an eventfd.
+int clinux_eventfd_signal(int fd);
+
+// Adds a descriptor to an epoll(7) set of its own, and drops the set: answers what epoll_ctl(2) did,
+// -ENOSPC for one when the user has no more watches.
+int clinux_epoll_try(int fd);
 
 // What statx(2) says of direct I/O on an open file (STATX_DIOALIGN, Linux 6.1).
 struct clinux_dio_alignment {
@@ -34,17 +41,41 @@ struct clinux_dio_alignment {
 // Answers 1 when the kernel told the alignment, 0 when it does not know the question.
 int clinux_dio_alignment(int fd, struct clinux_dio_alignment *alignment);
 
-// Whether an open file is on tmpfs: 1 or 0.
-int clinux_is_on_tmpfs(int fd);
+// What fstatfs(2) says of the file system that an open file is on.
+struct clinux_file_system {
+  uint32_t magic;      // f_type: one of linux/magic.h
+  int is_synchronous;  // whether it is mounted with `-o sync`
+};
+
+int clinux_file_system(int fd, struct clinux_file_system *answer);
 
 // The logical sector size of a block device (BLKSSZGET), in bytes.
 int clinux_block_device_sector_size(int fd);
 
-// The size of a block device (BLKGETSIZE64), in bytes.
+// The size of a block device (BLKGETSIZE64), in bytes; -EOVERFLOW when it has no number.
 int64_t clinux_block_device_size(int fd);
 
-// fallocate(2) with mode 0: room on the disk, and the file's size raised to cover it.
+// Keeps SIGXFSZ, which ends the process unless somebody handles it, from the calling thread between
+// the two calls. The kernel sends it to the thread that grows a file past RLIMIT_FSIZE, beside the
+// answer -EFBIG. `clinux_size_signal_restore` takes back the one that was raised, if it
+// `may_be_raised`; one that was pending before stays, and so does the thread's own mask.
+struct clinux_size_signal {
+  sigset_t mask;
+  int was_pending;
+};
+
+void clinux_size_signal_block(struct clinux_size_signal *signal);
+void clinux_size_signal_restore(const struct clinux_size_signal *signal, int may_be_raised);
+
+// Whether the calling thread masks SIGXFSZ anyway: no system call for a thread that did so before.
+int clinux_masks_size_signal(void);
+
+// fallocate(2) with mode 0: room on the disk, and the file's size raised to cover it. Past
+// RLIMIT_FSIZE it answers -EFBIG, and the calling thread gets no SIGXFSZ, whatever its mask.
 int clinux_fallocate(int fd, int64_t offset, int64_t length);
+
+// ftruncate(2), without SIGXFSZ, like clinux_fallocate.
+int clinux_ftruncate(int fd, int64_t size);
 
 // Moves up to `capacity` completions from the ring of a kernel AIO context (what io_setup gave) to
 // `events`, an array of struct io_event, in user space, as the kernel allows to the one thread that

@@ -9,4 +9,7 @@ int cprobe_fork(void);
 // Makes this process an ordinary user's, for good.
 void cprobe_become_nobody(void);
 
+// Takes /proc away, for this process alone. Needs root.
+int cprobe_hide_proc(void);
+
 #endif

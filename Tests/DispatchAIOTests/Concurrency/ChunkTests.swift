@@ -167,4 +167,60 @@ final class ChunkTests: XCTestCase {
     XCTAssertEqual(held, 0, "written still")
     await context.close()
   }
+
+  /// Goal: once its task has been cancelled, a stream makes no further request, and those that wait
+  /// behind the one in the kernel are taken back. Method: while the queue is held, the kernel has the
+  /// first read, and the task is cancelled; then what went to the kernel is counted.
+  func testACancelledStreamSubmitsNoMore() async throws {
+    let directory = try temporaryDirectory()
+    _ = try directory.makeFile(size: 64 * 4096, byte: byte)
+    for readAhead in [1, 2, 8] {
+      var isCaught = false
+      for _ in 0..<50 where !isCaught {
+        let context = try AIOContext(queueDepth: 1)
+        let file = try directory.open("file", .readOnly, options: [])
+        let chunks = context.chunks(of: file, size: 4096, readAhead: readAhead)
+        let (held, begin) = (Promise<Void>(), DispatchSemaphore(value: 0))
+        let submitted = Promise<Int?>()
+        let task = Locked<Task<Int, any Error>?>(nil)
+        context.queue.async {
+          held.fulfil(())
+          begin.wait()
+          XCTAssertTrue(
+            eventually {
+              context.process()
+              return context.statistics.submitted >= readAhead
+            })
+          let statistics = context.statistics
+          task.withLock { $0?.cancel() }
+          // Else the disk was faster than the loop.
+          let isFirst = statistics.inKernel == 1 && statistics.completed == 0
+          submitted.fulfil(isFirst ? statistics.submittedByCalls : nil)
+        }
+        try held.wait()
+        let reader = Task {
+          var count = 0
+          do {
+            for try await _ in chunks { count += 1 }
+            XCTFail("not cancelled")
+          } catch let error as AIOError {
+            XCTAssertEqual(error.code, .cancelled)
+          }
+          return count
+        }
+        task.withLock { $0 = reader }
+        begin.signal()
+        let before = try submitted.wait()
+        let count = try await reader.value
+        await context.close()
+        guard let before else { continue }
+        isCaught = true
+        XCTAssertEqual(count, 1, "the chunk that the kernel was reading")
+        XCTAssertEqual(
+          context.statistics.submittedByCalls, before, "more reads, of a read-ahead of \(readAhead)"
+        )
+      }
+      XCTAssertTrue(isCaught, "no read was ever in the kernel while the queue was held")
+    }
+  }
 }

@@ -63,6 +63,20 @@ final class OwnershipTests: XCTestCase {
         try await writer.write([1])
         """, "used after consume"
       ),
+      (
+        """
+        var writer = AIOFileWriter(file, on: context)
+        try await writer.finish()
+        try await writer.skip(0)
+        """, "used after consume"
+      ),
+      (
+        """
+        let writer = AIOFileWriter(file, on: context)
+        try await writer.finish()
+        try await writer.finish()
+        """, "consumed more than once"
+      ),
     ] {
       let errors = try errors(in: code)
       XCTAssertTrue(errors.contains(error), "\(code)\n\(errors)")

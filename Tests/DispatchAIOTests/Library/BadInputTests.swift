@@ -162,11 +162,20 @@ final class BadInputTests: XCTestCase {
       .refusing("open: a directory to read", .unsupportedFile, "it is a directory") {
         try AIOFile.open(path, .readOnly, caching: .buffered)
       },
-      .refusing("open: a directory to write", .system, "Is a directory") {
+      .refusing("open: a directory to write", .unsupportedFile, "open a file in it") {
         try AIOFile.open(path, .readWrite)
       },
       .refusing("open: a FIFO", .unsupportedFile, "it is a pipe") {
         try AIOFile.open(path.appending("fifo"), .readOnly, caching: .buffered)
+      },
+      .refusing("open: a FIFO to write", .unsupportedFile, "it is a pipe") {
+        try AIOFile.open(path.appending("fifo"), .writeOnly)
+      },
+      .refusing("open: a terminal", .unsupportedFile, "it is a terminal") {
+        try AIOFile.open("/dev/ptmx", .readWrite)
+      },
+      .refusing("open: a symlink that may not be followed", .unsupportedFile, "a symbolic link") {
+        try AIOFile.open(path.appending("loop"), .readOnly, options: .noFollow)
       },
       .refusing("open: a character device", .unsupportedFile, "a character device") {
         try AIOFile.open("/dev/null", .readWrite, caching: .buffered)
@@ -188,6 +197,15 @@ final class BadInputTests: XCTestCase {
       },
       .refusing("preallocate: negative", .invalidOffset, "must be 0 or more") {
         try writable.preallocate(-4096..<4096)
+      },
+      .refusing("preallocate: all numbers", .invalidOffset, "at offset -9223372036854775808") {
+        try writable.preallocate(Int64.min..<Int64.max)
+      },
+      .refusing("truncate: negative", .invalidOffset, "must be 0 or more") {
+        try writable.truncate(to: -1)
+      },
+      .refusing("truncate: more than a file can be", .fileSizeLimit, "File too large") {
+        try writable.truncate(to: .max)
       },
       .refusing("preallocate: closed", .fileClosed, "has been closed") {
         try closed.preallocate(0..<4096)

@@ -26,18 +26,19 @@ final class OpenFile: Sendable {
     var isWritable = true
     /// Its I/O goes past the page cache.
     var isDirect = true
-    /// There is no disk beneath, as with tmpfs: to copy memory is all that a request does.
+    /// A regular file with no disk beneath (tmpfs, ramfs, hugetlbfs): to copy memory is all that a
+    /// request does.
     var isMemory = false
     /// Its size is what it is.
     var isBlockDevice = false
     /// Every write goes to the end of the file, whatever its offset says (O_APPEND).
     var appends = false
+    /// Every write waits until the disk has it: O_DSYNC, O_SYNC, or a file system that is mounted so.
+    var syncsWrites = false
     /// What a direct request must be a multiple of.
     var alignment = AIOAlignment(memory: 1, offset: 1)
-    /// Which file system, or block device, it is on.
+    /// Which device the file is on (`st_dev`), or a block device is (`st_rdev`).
     var device: UInt64 = 0
-    /// Its buffered writes wait for the disk (O_DSYNC, O_SYNC).
-    var syncsWrites = false
     var fileSystem = FileSystemKind.local
 
     /// Whether a direct read that ends within a block has met the end of the file.
@@ -53,25 +54,8 @@ final class OpenFile: Sendable {
 
     /// The most bytes of one attempt: the kernel's MAX_RW_COUNT, as a multiple of the alignment.
     var maximumTransfer: Int {
-      @inline(__always) get {
-        let most = 0x7fff_f000
-        return most & (alignment.offset - 1) == 0 ? most : alignment.roundDown(most)
-      }
+      @inline(__always) get { alignment.maximumTransfer }
     }
-  }
-
-  /// What kind of file system a file is on, as far as it makes a difference.
-  enum FileSystemKind: Sendable {
-    /// On a block device, or a layer over such a file system.
-    case local
-    /// tmpfs, ramfs, hugetlbfs.
-    case memory
-    case fuse
-    case network
-    /// /proc, /sys and their like.
-    case pseudo
-    /// One that is not known here.
-    case other
   }
 
   /// How many requests hold the file, and in `closing` whether its owner has let go.

@@ -37,8 +37,8 @@ extension Operation {
           """))
     }
     let alignment = file.traits.alignment
-    let lengthMask = UInt(alignment.offset - 1)
-    let memoryMask = UInt(alignment.memory - 1)
+    let lengthMask = UInt(bitPattern: alignment.offset &- 1)
+    let memoryMask = UInt(bitPattern: alignment.memory &- 1)
     // All that must be aligned, in one word each, so that the good case is one test.
     var length = 0
     var lengths: UInt = 0
@@ -48,17 +48,17 @@ extension Operation {
       let (sum, overflow) = length.addingReportingOverflow(bytes.count)
       guard !overflow else { throw tooLarge(file, offset) }
       length = sum
-      lengths |= UInt(bytes.count)
+      lengths |= UInt(bitPattern: bytes.count)
       if bytes.count > 0 { addresses |= UInt(bitPattern: bytes.baseAddress) }
     }
     guard offset >= 0 else { throw .negative(.init(self, file, offset, length)) }
     guard offset <= Int64.max - Int64(length) else {
-      throw AIOError(
-        .invalidOffset, .init(self, file, offset, length),
-        .text("the end of the request is past the largest offset a file can have"))
+      throw .pastLargestOffset(.init(self, file, offset, length))
     }
-    if (UInt(offset) | lengths) & lengthMask | addresses & memoryMask != 0 {
-      throw misaligned(memory, file, offset, length)
+    if (UInt(bitPattern: Int(offset)) | lengths) & lengthMask | addresses & memoryMask != 0
+      || !alignment.hasMasks
+    {
+      if let error = misaligned(memory, file, offset, length) { throw error }
     }
     return length
   }
@@ -69,10 +69,10 @@ extension Operation {
       .text("the buffers have more bytes together than a number can say: use fewer"))
   }
 
-  /// Finds what it is that is not aligned.
+  /// Finds what it is that is not aligned; `nil` when everything is.
   private func misaligned(
     _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ length: Int
-  ) -> AIOError {
+  ) -> AIOError? {
     let subject = AIOError.Subject(self, file, offset, length)
     let alignment = file.traits.alignment
     func error(_ what: String, _ needed: Int) -> AIOError {
@@ -88,11 +88,11 @@ extension Operation {
         return error("length \(bytes.count)" + place, alignment.offset)
       }
       let address = UInt(bitPattern: bytes.baseAddress)
-      if address % UInt(alignment.memory) != 0 {
+      if bytes.count > 0, address % UInt(alignment.memory) != 0 {
         return error("memory address 0x\(String(address, radix: 16))" + place, alignment.memory)
       }
     }
-    preconditionFailure("misaligned, yet every part is aligned")
+    return nil
   }
 }
 
@@ -134,6 +134,16 @@ extension AIOError {
 
   static func negative(_ subject: Subject) -> AIOError {
     AIOError(.invalidOffset, subject, .text("an offset must be 0 or more"))
+  }
+
+  static func pastLargestOffset(_ subject: Subject) -> AIOError {
+    AIOError(
+      .invalidOffset, subject,
+      .text(
+        """
+        the end of the request is past the largest offset a file can have (2^63 - 1); a smaller \
+        offset or length is needed
+        """))
   }
 
   static func notReadable(_ subject: Subject) -> AIOError {

@@ -29,6 +29,10 @@ public final class AIOFile: Sendable {
 
   /// Opens a file. `open(2)` with `O_CLOEXEC`, and with `O_DIRECT` unless buffered.
   ///
+  /// What is no file is not opened at all, so that nothing happens to a tape, and nobody waits for the
+  /// other end of a pipe. Where the filesystem has no direct I/O, no file is left behind that was not
+  /// there before. As long as somebody else holds a lease on the file, the call waits.
+  ///
   /// - Parameters:
   ///   - path: The file's path.
   ///   - mode: To read, to write, or both.
@@ -39,8 +43,10 @@ public final class AIOFile: Sendable {
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/notFound``,
   ///   ``AIOError/Code/permissionDenied``, ``AIOError/Code/exists``,
   ///   ``AIOError/Code/directUnsupported`` where the filesystem has no direct I/O,
-  ///   ``AIOError/Code/unsupportedFile`` for a directory, pipe, socket or terminal,
-  ///   ``AIOError/Code/wrongAccessMode`` where a file to be read only was to be truncated, or
+  ///   ``AIOError/Code/unsupportedFile`` for a directory, pipe, socket, terminal or other character
+  ///   device, and for a symbolic link with `.noFollow`,
+  ///   ``AIOError/Code/wrongAccessMode`` where a file to be read only was to be truncated,
+  ///   ``AIOError/Code/descriptorLimit`` (two descriptors are needed for the moment), or
   ///   ``AIOError/Code/system``.
   public static func open(
     _ path: FilePath, _ mode: FileDescriptor.AccessMode,
@@ -54,28 +60,10 @@ public final class AIOFile: Sendable {
         .wrongAccessMode, subject,
         .text("to truncate is to write, and the file was to be opened for reading only"))
     }
-    var options = options.union(.closeOnExec)
-    if caching == .direct { options.insert(.init(rawValue: clinux_o_direct)) }
-    let descriptor: FileDescriptor
-    do {
-      // Non-blocking, because to open a FIFO would wait for its other end; it is refused below.
-      descriptor = try FileDescriptor.open(
-        path, mode, options: options.union(.nonBlocking), permissions: permissions)
-    } catch let errno as Errno {
-      var status = stat()
-      if errno == .invalidArgument, unsafe stat(path.string, &status) == 0,
-        status.st_mode & S_IFMT == S_IFDIR
-      {
-        throw unsupported(S_IFDIR, subject)
-      }
-      if errno == .invalidArgument && caching == .direct {
-        throw AIOError(.directUnsupported, errno: errno, subject, .errno)
-      }
-      throw AIOError(errno: errno.rawValue, subject)
-    } catch {
-      // `FileDescriptor.open` throws nothing else.
-      throw AIOError(.system, subject, .text("\(error)"))
-    }
+    var opening = FileOpening(
+      path, mode, options: options, permissions: permissions, isDirect: caching == .direct,
+      subject: subject)
+    let descriptor = try opening.run()
     do {
       return try AIOFile(descriptor, path: path, operation: .open)
     } catch {
@@ -91,8 +79,9 @@ public final class AIOFile: Sendable {
   /// - Parameters:
   ///   - descriptor: Of a regular file or a block device.
   ///   - path: A name for error messages.
-  /// - Throws: ``AIOError`` with the code ``AIOError/Code/unsupportedFile`` or
-  ///   ``AIOError/Code/system``; the descriptor is then still the caller's.
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/unsupportedFile``,
+  ///   ``AIOError/Code/wrongAccessMode`` for one of `O_PATH`, or ``AIOError/Code/system``; the
+  ///   descriptor is then still the caller's.
   public convenience init(
     adopting descriptor: FileDescriptor, path: FilePath? = nil
   ) throws(AIOError) {
@@ -108,32 +97,30 @@ public final class AIOFile: Sendable {
     guard unsafe fstat(descriptor.rawValue, &status) == 0 else {
       throw AIOError(errno: Glibc.errno, subject)
     }
-    let type = status.st_mode & S_IFMT
-    guard type == S_IFREG || type == S_IFBLK else {
-      throw Self.unsupported(type, subject)
-    }
+    let kind = FileKind(status)
+    guard kind.isSupported else { throw kind.refusal(subject) }
     let flags = fcntl(descriptor.rawValue, F_GETFL)
     guard flags >= 0 else { throw AIOError(errno: Glibc.errno, subject) }
-    let access = flags & O_ACCMODE
-    let alignment =
-      flags & clinux_o_direct == 0
-      ? nil : AIOAlignment.ask(descriptor.rawValue, isBlockDevice: type == S_IFBLK)
-    if operation == .open { _ = fcntl(descriptor.rawValue, F_SETFL, flags & ~O_NONBLOCK) }
-    let device = UInt64(status.st_dev)
+    guard flags & clinux_o_path == 0 else {
+      throw AIOError(
+        .wrongAccessMode, subject,
+        .text("it was opened with O_PATH, neither to read nor to write; open it without"))
+    }
+    // Asked for by the caller of `open`; nothing that an open file needs.
+    if operation == .open, flags & O_NONBLOCK != 0 {
+      _ = fcntl(descriptor.rawValue, F_SETFL, flags & ~O_NONBLOCK)
+    }
     let isOpen = isOpen
     isOpen.enter()
+    let traits = OpenFile.Traits(descriptor.rawValue, flags, status)
     file = OpenFile(
       descriptor: descriptor.rawValue, path: path,
-      traits: OpenFile.Traits(
-        isReadable: access != O_WRONLY, isWritable: access != O_RDONLY,
-        isDirect: alignment != nil, isMemory: clinux_is_on_tmpfs(descriptor.rawValue) == 1,
-        isBlockDevice: type == S_IFBLK, appends: flags & O_APPEND != 0,
-        alignment: alignment ?? .none),
-      size: type == S_IFBLK ? .max : Int64(status.st_size)
+      traits: traits,
+      size: kind.isBlockDevice ? .max : Int64(status.st_size)
     ) { descriptor in
       // The last close of a file can take long (an unlinked file is freed by it; NFS and FUSE flush),
       // and it may be a completion on the loop that releases last.
-      BlockingCalls.run(on: device) {
+      BlockingCalls.run(on: traits.device) {
         Glibc.close(descriptor)
         isOpen.leave()
       }
@@ -180,10 +167,13 @@ public final class AIOFile: Sendable {
   ///
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/noSpace``,
   ///   ``AIOError/Code/fileSizeLimit``, ``AIOError/Code/wrongAccessMode``,
-  ///   ``AIOError/Code/invalidOffset``, ``AIOError/Code/fileClosed``, or ``AIOError/Code/system`` where the filesystem cannot.
+  ///   ``AIOError/Code/invalidOffset``, ``AIOError/Code/fileClosed``, or ``AIOError/Code/system``
+  ///   where the filesystem cannot.
   public func preallocate(_ range: Range<Int64>) throws(AIOError) {
+    guard range.lowerBound >= 0 else {
+      throw .negative(subject(.preallocate, offset: range.lowerBound))
+    }
     let subject = subject(.preallocate, offset: range.lowerBound, length: range.count)
-    guard range.lowerBound >= 0 else { throw .negative(subject) }
     guard file.traits.isWritable else { throw .notWritable(subject) }
     guard file.retain() else { throw .closed(subject) }
     defer { file.release() }
@@ -206,9 +196,8 @@ public final class AIOFile: Sendable {
     guard file.traits.isWritable else { throw .notWritable(subject) }
     guard file.retain() else { throw .closed(subject) }
     defer { file.release() }
-    while ftruncate(file.descriptor, off_t(size)) != 0 {
-      guard Glibc.errno == EINTR else { throw AIOError(errno: Glibc.errno, subject) }
-    }
+    let answer = clinux_ftruncate(file.descriptor, size)
+    guard answer == 0 else { throw AIOError(errno: -answer, subject) }
   }
 
   /// Closes the file: refuses new requests, lets accepted ones complete, then closes the
@@ -235,24 +224,27 @@ public final class AIOFile: Sendable {
       operation: operation, path: file.path, descriptor: file.descriptor, offset: offset,
       length: length)
   }
+}
 
-  private static func unsupported(_ type: mode_t, _ subject: AIOError.Subject) -> AIOError {
-    AIOError(
-      .unsupportedFile, subject,
-      .text(
-        """
-        \(words(type)); asynchronous file I/O is for regular files and block devices\
-        \(type == S_IFDIR ? "" : ": use a DispatchSource for pipes, sockets and terminals")
-        """))
-  }
-
-  private static func words(_ type: mode_t) -> String {
-    switch type {
-    case S_IFDIR: "it is a directory"
-    case S_IFIFO: "it is a pipe"
-    case S_IFSOCK: "it is a socket"
-    case S_IFCHR: "it is a character device"
-    default: "it is no regular file"
-    }
+extension OpenFile.Traits {
+  /// - Parameters:
+  ///   - flags: what `fcntl(2)` says the descriptor was opened with.
+  ///   - status: what `fstat(2)` says, of a regular file or a block device.
+  fileprivate init(_ descriptor: Int32, _ flags: Int32, _ status: stat) {
+    let isBlockDevice = FileKind(status).isBlockDevice
+    let fileSystem = FileSystemKind.ask(descriptor, isBlockDevice: isBlockDevice)
+    let alignment =
+      flags & clinux_o_direct == 0
+      ? nil
+      : AIOAlignment.ask(descriptor, isBlockDevice: isBlockDevice, fileSystem: fileSystem.kind)
+    let access = flags & O_ACCMODE
+    self.init(
+      isReadable: access != O_WRONLY, isWritable: access != O_RDONLY, isDirect: alignment != nil,
+      isMemory: fileSystem.kind == .memory, isBlockDevice: isBlockDevice,
+      appends: flags & O_APPEND != 0,
+      syncsWrites: flags & O_DSYNC != 0 || fileSystem.isSynchronous,
+      alignment: alignment ?? .none,
+      device: UInt64(isBlockDevice ? status.st_rdev : status.st_dev),
+      fileSystem: fileSystem.kind)
   }
 }

@@ -33,19 +33,48 @@ extension AIOError: CustomStringConvertible {
 
   private var errnoSentence: String {
     guard let errno else { return code.description }
-    return "\(errno) (errno \(errno.rawValue))" + (cure.map { "; \($0)" } ?? "")
+    return "\(errno) (errno \(errno.rawValue))" + (recoverySuggestion.map { "; \($0)" } ?? "")
   }
 
-  /// What to do about it, where the library knows.
-  private var cure: String? {
+  /// What to do about the kernel's answer, where the library knows; part of ``description``.
+  public var recoverySuggestion: String? {
+    guard case .errno = detail else { return nil }
+    if isLostWriteback { return lostWritebackSuggestion }
     switch code {
-    case .noSpace: "free some space, then submit again"
+    case .noSpace: return "free some space, then submit again"
     case .fileSizeLimit:
-      "the file would pass RLIMIT_FSIZE (`ulimit -f`) or what its filesystem can hold"
-    case .device: "the device failed; see the kernel log"
-    case .directUnsupported: "open it with caching: .buffered"
-    default: nil
+      return "the file would pass RLIMIT_FSIZE (`ulimit -f`) or what its filesystem can hold"
+    case .device: return "the device failed; see the kernel log"
+    case .directUnsupported: return "open it with caching: .buffered"
+    case .descriptorLimit:
+      return "close files that are not needed, or raise the limit (`ulimit -n`, or fs.file-max)"
+    default: return nil
     }
+  }
+
+  /// Whether a sync says that data was lost on the way to the disk: with whatever the write-back
+  /// failed, but for the answers that come before anything was tried.
+  private var isLostWriteback: Bool {
+    guard operation == .fsync || operation == .fdatasync, let errno else { return false }
+    let untried: [Errno] = [
+      .badFileDescriptor, .invalidArgument, .noFunction, .notSupported, .notSupportedOnSocket,
+      .interrupted, .resourceTemporarilyUnavailable, .canceled, .noMemory,
+    ]
+    return !untried.contains(errno)
+  }
+
+  /// The kernel tells of a failed write-back once, and counts the pages as clean from then on.
+  private var lostWritebackSuggestion: String {
+    let first =
+      switch code {
+      case .noSpace: "free some space, and "
+      case .device: "see the kernel log for the device, and "
+      default: ""
+      }
+    return """
+      what was written since the last sync that succeeded may be gone: \(first)write it again \
+      before the next sync; to sync again proves nothing, as the kernel reports the loss only once
+      """
   }
 
   /// "write of 4096 bytes at offset 8192 of /var/log/journal"
@@ -66,8 +95,12 @@ extension AIOError: CustomStringConvertible {
 
   /// A round number with room for what was asked, twice what is needed.
   private func suggestion(_ asked: Int, _ inUse: Int?) -> Int {
+    // What /proc says may be any number in a sandbox.
+    let needed = asked.addingReportingOverflow(inUse ?? 0).partialValue
     var round = 65536
-    while round < 2 * (asked + (inUse ?? 0)) { round *= 2 }
+    while round < 1 << 40, round < needed.multipliedReportingOverflow(by: 2).partialValue {
+      round *= 2
+    }
     return round
   }
 }

@@ -3,7 +3,8 @@
 internal import SystemPackage
 
 extension AIOError {
-  /// Why there is no context: `io_setup(2)` or `eventfd(2)` answered an error.
+  /// Why there is no context: `io_setup(2)` or `eventfd(2)` answered an error, or Dispatch cannot have
+  /// what it needs (see ``DispatchProbe``).
   static func settingUp(errno: Errno, queueDepth: Int) -> AIOError {
     let subject = Subject(operation: .createContext)
     switch errno {
@@ -28,6 +29,26 @@ extension AIOError {
           kernel AIO is forbidden to this process, by a seccomp profile most likely: allow \
           io_setup, io_submit, io_getevents and io_destroy; options.withoutKernelAIO = .threads \
           runs all the same
+          """))
+    case .tooManyOpenFiles, .tooManyOpenFilesInSystem:
+      let limit =
+        errno == .tooManyOpenFiles
+        ? "the process's limit (`ulimit -n`)" : "the machine's limit (fs.file-max)"
+      return AIOError(
+        .descriptorLimit, errno: errno, subject,
+        .text(
+          """
+          there are no file descriptors left for the context: \(DispatchProbe.descriptorsNeeded) \
+          are needed for it and for Dispatch; close files that are not needed, or raise \(limit)
+          """))
+    case .noSpace:
+      return AIOError(
+        .descriptorLimit, errno: errno, subject,
+        .text(
+          """
+          no event reaches the queue: the user's epoll watches are used up most likely \
+          (fs.epoll.max_user_watches is \(sysctl("epoll/max_user_watches").map(String.init) ?? "unknown")); \
+          raise it with sysctl, or close descriptors that are watched
           """))
     default:
       return AIOError(errno: errno.rawValue, subject)

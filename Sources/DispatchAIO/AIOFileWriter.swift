@@ -19,9 +19,9 @@ internal import SystemPackage
 /// - ``finish()`` makes the file end where the writer does, exactly, whatever it was before; it does
 ///   not make it durable (``AIOContext/fdatasync(_:)`` does). Without it, what the file has is
 ///   undefined; its size may be too large by less than its alignment.
-/// - A failed write ends it: the error comes from the call that meets it, and from each one after.
-///   Other writes may then be under way still, until ``finish()`` has returned or thrown, or, when the
-///   writer is dropped without it, until the file has been closed.
+/// - A failure ends it: the error comes from the call that meets it, and from each one after, which
+///   takes nothing. Other writes may then be under way still, until ``finish()`` has returned or
+///   thrown, or, when the writer is dropped without it, until the file has been closed.
 /// - A block device cannot be cut: its last block ends in zeros.
 ///
 /// It cannot be copied: one task at a time writes, and nothing compiles that uses it after `finish`.
@@ -64,7 +64,8 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     self.context = context
     self.file = file
     mostInFlight = inFlight
-    stock = BufferStock(size: file.alignment.roundUp(blockSize), limit: inFlight + 1)
+    stock = BufferStock(
+      size: file.alignment.roundUp(blockSize), limit: inFlight == .max ? .max : inFlight + 1)
     if file.file.traits.appends {
       failure = AIOError(
         .wrongAccessMode, .init(.write(from: .buffers([])), file.file, 0, nil),
@@ -77,13 +78,20 @@ public struct AIOFileWriter: ~Copyable, Sendable {
   }
 
   /// How many bytes have been taken, including what was skipped.
-  public var count: Int64 { offset + Int64(gathered) }
+  public var count: Int64 {
+    // `reserve` sees to it that the sum has a number.
+    offset + Int64(gathered)
+  }
 
   /// Writes a buffer, or a slice of one. Not to be changed until ``finish()`` returns, since it may
   /// go down as it is; where it does not suit, it is copied.
+  ///
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/invalidOffset`` where a file has no such
+  ///   offset, or whatever a write failed with.
   public mutating func write(
     _ buffer: AIOBuffer, isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
+    try reserve(Int64(buffer.count))
     var rest = buffer
     let alignment = file.alignment
     if gathered == 0, isAligned(buffer) {
@@ -110,6 +118,7 @@ public struct AIOFileWriter: ~Copyable, Sendable {
   public mutating func write(
     _ bytes: [UInt8], isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
+    try reserve(Int64(bytes.count))
     let buffer = AIOBuffer(count: bytes.count)
     unsafe buffer.withUnsafeMutableBytes { unsafe $0.copyBytes(from: bytes) }
     try await write(buffer, isolation: isolation)
@@ -119,10 +128,12 @@ public struct AIOFileWriter: ~Copyable, Sendable {
   /// truncated; elsewhere, what the file has there stays.
   ///
   /// - Parameter count: How many bytes; 0 or more.
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/invalidOffset`` for a negative count, or one
+  ///   that a file has no offset for, or whatever a write failed with.
   public mutating func skip(
     _ count: Int64, isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
-    guard count >= 0 else { fatalError("AIOFileWriter: cannot skip \(count) bytes") }
+    try reserve(count)
     var left = count
     let alignment = file.alignment
     // Zeros up to a boundary, then nothing, then zeros again.
@@ -132,6 +143,7 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     guard left > 0 else { return }
     try await flush(isolation: isolation)
     let tail = left % Int64(alignment.offset)
+    // Reserved above; `offset` is a multiple of the alignment, and stays one.
     offset += left - tail
     if tail > 0 { try await write(AIOBuffer(count: Int(tail)), isolation: isolation) }
   }
@@ -159,6 +171,24 @@ public struct AIOFileWriter: ~Copyable, Sendable {
 
   // MARK: Beneath
 
+  /// Makes sure that nothing has failed, and that the file can have so many bytes more. What cannot
+  /// be taken is a failure of the writer's: who overlooks it does not get a file with a gap.
+  private mutating func reserve(_ count: Int64) throws(AIOError) {
+    if failure == nil, count < 0 {
+      let subject = subject(0)
+      failure = AIOError(
+        .invalidOffset, subject, .text("\(count) bytes cannot be skipped; 0 or more can"))
+    } else if failure == nil, count > Int64.max - self.count {
+      failure = .pastLargestOffset(subject(Int(count)))
+    }
+    if let failure { throw failure }
+  }
+
+  /// A write of so many bytes at the writer's end.
+  private func subject(_ length: Int) -> AIOError.Subject {
+    AIOError.Subject(.write(from: .buffers([])), file.file, count, length)
+  }
+
   private func isAligned(_ buffer: AIOBuffer) -> Bool {
     let address = unsafe UInt(bitPattern: buffer.unsafeBytes.baseAddress)
     return address % UInt(file.alignment.memory) == 0
@@ -181,6 +211,11 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     if failure == nil && Task.isCancelled {
       failure = .cancelled(
         .init(.write(from: .buffer(buffer)), file.file, offset, buffer.count), transferred: 0)
+    }
+    if failure == nil, offset > Int64.max - Int64(buffer.count) {
+      // The padding of the last block.
+      failure = .pastLargestOffset(
+        .init(.write(from: .buffer(buffer)), file.file, offset, buffer.count))
     }
     if let failure { throw failure }
     writes.append(

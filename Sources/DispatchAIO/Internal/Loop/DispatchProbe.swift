@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whether Dispatch can do here what the loop relies on. It does not say when it cannot: without a
+// descriptor for its epoll set, or a watch for the eventfd in it, the process is killed (SIGILL); a
+// source that epoll_ctl refuses later never fires, nor does a timer without a timerfd. An accepted
+// request would then never complete. So the first is looked at before Dispatch is used, and then a
+// source and a timer are made whose events are known.
+
+internal import CLinux
+internal import Dispatch
+internal import Glibc
+internal import Synchronization
+internal import SystemPackage
+
+enum DispatchProbe {
+  /// How many descriptors have to be free before Dispatch is used for the first time. It takes its
+  /// epoll set, the eventfd that wakes its manager, and a timerfd for each clock; the context and
+  /// the probe take an eventfd each; and a few are for the program's other threads meanwhile.
+  private static let firstReserve = 8
+  /// How many once Dispatch has its own: the context's, and the probe's.
+  private static let reserve = 2
+  /// How long to wait for an event that is due at once, before one looks for a reason …
+  private static let patience = DispatchTimeInterval.seconds(1)
+  /// … and how long if there is none: the machine may be that slow.
+  private static let lastPatience = DispatchTimeInterval.seconds(10)
+
+  /// Whether the probe has passed in this process: then Dispatch has all that it needs for itself.
+  private static let hasPassed = Atomic<Bool>(false)
+
+  /// How many descriptors `checkDescriptors` wants to be free.
+  static var descriptorsNeeded: Int {
+    hasPassed.load(ordering: .relaxed) ? reserve : firstReserve
+  }
+
+  /// Makes sure that Dispatch gets the descriptors and the watches it needs: to be called before
+  /// anything of it is used. Other threads may take them afterwards, which nothing can prevent.
+  ///
+  /// - Throws: EMFILE or ENFILE; ENOSPC when the user's epoll watches are used up.
+  static func checkDescriptors() throws(Errno) {
+    var taken: [Int32] = []
+    defer { for descriptor in taken { Glibc.close(descriptor) } }
+    let needed = descriptorsNeeded
+    for _ in 0..<needed {
+      let descriptor = clinux_eventfd()
+      guard descriptor >= 0 else { throw Errno(rawValue: -descriptor) }
+      taken.append(descriptor)
+    }
+    // One of them makes room for an epoll set.
+    Glibc.close(taken.removeLast())
+    if let errno = watchFailure(taken[0]) { throw errno }
+  }
+
+  /// Why the kernel would not watch a descriptor; `nil` when it would.
+  private static func watchFailure(_ descriptor: Int32) -> Errno? {
+    let answer = clinux_epoll_try(descriptor)
+    return answer == 0 ? nil : Errno(rawValue: -answer)
+  }
+
+  /// Finds out whether sources and timers fire: to be called when the context's source has been
+  /// activated. Takes some tens of microseconds; a second or more where they do not.
+  ///
+  /// - Returns: why a source does not, ENOSPC most likely, EMFILE when a timer does not, or why there
+  ///   is no eventfd; `nil` when all is well.
+  static func failure() -> Errno? {
+    let descriptor = clinux_eventfd()
+    guard descriptor >= 0 else { return Errno(rawValue: -descriptor) }
+    let queue = DispatchQueue(label: "DispatchAIO.probe")
+    let fired = DispatchSemaphore(value: 0)
+    let source = DispatchSource.makeReadSource(fileDescriptor: descriptor, queue: queue)
+    source.setEventHandler {
+      // Drained, or it would fire over and over until it is cancelled.
+      _ = clinux_eventfd_drain(descriptor)
+      fired.signal()
+    }
+    source.setCancelHandler { Glibc.close(descriptor) }
+    source.activate()
+    defer { source.cancel() }
+    _ = clinux_eventfd_signal(descriptor)
+    if fired.wait(timeout: .now() + patience) == .timedOut {
+      if let errno = watchFailure(descriptor) { return errno }
+      guard fired.wait(timeout: .now() + lastPatience) == .success else { return .noSpace }
+    }
+    if hasPassed.load(ordering: .relaxed) { return nil }
+    let timed = DispatchSemaphore(value: 0)
+    queue.asyncAfter(deadline: .now() + .nanoseconds(1)) { timed.signal() }
+    guard timed.wait(timeout: .now() + lastPatience) == .success else { return .tooManyOpenFiles }
+    hasPassed.store(true, ordering: .relaxed)
+    return nil
+  }
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+
+/// What a file system is made of, as far as it decides which system calls can sleep, and for how long.
+enum FileSystemKind: Sendable {
+  /// A file system on a disk of this machine, or a disk itself.
+  case local
+  /// Pages and nothing beneath: tmpfs, ramfs, hugetlbfs.
+  case memory
+  /// A process answers.
+  case fuse
+  /// Another machine answers, or has to be asked first.
+  case network
+  /// The kernel makes the bytes up: /proc, /sys and their like.
+  case pseudo
+  /// Unknown, or made of others: overlayfs.
+  case other
+
+  /// - Parameter magic: what `fstatfs(2)` says (`f_type`). The numbers are those of
+  ///   `linux/magic.h`, and of file systems whose drivers keep them to themselves.
+  init(magic: UInt32) {
+    switch magic {
+    case 0xef53,  // ext2, ext3, ext4
+      0x5846_5342,  // XFS
+      0x9123_683e,  // Btrfs
+      0xf2f5_2010,  // F2FS
+      0xca45_1a4e,  // bcachefs
+      0x2fc1_2fc1,  // ZFS
+      0x4d44,  // FAT
+      0x2011_bab0,  // exFAT
+      0x7366_746e,  // NTFS
+      0x482b, 0x4244,  // HFS+, HFS
+      0x3153_464a,  // JFS
+      0x3434,  // NILFS2
+      0x5265_4973,  // ReiserFS
+      0x9660,  // ISO 9660
+      0x1501_3346,  // UDF
+      0x7371_7368,  // Squashfs
+      0xe0f5_e1e2,  // EROFS
+      0x28cd_3d45,  // cramfs
+      0x2405_1905:  // UBIFS
+      self = .local
+    case 0x0102_1994,  // tmpfs, and devtmpfs
+      0x8584_58f6,  // ramfs
+      0x9584_58f6:  // hugetlbfs
+      self = .memory
+    case 0x6573_5546:  // FUSE, fuseblk too
+      self = .fuse
+    case 0x6969,  // NFS
+      0x517b, 0xff53_4d42, 0xfe53_4d42,  // SMB
+      0x00c3_6400,  // Ceph
+      0x5346_414f, 0x6b41_4653,  // AFS
+      0x7375_7245,  // Coda
+      0x0102_1997,  // 9P
+      0x0116_1970,  // GFS2
+      0x7461_636f,  // OCFS2
+      0x0bd0_0bd0,  // Lustre
+      0x4750_4653,  // GPFS
+      0x1983_0326,  // BeeGFS
+      0x786f_4256:  // VirtualBox's shared folders
+      self = .network
+    case 0x9fa0,  // proc
+      0x6265_6572,  // sysfs
+      0x6462_6720,  // debugfs
+      0x7472_6163,  // tracefs
+      0x0027_e0eb, 0x6367_7270,  // cgroup, cgroup2
+      0x7363_6673,  // securityfs
+      0x6265_6570,  // configfs
+      0xcafe_4a11,  // bpf
+      0x1cd1,  // devpts
+      0x6165_676c,  // pstore
+      0xde5e_81e4,  // efivarfs
+      0xf97c_ff8c,  // selinuxfs
+      0x4249_4e4d,  // binfmt_misc
+      0x1980_0202,  // mqueue
+      0x6e73_6673,  // nsfs
+      0x0904_1934:  // anonymous inodes
+      self = .pseudo
+    default: self = .other
+    }
+  }
+
+  /// Asks what an open file is on.
+  ///
+  /// - Returns: the kind, and whether every write to the file waits for the disk because the file
+  ///   system is mounted with `-o sync`.
+  static func ask(_ descriptor: Int32, isBlockDevice: Bool) -> (kind: Self, isSynchronous: Bool) {
+    // The file system of a device's node, devtmpfs, tells nothing of the device.
+    if isBlockDevice { return (.local, false) }
+    var answer = clinux_file_system()
+    guard unsafe clinux_file_system(descriptor, &answer) == 0 else { return (.other, false) }
+    return (Self(magic: answer.magic), answer.is_synchronous != 0)
+  }
+}
