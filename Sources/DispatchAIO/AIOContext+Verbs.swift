@@ -6,10 +6,6 @@ public import Dispatch
 
 /// The limits of one request.
 extension AIOContext {
-  /// The most bytes that one request can move: 0x7ffff000, the kernel's MAX_RW_COUNT. (Linux cuts
-  /// larger ones short; this library refuses them.)
-  public static var maximumLength: Int { 0x7fff_f000 }
-
   /// The most buffers of one vectored request: 1024, the kernel's UIO_MAXIOV.
   public static var maximumBuffers: Int { SubmissionBatch.maximumElements }
 }

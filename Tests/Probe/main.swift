@@ -109,6 +109,8 @@ case .verbs:
   let context = try AIOContext(queueDepth: 4)
   let file = try file()
   let buffers = [AIOBuffer(count: 4096), AIOBuffer(count: 8192)]
+  // Extends the file, for which the kernel would sleep; the second time there are blocks already.
+  print("APPEND", try outcome { try context.write(file, at: 4096, from: buffers, completion: $0) })
   print("PWRITEV", try outcome { try context.write(file, at: 4096, from: buffers, completion: $0) })
   print("PREADV", try outcome { try context.read(file, at: 4096, into: buffers, completion: $0) })
   print("FSYNC", try outcome { try context.fsync(file, completion: $0) })
@@ -141,7 +143,7 @@ case .fileSizeLimit:
     let result = try outcome { try context.write(file, at: offset, from: buffer, completion: $0) }
     switch result {
     case .success(let count): print(offset, count)
-    case .failure(let error): print(offset, error.code)
+    case .failure(let error): print(offset, error.code, error.transferred)
     }
   }
 

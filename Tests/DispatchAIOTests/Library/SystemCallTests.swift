@@ -8,7 +8,7 @@ final class SystemCallTests: XCTestCase {
   func testTheVerbsAreWhatTheyClaim() throws {
     let directory = try temporaryDirectory()
     let log = try SystemCallLog(
-      tracing: "io_setup,io_submit,io_getevents,io_destroy,eventfd2,read",
+      tracing: "io_setup,io_submit,io_getevents,io_destroy,eventfd2,read,pwritev",
       ChildProcess.built("dispatch-aio-probe"), ["verbs", directory.path.string], in: directory)
     XCTAssertEqual(log.run.status, 0, log.run.errors)
 
@@ -53,10 +53,12 @@ final class SystemCallTests: XCTestCase {
     XCTAssertEqual(
       log.calls(with: destroy).count, log.calls(with: "io_setup(", "[\(address)]").count)
 
-    // What might have to wait goes down with RWF_NOWAIT; the first write, which is known to
-    // allocate, and syncs, which the kernel does elsewhere, do not.
+    // The first write is known to extend the file, for which kernel AIO would wait.
+    XCTAssertEqual(log.calls(with: "pwritev(").count, 1)
+    // What might have to wait goes down with RWF_NOWAIT; syncs, which the kernel does elsewhere, do
+    // not.
     for (operation, isNowait) in [
-      ("PWRITEV", false), ("PREADV", true), ("FSYNC", false), ("PWRITE", true), ("PREAD", true),
+      ("PWRITEV", true), ("PREADV", true), ("FSYNC", false), ("PWRITE", true), ("PREAD", true),
     ] {
       XCTAssertEqual(
         log.calls(with: String(context), "IOCB_CMD_\(operation),", "RWF_NOWAIT").count,
