@@ -87,8 +87,8 @@ let package = Package(
     .testTarget(
       name: "DispatchAIOTests",
       dependencies: [
-        "BlockServer", "CopyFile", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk", "first-write",
-        "one-queue", .product(name: "Logging", package: "swift-log"),
+        "BlockServer", "CopyFile", "CProbe", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk",
+        "first-write", "one-queue", .product(name: "Logging", package: "swift-log"),
       ]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),
     .target(name: "CProbe", path: "Tests/CProbe"),

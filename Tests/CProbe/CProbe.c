@@ -4,6 +4,7 @@
 #include "CProbe.h"
 
 #include <grp.h>
+#include <sys/epoll.h>
 #include <unistd.h>
 
 int cprobe_fork(void) { return fork(); }
@@ -11,4 +12,11 @@ int cprobe_fork(void) { return fork(); }
 void cprobe_become_nobody(void) {
   setgroups(0, 0);
   if (setresgid(65534, 65534, 65534) != 0 || setresuid(65534, 65534, 65534) != 0) _exit(3);
+}
+
+int cprobe_epoll(int fd) {
+  int set = epoll_create1(EPOLL_CLOEXEC);
+  struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+  if (set >= 0) epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+  return set;
 }

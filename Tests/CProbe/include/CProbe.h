@@ -9,4 +9,8 @@ int cprobe_fork(void);
 // Makes this process an ordinary user's, for good.
 void cprobe_become_nobody(void);
 
+// A new epoll set that watches a descriptor for input; Glibc's overlay hides sys/epoll.h. -1 on
+// failure.
+int cprobe_epoll(int fd);
+
 #endif

@@ -38,6 +38,12 @@ final class Lateness: Sendable {
       XCTFail("a timer of 1 ms does not fire")
       throw Promise<Void>.TimedOut()
     }
+    reset()
+  }
+
+  /// Forgets what was, as if the timer had just fired. From any thread, the queue's also: what held
+  /// the queue up to now does not count.
+  func reset() {
     state.withLock {
       $0.last = DispatchTime.now().uptimeNanoseconds
       $0.worst = 0
