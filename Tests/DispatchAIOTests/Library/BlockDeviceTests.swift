@@ -107,7 +107,8 @@ final class BlockDeviceTests: XCTestCase {
     throttle.lift()
     XCTAssertEqual(done.wait(timeout: .now() + 30), .success, line: line)
     assertLate(
-      lateness.stop(), lessThan: 30, "\(count) cold buffered reads of \(size >> 10) KiB", line: line)
+      lateness.stop(), lessThan: 30, "\(count) cold buffered reads of \(size >> 10) KiB", line: line
+    )
     try context.closeAndWait()
   }
 

@@ -25,7 +25,8 @@ final class FreezeTests: XCTestCase {
     let all = AIOBuffer(count: 1 << 20)
     XCTAssertEqual(try context.writeAndWait(first, at: 0, from: all), .success(1 << 20), line: line)
     let second = try open(directory, first)
-    XCTAssertEqual(try context.writeAndWait(second, at: 0, from: all), .success(1 << 20), line: line)
+    XCTAssertEqual(
+      try context.writeAndWait(second, at: 0, from: all), .success(1 << 20), line: line)
     _ = try context.outcome { try context.fsync(second, completion: $0) }
     let block = AIOBuffer(count: 4096)
     XCTAssertEqual(try context.writeAndWait(first, at: 0, from: block), .success(4096), line: line)

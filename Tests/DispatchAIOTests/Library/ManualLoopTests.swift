@@ -12,7 +12,7 @@ import XCTest
 final class ManualLoopTests: XCTestCase {
   /// How long the loop sleeps when nothing wakes it, in milliseconds. What is found by chance takes
   /// as long, and far longer than what it was woken for.
-  private static let sleep = 4000
+  private static let sleep = 2000
   private let soon = 0.1
 
   /// The block of the queue: sleeps until the context's descriptor, or its own, is readable.

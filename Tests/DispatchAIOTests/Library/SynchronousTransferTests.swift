@@ -34,7 +34,9 @@ final class SynchronousTransferTests: XCTestCase {
     try context.closeAndWait()
   }
 
-  func testBufferedDataSyncWritesOnXFSAreOffloaded() throws { try assertOffloaded(O_DSYNC, "O_DSYNC") }
+  func testBufferedDataSyncWritesOnXFSAreOffloaded() throws {
+    try assertOffloaded(O_DSYNC, "O_DSYNC")
+  }
 
   func testBufferedSyncWritesOnXFSAreOffloaded() throws { try assertOffloaded(O_SYNC, "O_SYNC") }
 

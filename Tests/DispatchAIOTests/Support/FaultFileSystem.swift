@@ -60,7 +60,9 @@ final class FaultFileSystem {
   }
 
   /// What a file has at first.
-  static func contents(_ range: Range<Int> = 0..<1 << 20) -> [UInt8] { range.map { UInt8($0 % 251) } }
+  static func contents(_ range: Range<Int> = 0..<1 << 20) -> [UInt8] {
+    range.map { UInt8($0 % 251) }
+  }
 
   /// What a file has now, read around the library, by system calls that may be short.
   func contents(of name: String) throws -> [UInt8] {
