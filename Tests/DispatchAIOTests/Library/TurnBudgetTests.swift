@@ -93,7 +93,7 @@ final class TurnBudgetTests: XCTestCase {
     let directory = try temporaryDirectory()
     let block = AIOBuffer(count: 4096)
     try assertLate(
-      lessThan: 50, 16384, "16,384 appends of one file", try directory.open(), depth: 32768,
+      lessThan: 25, 16384, "16,384 appends of one file", try directory.open(), depth: 32768,
       expecting: 4096
     ) {
       try $0.write($1, at: Int64($2 * 4096), from: block, completion: $3)
@@ -104,7 +104,7 @@ final class TurnBudgetTests: XCTestCase {
     let directory = try temporaryDirectory()
     let block = AIOBuffer(count: 512)
     try assertLate(
-      lessThan: 50, 16384, "16,384 buffered writes of one file",
+      lessThan: 25, 16384, "16,384 buffered writes of one file",
       try directory.open(caching: .buffered), depth: 32768, expecting: 512
     ) {
       try $0.write($1, at: Int64($2 * 512), from: block, completion: $3)
