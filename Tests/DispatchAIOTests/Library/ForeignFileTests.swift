@@ -210,7 +210,7 @@ final class ForeignFileTests: XCTestCase {
       }
       XCTAssertEqual(done.wait(timeout: .now() + 30), .success)
       let outcomes = wrong.withLock { $0 }
-      XCTAssertEqual(outcomes.count, 0, "\(name): \(outcomes.first.debugDescription)")
+      XCTAssertEqual(outcomes.count, 0, "\(name): \(outcomes.first.map { "\($0)" } ?? "")")
       let expected = (0..<32).flatMap { [UInt8](repeating: UInt8($0 + 1), count: 16384) }
       assertEqual(try fixture.faults.contents(of: name), expected, name)
     }
