@@ -87,12 +87,14 @@ let package = Package(
     .testTarget(
       name: "DispatchAIOTests",
       dependencies: [
-        "BlockServer", "CopyFile", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk", "first-write",
-        "one-queue", .product(name: "Logging", package: "swift-log"),
+        "BlockServer", "CopyFile", "CProbe", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk",
+        "first-write", "one-queue", .product(name: "Logging", package: "swift-log"),
       ]),
+    .target(name: "CFaultFS", path: "Tests/CFaultFS"),
     .target(name: "CProbe", path: "Tests/CProbe"),
     .executableTarget(
-      name: "dispatch-aio-probe", dependencies: ["CProbe", "DispatchAIO"], path: "Tests/Probe"),
+      name: "dispatch-aio-probe", dependencies: ["CFaultFS", "CProbe", "DispatchAIO"],
+      path: "Tests/Probe"),
   ],
   swiftLanguageModes: [.v6]
 )

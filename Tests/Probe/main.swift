@@ -5,6 +5,7 @@
 //
 //   dispatch-aio-probe COMMAND DIRECTORY
 
+import CFaultFS
 import CProbe
 import Dispatch
 import DispatchAIO
@@ -44,6 +45,7 @@ enum Command: String {
   case trapSlice = "trap-slice"
   case trapOffExecutor = "trap-off-executor"
   case actorThreads = "actor-threads"
+  case faultFileSystem = "fault-file-system"
 }
 
 /// Makes one request and waits for its completion.
@@ -321,4 +323,8 @@ case .actorThreads:
   let resident = Resident(context)
   context.queue.async { resident.assumeIsolated { $0.run(file) } }
   RunLoop.main.run()
+
+case .faultFileSystem:
+  // Serves a file system at DIRECTORY until standard input ends.
+  exit(cfaultfs_run(directory.string))
 }

@@ -10,8 +10,12 @@ final class Throttle {
   private static let file = "/sys/fs/cgroup/blkio/blkio.throttle.read_iops_device"
   private let device: String
 
-  init(_ disk: SmallDisk, readsPerSecond: Int) throws {
-    device = disk.device
+  convenience init(_ disk: SmallDisk, readsPerSecond: Int) throws {
+    try self.init(disk.device, readsPerSecond: readsPerSecond)
+  }
+
+  init(_ device: String, readsPerSecond: Int) throws {
+    self.device = device
     guard Self.set(device, readsPerSecond) else {
       throw XCTSkip("\(Self.file) cannot be set: no slow disk to be had")
     }
