@@ -240,12 +240,13 @@ private final class Simulation {
     guard let thread = threads.keys.sorted().randomElement(using: &generator) else { return }
     let finished = threads[thread]!
     if let finished { try perform(finished.item) }
-    let (work, another) = offloadQueue.next(for: thread, finished: finished, now: now)
+    let step = offloadQueue.next(for: thread, finished: finished, now: now)
+    let another = step.threadToStart
     if let another {
       guard threads[another] == nil || another == thread else { throw Violation("it runs already") }
       threads[another] = .some(nil)
     }
-    if let work {
+    if let work = step.work {
       threads[thread] = work
     } else if another != thread {
       threads[thread] = nil

@@ -116,8 +116,12 @@ final class NowaitPredictorTests: XCTestCase {
     health.writeBegins()
     XCTAssertTrue(health.isStillSlow(now: 1001 + 2 * second))
     XCTAssertTrue(health.isStillSlow(now: 1002 + 3 * second))
-    health.writeEnded(now: 1003 + 3 * second)
+    health.writeEnded(start: 1002 + 3 * second, now: 1003 + 3 * second)
     XCTAssertFalse(health.isStillSlow(now: 1004 + 9 * second), "thawed for long")
     XCTAssertFalse(health.isStillSlow(now: 1005 + 9 * second))
+    // An offload thread has noticed it first.
+    health.writeBegins()
+    health.writeEnded(start: 9 * second, now: 10 * second)
+    XCTAssertTrue(health.isStillSlow(now: 10 * second + 1))
   }
 }

@@ -79,11 +79,18 @@ final class SlowQueueTests: XCTestCase {
         handled.withLock { $0 += 1 }
       }
     }
-    // Both have completed, and the first handler waits.
+    // Both have completed, and the first handler, which has given its slot back, waits.
     XCTAssertTrue(
       eventually {
         context.queue.sync { _ = context.process() }
         return context.statistics.completed == 2
+      })
+    let third = Promise<Outcome>()
+    XCTAssertTrue(
+      eventually {
+        (try? context.read(
+          file, at: 0, into: AIOBuffer(count: 512), queue: slow, completion: { third.fulfil($0) }))
+          != nil
       })
     let refused = assertRefused(.full) {
       try context.read(file, at: 0, into: AIOBuffer(count: 512)) { _ in }
@@ -96,6 +103,7 @@ final class SlowQueueTests: XCTestCase {
         (try? context.readAndWait(file, at: 0, into: AIOBuffer(count: 512))) == .success(512)
       })
     gate.signal()
+    XCTAssertEqual(try third.wait(), .success(512))
     try context.closeAndWait()
   }
 }

@@ -13,6 +13,8 @@ internal import Synchronization
 final class FileSystemHealth: Sendable {
   /// A submission that takes longer than this was not one that goes on at once, in nanoseconds.
   static let slowSubmit: UInt64 = 10_000_000
+  /// The same for a write that an offload thread makes, which may have to wait for a slow disk.
+  static let slowWrite: UInt64 = 100_000_000
   /// For how long writes are offloaded at least, in nanoseconds.
   static let probation: UInt64 = 1_000_000_000
 
@@ -57,15 +59,19 @@ final class FileSystemHealth: Sendable {
 
   /// A submission of writes took so long, on the loop.
   func submissionTook(_ nanoseconds: UInt64, now: UInt64) {
-    guard nanoseconds > Self.slowSubmit else { return }
+    if nanoseconds > Self.slowSubmit { isSlow(for: nanoseconds, now: now) }
+  }
+
+  private func isSlow(for nanoseconds: UInt64, now: UInt64) {
     slowUntil.store(now &+ max(Self.probation, nanoseconds), ordering: .relaxed)
   }
 
   /// An offload thread begins a write.
   func writeBegins() { writesUnderWay.wrappingAdd(1, ordering: .relaxed) }
 
-  /// An offload thread has ended a write.
-  func writeEnded(now: UInt64) {
+  /// An offload thread has ended a write that it began at `start`.
+  func writeEnded(start: UInt64, now: UInt64) {
+    if now &- start > Self.slowWrite { isSlow(for: now &- start, now: now) }
     writesUnderWay.wrappingSubtract(1, ordering: .relaxed)
     lastEnd.store(now, ordering: .relaxed)
   }

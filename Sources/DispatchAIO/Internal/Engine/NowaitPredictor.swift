@@ -142,7 +142,9 @@ final class NowaitPredictor: Sendable {
 
   /// An offload thread begins a write, or has ended one.
   func offloadedWriteBegins() { health.writeBegins() }
-  func offloadedWriteEnded(now: UInt64) { health.writeEnded(now: now) }
+  func offloadedWriteEnded(start: UInt64, now: UInt64) {
+    health.writeEnded(start: start, now: now)
+  }
 
   /// The file has grown: it is known to have the bytes below `offset`.
   @inline(__always)

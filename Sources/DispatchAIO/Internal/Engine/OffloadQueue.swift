@@ -162,12 +162,20 @@ final class OffloadQueue: Sendable {
   /// threads may have turned out to be stuck.
   var isBacklogged: Bool { state.withLock { $0.runnableCount > $0.starting } }
 
-  /// What a thread that was started has to do next; `nil`: nothing, and it ends.
+  /// What a thread has to see to.
+  struct Step {
+    /// What to do next; `nil`: nothing, and the thread ends.
+    var work: Work?
+    /// A thread that has to begin, too.
+    var threadToStart: Int?
+    /// As `OffloadQueue.isBacklogged`.
+    var isBacklogged = false
+  }
+
+  /// What a thread that was started has to see to now.
   ///
   /// - Parameter finished: what it has just done; `nil` the first time.
-  func next(
-    for thread: Int, finished: Work?, now: UInt64
-  ) -> (work: Work?, threadToStart: Int?) {
+  func next(for thread: Int, finished: Work?, now: UInt64) -> Step {
     state.withLock { state in
       if let finished {
         addActive(-1, finished.file, finished.kind, &state)
@@ -179,14 +187,20 @@ final class OffloadQueue: Sendable {
       guard !isCrowded(now, &state), let work = take(&state) else {
         state.threads[thread].isRunning = false
         state.running -= 1
-        return (nil, threadToStart(now: now, &state))
+        return step(nil, now, &state)
       }
       state.threads[thread].since = now
-      return (work, threadToStart(now: now, &state))
+      return step(work, now, &state)
     }
   }
 
   // MARK: Under the lock
+
+  private func step(_ work: Work?, _ now: UInt64, _ state: inout State) -> Step {
+    let thread = threadToStart(now: now, &state)
+    return Step(
+      work: work, threadToStart: thread, isBacklogged: state.runnableCount > state.starting)
+  }
 
   private func threadToStart(now: UInt64, _ state: inout State) -> Int? {
     guard state.runnableCount > state.starting, state.running < state.threads.count,

@@ -28,8 +28,9 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     guard table[request: slot].verb == .write else { return attempt(slot) }
     // The request, and so its file, may be gone when `attempt` returns.
     let predictor = table[request: slot].file.predictor
+    let start = clinux_monotonic_nanoseconds()
     predictor.offloadedWriteBegins()
-    defer { predictor.offloadedWriteEnded(now: clinux_monotonic_nanoseconds()) }
+    defer { predictor.offloadedWriteEnded(start: start, now: clinux_monotonic_nanoseconds()) }
     return attempt(slot)
   }
 

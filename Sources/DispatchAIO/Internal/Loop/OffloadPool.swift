@@ -55,14 +55,14 @@ final class OffloadPool: Sendable {
       let thread = threads[number]
       var finished: OffloadQueue.Work?
       while true {
-        let (work, another) = queue.next(
+        let step = queue.next(
           for: number, finished: finished, now: clinux_monotonic_nanoseconds())
-        if let another { run(another, for: owner) }
-        guard let work else { break }
+        if let another = step.threadToStart { run(another, for: owner) }
+        if step.isBacklogged { watch(for: owner) }
+        guard let work = step.work else { break }
         thread.worker(work.item)
         finished = work
       }
-      if queue.isBacklogged { watch(for: owner) }
     }
   }
 
