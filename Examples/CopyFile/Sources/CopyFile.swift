@@ -55,7 +55,7 @@ struct CopyFile: ParsableCommand {
   @Flag(help: "Show no progress.")
   var quiet = false
 
-  /// Kept for as long as the process lives.
+  /// The signal handlers, kept for the life of the process.
   nonisolated(unsafe) private static var signals: ShutdownSignals?  // written once, by `run`
 
   func validate() throws {
@@ -87,7 +87,7 @@ struct CopyFile: ParsableCommand {
         }
       }
     } handler: { number, _ in
-      // The kernel finishes what it has of the file, which by then has no name, as the process ends.
+      // As the process ends, the kernel completes the requests on the file, which has no name then.
       copy.remove()
       progress.clear()
       Glibc.exit(128 + number)

@@ -4,7 +4,7 @@
 
 import ArgumentParser
 
-/// What differs between the servers' listening options.
+/// The defaults of a server's listening options.
 public protocol ListenDefaults {
   static var port: UInt16 { get }
 }

@@ -5,7 +5,7 @@ import Dispatch
 import Glibc
 import SystemPackage
 
-/// Why a server cannot listen, as a sentence for its user.
+/// The reason why a server cannot listen, as a sentence for its user.
 public struct ListenError: Error, CustomStringConvertible {
   public let description: String
 }
@@ -65,7 +65,7 @@ public final class Listener: @unchecked Sendable {
     let source = DispatchSource.makeReadSource(fileDescriptor: descriptor, queue: queue)
     let descriptor = descriptor
     source.setEventHandler { [weak self] in
-      // A few at a time, so that others on the queue get their turn; the source fires again.
+      // A few at a time, so that others on the queue get their turn. The source fires for the rest.
       for _ in 0..<64 {
         guard let self, self.source != nil, !self.isPaused else { return }
         var address = sockaddr_storage()

@@ -22,10 +22,10 @@ final class Connection: SocketHandler {
   var export: Export!
   var exportIndex = 0
   var hasEntered: Bool { export != nil }
-  /// When it was accepted: tells it from an earlier connection that had the same identity.
+  /// The time when it was accepted, which tells it from an earlier connection of the same identity.
   let opened: ContinuousClock.Instant
 
-  // What the socket is ready for, edge-triggered, and where the input has ended.
+  // The state of the socket, which is edge-triggered.
   var isReadable = false
   var isWritable = true
   /// Whether the peer's end was announced, which happens once: a receive has to find it.

@@ -5,7 +5,7 @@ import DispatchAIO
 import Glibc
 import SystemPackage
 
-/// Why a file cannot be served, as a sentence for the server's user.
+/// The reason why a file cannot be served, as a sentence for the server's user.
 struct ExportError: Error, CustomStringConvertible {
   let description: String
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What a loop has done since its start.
+/// Counts of a loop since its start.
 struct LoopStatistics: Sendable {
   var requests = 0
   var failures = 0

@@ -31,7 +31,7 @@ final class RangeLocks: Sendable {
   }
 
   private struct State {
-    /// In order of arrival.
+    /// The entries, in order of arrival.
     var entries: [Entry] = []
     var lastID: UInt64 = 0
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a request does, from its start, with its range locked, to its answer. Calls that may block
-// are made on the export's worker queue.
+// The execution of a request, from its start through the lock of its range to its answer. Calls that
+// may block are made on the export's worker queue.
 
 import DispatchAIO
 import SystemPackage
@@ -11,7 +11,8 @@ extension ServerLoop {
   @inline(__always)
   func start(_ command: Command) {
     let request = command.request
-    let export = command.connection!.export!  // A command in use has a connection, which has chosen.
+    // A command in use has a connection, which has chosen an export.
+    let export = command.connection!.export!
     switch request.command {
     case .read where request.length > 0:
       lock(command, command.start..<command.start + UInt64(command.count), exclusive: false)

@@ -8,8 +8,8 @@
 // are submitted in one `io_submit`; the completions become replies; each connection's replies are
 // sent in one `sendmsg`.
 //
-// In other files: what a request does (+Requests), writes that are not aligned (+UnalignedWrites),
-// flushes (+Sync), the end (+Shutdown).
+// In other files: the execution of requests (+Requests), unaligned writes (+UnalignedWrites), flushes
+// (+Sync), the end (+Shutdown).
 
 import Dispatch
 import DispatchAIO
@@ -36,7 +36,7 @@ final class ServerLoop: @unchecked Sendable {
   /// The most requests to the disk, and replies to a client, at once: few enough that client, server
   /// and disk work at the same time, rather than each waiting for the one before.
   static let burst = 4
-  /// The most bursts in a turn. Then the loop looks at its sockets again.
+  /// The most bursts in a turn. Then the sockets have their turn.
   private static let mostRounds = 4
 
   let queue: DispatchQueue

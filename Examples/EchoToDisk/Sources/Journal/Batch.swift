@@ -14,7 +14,7 @@ final class Batch: @unchecked Sendable {
   /// The clients to tell, with the ranges of their bytes, in order.
   private var pieces: [(client: any JournalClient, start: Int, count: Int)] = []
   private(set) var sequence: UInt64 = 0
-  /// When it was sealed.
+  /// The time when it was sealed.
   private(set) var sealed = ContinuousClock.now
   var isWritten = false
   /// Whether its clients have been told that it failed.

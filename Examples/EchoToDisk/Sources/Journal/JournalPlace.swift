@@ -7,7 +7,7 @@ struct JournalPlace: CustomStringConvertible {
   var description: String { "segment \(segment) at offset \(offset)" }
 }
 
-/// Why a journal cannot be opened, read or written, in words for the user of a command.
+/// The reason why a journal cannot be opened, read or written, in words for the user of a command.
 struct JournalError: Error, CustomStringConvertible {
   let description: String
   init(_ description: String) { self.description = description }

@@ -61,7 +61,7 @@ struct JournalReader {
     for index in segments.indices { try readSegment(index, &progress, visit) }
   }
 
-  /// How far the reading has got.
+  /// The progress of the reading.
   private struct Progress {
     /// The sequence number of the next batch; `nil` before the first batch of all.
     var expected: UInt64?

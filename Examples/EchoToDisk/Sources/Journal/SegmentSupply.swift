@@ -12,7 +12,7 @@ import Logging
 final class SegmentSupply: @unchecked Sendable {
   /// Called after a segment has been made, or has failed to be.
   var afterAttempt: () -> Void = {}
-  /// Why the next segment cannot be made at the moment; another attempt follows each second.
+  /// The error of the last attempt to make a segment, after which one follows each second.
   private(set) var failure: (any Error)?
 
   private let loop: DispatchQueue

@@ -18,7 +18,7 @@ final class Connection: SocketHandler, JournalClient {
 
   let number: UInt64
   let peer: String
-  /// When it was accepted, in nanoseconds since 1970.
+  /// The time when it was accepted, in nanoseconds since 1970.
   private let opened: Int64
   private let socket: Int32
   private unowned let server: Server

@@ -24,8 +24,8 @@ final class Server: @unchecked Sendable {
     var idleTimeout: Duration?
     /// The interval of the statistics in the log. If `nil`, they are logged at the end only.
     var statisticsInterval: Duration?
-    /// How long the loop looks for the next event before it returns its queue to Dispatch. If zero,
-    /// it does not.
+    /// The time that the loop looks for the next event before it returns its queue to Dispatch. If
+    /// zero, it does not.
     var polling: Duration = .microseconds(100)
     /// The time that clients have to receive their last echoes when the server shuts down.
     var drainTimeout: Duration = .seconds(10)
