@@ -3,7 +3,6 @@
 import DispatchAIO
 import Glibc
 import ServerSupport
-import SystemPackage
 
 /// A copier of pieces between two files, several at once. The actor and its tasks run on the
 /// context's queue: what they share, the next piece, needs no lock, and no request changes threads.

@@ -3,7 +3,6 @@
 import Dispatch
 import Glibc
 import Logging
-import SystemPackage
 
 /// The accepting of a server's connections: up to a limit, beyond which they are closed at once,
 /// and counted.

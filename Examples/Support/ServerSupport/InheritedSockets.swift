@@ -2,7 +2,6 @@
 //
 // Sockets that the program which started the server has made for it: systemd, or inetd.
 
-import CSockets
 import Glibc
 import SystemPackage
 

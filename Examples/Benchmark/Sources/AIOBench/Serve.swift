@@ -2,7 +2,6 @@
 
 import ArgumentParser
 import CServers
-import Dispatch
 import Foundation
 import Histogram
 

@@ -2,7 +2,6 @@
 
 import ArgumentParser
 import Dispatch
-import DispatchAIO
 import Glibc
 import Logging
 import ServerSupport

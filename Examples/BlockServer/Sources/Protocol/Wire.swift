@@ -12,7 +12,6 @@ enum NBD {
   static let structuredReplyMagic: UInt32 = 0x668e_33ef
 
   static let optionHeaderSize = 16
-  static let optionReplyHeaderSize = 20
   static let requestSize = 28
   static let simpleReplySize = 16
   static let structuredReplySize = 20

@@ -7,7 +7,6 @@
 // requests by their number; the rest by the bytes of one receive. A request over a budget waits: a
 // large read as a request of a few bytes, so that those behind it continue; any other in the socket.
 
-import Dispatch
 import Glibc
 import ServerSupport
 import SystemPackage

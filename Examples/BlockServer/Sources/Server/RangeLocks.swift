@@ -67,9 +67,6 @@ final class RangeLocks: Sendable {
     }
   }
 
-  /// Whether an exclusive request holds or waits for a range.
-  var isContended: Bool { exclusives.load(ordering: .sequentiallyConsistent) != 0 }
-
   @inline(__always)
   private func uncount() {
     let (_, new) = counted.subtract(1, ordering: .sequentiallyConsistent)

@@ -8,7 +8,6 @@ import DispatchAIO
 import Glibc
 import Logging
 import ServerSupport
-import SystemPackage
 
 /// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on.
 final class Server: @unchecked Sendable {

@@ -16,7 +16,6 @@ import DispatchAIO
 import Glibc
 import Logging
 import ServerSupport
-import SystemPackage
 
 /// - Safety: `@unchecked Sendable` because it is confined to its queue; others `post` to its
 ///   sockets.

@@ -13,11 +13,8 @@
 // (A write and then an fdatasync would be two requests, one after the other. Several synchronous
 // writes in flight share the flushes of the disk's cache: the kernel merges those.)
 
-import Dispatch
 import DispatchAIO
-import Glibc
 import Logging
-import SystemPackage
 
 /// The owner of bytes that are appended to the journal. Called on the loop's queue.
 protocol JournalClient: AnyObject {

@@ -3,7 +3,6 @@
 // Opening a journal to write to it: the lock, and where the last daemon stopped. Called once, before
 // the loop runs.
 
-import DispatchAIO
 import Glibc
 import SystemPackage
 

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CEngines
 import Dispatch
 import Foundation
 import NIOCore
 import NIOPosix
-import Synchronization
 import _NIOFileSystem
 
 /// SwiftNIO's file system: buffered, a task per request in flight.
