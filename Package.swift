@@ -77,11 +77,12 @@ let package = Package(
       ],
       path: "Examples/CopyFile/Sources"),
     .executableTarget(
-      name: "first-write", dependencies: ["DispatchAIO"], path: "Examples/FirstWrite"),
+      name: "first-write", dependencies: ["DispatchAIO"], path: "Examples/FirstWrite",
+      exclude: ["README.md"]),
     .executableTarget(
       name: "one-queue",
       dependencies: ["DispatchAIO", .product(name: "SystemPackage", package: "swift-system")],
-      path: "Examples/OneQueue"),
+      path: "Examples/OneQueue", exclude: ["README.md"]),
 
     // Tests
     .testTarget(

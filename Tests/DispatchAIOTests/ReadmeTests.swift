@@ -3,7 +3,7 @@
 import Foundation
 import XCTest
 
-/// What the README says is so.
+/// Whether the READMEs, of the package and of each example, are true: programs, commands, options, paths.
 final class ReadmeTests: XCTestCase {
   private static let package = URL(fileURLWithPath: #filePath)
     .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
@@ -32,6 +32,190 @@ final class ReadmeTests: XCTestCase {
     XCTAssertTrue(
       tests.contains(lines.map { "    \($0)\n" }.joined()), "the README's copy is another")
   }
+
+  // MARK: The examples' READMEs
+
+  /// The READMEs, by their folder.
+  private static let readmes = [
+    "README.md", "Examples/EchoToDisk/README.md", "Examples/BlockServer/README.md",
+    "Examples/CopyFile/README.md", "Examples/Benchmark/README.md",
+    "Examples/FirstWrite/README.md", "Examples/OneQueue/README.md",
+  ]
+
+  /// Each command whose options a README has a table of, in the order of the tables.
+  private static let commands = [
+    ("Examples/EchoToDisk/README.md", ["serve", "list", "replay", "verify"]),
+    ("Examples/BlockServer/README.md", ["serve"]),
+    ("Examples/CopyFile/README.md", [""]),
+    ("Examples/Benchmark/README.md", ["compare", "run", "stall", "neighbours", "serve", "draw"]),
+  ]
+  private static let programs = [
+    "Examples/EchoToDisk/README.md": "echo-to-disk", "Examples/BlockServer/README.md": "aio-nbd",
+    "Examples/CopyFile/README.md": "aio-copy", "Examples/Benchmark/README.md": "aio-bench",
+  ]
+
+  /// Every folder of an example has its README, and this file knows it.
+  func testEachExampleHasAReadme() throws {
+    let examples = Self.package.appendingPathComponent("Examples")
+    for name in try FileManager.default.contentsOfDirectory(atPath: examples.path)
+    where name != "Support" && !name.hasPrefix(".") {
+      XCTAssertTrue(Self.readmes.contains("Examples/\(name)/README.md"), name)
+      XCTAssertTrue(
+        try text("README.md").contains("(Examples/\(name)/README.md)"),
+        "the README has no link to \(name)")
+    }
+  }
+
+  /// The tables of options are what `--help` says, word for word.
+  func testTheOptionsAreThoseOfTheHelp() throws {
+    var checked = 0
+    for (readme, commands) in Self.commands {
+      let program = try XCTUnwrap(Self.programs[readme])
+      let path = program == "aio-bench" ? try Self.benchmark() : try ChildProcess.built(program)
+      let tables = try tables(in: readme)
+      XCTAssertEqual(tables.count, commands.count, readme)
+      guard let path else { continue }
+      for (command, table) in zip(commands, tables) {
+        let run = try ChildProcess.run(
+          path, [command, "--help"].filter { !$0.isEmpty }, environment: ["COLUMNS": "80"])
+        let help = Self.options(ofHelp: run.output)
+        XCTAssertGreaterThan(help.count, 0, run.errors)
+        XCTAssertEqual(table, help, "\(readme): \(command)")
+        checked += table.count
+      }
+    }
+    XCTAssertGreaterThan(checked, 30)
+  }
+
+  /// Every command in a shell block runs a program that exists, with options that it has.
+  func testTheCommandsExist() throws {
+    let manifest = try text("Package.swift")
+    var options: [String: Set<String>] = [:]
+    for (readme, commands) in Self.commands {
+      let program = try XCTUnwrap(Self.programs[readme])
+      for (command, table) in zip(commands, try tables(in: readme)) {
+        let names = table.flatMap { row in
+          row.split(separator: "`")[1].split(whereSeparator: { " /".contains($0) }).map(String.init)
+        }
+        options["\(program) \(command)", default: []].formUnion(names)
+      }
+    }
+    // The default commands, and what every program has.
+    options["echo-to-disk "] = options["echo-to-disk serve"]
+    options["aio-nbd "] = options["aio-nbd serve"]
+    options["aio-bench "] = []
+    var checked = 0
+    for readme in Self.readmes {
+      for command in try commands(in: readme) {
+        var words = command.split(separator: " ").map(String.init)
+        guard words.starts(with: ["swift", "run"]) else { continue }
+        words.removeFirst(2)
+        // The options of `swift run` itself.
+        while let word = words.first, word.hasPrefix("-") {
+          words.removeFirst(word == "-c" || word == "--package-path" ? 2 : 1)
+        }
+        let program = words.removeFirst()
+        XCTAssertTrue(
+          manifest.contains("\"\(program)\"") || program == "aio-bench", "\(readme): \(command)")
+        let subcommand = words.first.flatMap { options["\(program) \($0)"] == nil ? nil : $0 } ?? ""
+        // What is quoted is another program's.
+        for word in words where word.hasPrefix("--") && word != "--help" {
+          let known = options["\(program) \(subcommand)"] ?? []
+          XCTAssertTrue(known.contains(word), "\(readme): \(command): no option \(word)")
+          checked += 1
+        }
+        checked += 1
+      }
+    }
+    XCTAssertGreaterThan(checked, 20)
+  }
+
+  /// The files, folders and pages that are named exist.
+  func testTheFilesThatAreNamedExist() throws {
+    var checked = 0
+    for readme in Self.readmes {
+      let text = try text(readme)
+      let folder = Self.package.appendingPathComponent(readme).deletingLastPathComponent()
+      var paths: [String] = []
+      for match in text.matches(of: /\]\(([^):]+)\)/) {
+        paths.append(String(match.1.split(separator: "#").first ?? ""))
+      }
+      for match in text.matches(of: /`((?:Examples|Sources|Tests|\.ci)\/[^` ]+)/) {
+        paths.append(String(match.1))
+      }
+      for path in paths where !path.isEmpty {
+        let isThere = [folder, Self.package].contains {
+          FileManager.default.fileExists(atPath: $0.appendingPathComponent(path).path)
+        }
+        XCTAssertTrue(isThere, "\(readme): \(path)")
+        checked += 1
+      }
+    }
+    XCTAssertGreaterThan(checked, 20)
+  }
+
+  /// The rows of each table of options.
+  private func tables(in readme: String) throws -> [[String]] {
+    try text(readme).components(separatedBy: "| option | |\n| --- | --- |\n").dropFirst().map {
+      $0.split(separator: "\n", omittingEmptySubsequences: false).prefix { $0.hasPrefix("|") }
+        .map(String.init)
+    }
+  }
+
+  /// The commands in the shell blocks: one a line, without prompts, comments and what they print.
+  private func commands(in readme: String) throws -> [String] {
+    try text(readme).components(separatedBy: "```sh\n").dropFirst().flatMap { block in
+      block.components(separatedBy: "```")[0].replacingOccurrences(of: "\\\n", with: " ")
+        .split(separator: "\n")
+        .flatMap { $0.components(separatedBy: " #")[0].components(separatedBy: "&& ") }
+        .map {
+          // What a quoted argument says is not this command's.
+          $0.replacing(/"[^"]*"/, with: "ARGUMENT").trimmingCharacters(in: .whitespaces)
+        }
+    }
+  }
+
+  /// The arguments and options of a help text, as rows of a table.
+  private static func options(ofHelp help: String) -> [String] {
+    var rows: [(name: String, text: String)] = []
+    var isOptions = false
+    for line in help.split(separator: "\n", omittingEmptySubsequences: false) {
+      if let heading = line.wholeMatch(of: /([A-Z]+):.*/) {
+        isOptions = heading.1 == "ARGUMENTS" || heading.1 == "OPTIONS"
+      } else if !isOptions {
+        continue
+      } else if let option = line.wholeMatch(
+        of: /\ \ (<[^>]+>|-h, --help|--[a-z\/-]+(?: <[^>]+>)?) *(.*)/)
+      {
+        rows.append((String(option.1), String(option.2)))
+      } else if line.hasPrefix("      "), let last = rows.indices.last {
+        rows[last].text += " " + line.trimmingCharacters(in: .whitespaces)
+      }
+    }
+    return rows.filter { $0.name != "--version" && $0.name != "-h, --help" }.map {
+      "| `\($0.name)` | \($0.text.trimmingCharacters(in: .whitespaces)) |"
+    }
+  }
+
+  /// The benchmark, which is a package of its own; `nil` if it has not been built since it was changed.
+  private static func benchmark() throws -> String? {
+    let folder = package.appendingPathComponent("Examples/Benchmark")
+    let program = folder.appendingPathComponent(".build/release/aio-bench").path
+    func changed(_ path: String) -> Date? {
+      let attributes = try? FileManager.default.attributesOfItem(atPath: path)
+      return attributes?[.modificationDate] as? Date
+    }
+    guard let built = changed(URL(fileURLWithPath: program).resolvingSymlinksInPath().path) else {
+      return nil
+    }
+    let sources = folder.appendingPathComponent("Sources").path
+    let isOld = FileManager.default.enumerator(atPath: sources)?.contains {
+      changed("\(sources)/\($0)") ?? .distantPast > built
+    }
+    return isOld == false ? program : nil
+  }
+
+  // MARK: The programs at the beginning
 
   func testTheFirstProgramWorks() throws {
     let directory = try temporaryDirectory()

@@ -3,10 +3,9 @@
 import DispatchAIO
 import Glibc
 import ServerSupport
-import SystemPackage
 
-/// Goes through pieces of two files, several at once. It lives on the context's queue, and so do its
-/// tasks: what they share, the next piece, needs no lock, and no request changes threads.
+/// A copier of pieces between two files, several at once. The actor and its tasks run on the
+/// context's queue: what they share, the next piece, needs no lock, and no request changes threads.
 actor Copier {
   private let context: AIOContext
   private let source: AIOFile
@@ -30,7 +29,7 @@ actor Copier {
     self.progress = progress
   }
 
-  /// Copies the bytes of `extents`; what is written may be more, up to the alignment.
+  /// Copies the bytes of `extents`. Up to the alignment, more may be written, zeros.
   nonisolated func copy(_ extents: [Range<Int64>]) async throws {
     try await forEachPiece(of: extents) { try await $0.copyPieces() }
   }
@@ -40,8 +39,8 @@ actor Copier {
     try await forEachPiece(of: extents) { try await $0.comparePieces() }
   }
 
-  /// As many tasks as there may be requests; each takes the next piece when it is done with one. So
-  /// some read while others write.
+  /// Runs `body` in as many tasks as there may be requests in flight. Each takes one piece after the
+  /// other, so that some read while others write.
   private nonisolated func forEachPiece(
     of extents: [Range<Int64>], _ body: @escaping @Sendable (Copier) async throws -> Void
   ) async throws {
@@ -73,7 +72,7 @@ actor Copier {
     var buffer = AIOUniqueBuffer(count: chunk)
     while let piece = next() {
       try await read(piece, of: source, into: &buffer)
-      // What is written beyond the piece lies in a hole, or behind the end, where it is cut off.
+      // The bytes written beyond the piece are in a hole, or behind the end, where they are cut off.
       let length = destination.alignment.roundUp(piece.count)
       buffer.withUnsafeMutableBytes {
         _ = UnsafeMutableRawBufferPointer(rebasing: $0[piece.count..<length])

@@ -55,13 +55,11 @@ struct CopyFile: ParsableCommand {
   @Flag(help: "Show no progress.")
   var quiet = false
 
-  /// Kept for as long as the process lives.
+  /// The signal handlers, kept for the life of the process.
   nonisolated(unsafe) private static var signals: ShutdownSignals?  // written once, by `run`
 
   func validate() throws {
-    guard (1...1024).contains(queueDepth) else {
-      throw ValidationError("--queue-depth \(queueDepth): 1 to 1024")
-    }
+    try require("queue-depth", queueDepth, in: 1...1024)
     guard (4096...1 << 30).contains(chunk.bytes), chunk.bytes % 4096 == 0 else {
       throw ValidationError("--chunk \(chunk): 4KiB to 1GiB, a multiple of 4KiB")
     }
@@ -88,11 +86,11 @@ struct CopyFile: ParsableCommand {
           Glibc.exit(1)
         }
       }
-    } handler: { name in
-      // The kernel finishes what it has of the file, which by then has no name, as the process ends.
+    } handler: { number, _ in
+      // As the process ends, the kernel completes the requests on the file, which has no name then.
       copy.remove()
       progress.clear()
-      Glibc.exit(128 + (name == "SIGINT" ? SIGINT : SIGTERM))
+      Glibc.exit(128 + number)
     }
     Self.signals = signals
     dispatchMain()

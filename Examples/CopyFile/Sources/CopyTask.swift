@@ -5,11 +5,11 @@ import Glibc
 import ServerSupport
 import SystemPackage
 
-/// One copy, from looking at the two names to the rename.
+/// One copy, from the check of the two names to the rename.
 struct CopyTask {
   let source: FilePath
   let destination: FilePath
-  /// Whether it was written with a slash at its end, which a `FilePath` drops.
+  /// Whether the destination was given with a slash at its end, which a `FilePath` drops.
   let isToBeDirectory: Bool
   let queueDepth: Int
   let chunk: Int
@@ -17,7 +17,7 @@ struct CopyTask {
   let verifies: Bool
   let replaces: Bool
 
-  /// Extents begin at multiples of this, which the alignments of files divide.
+  /// The size that extents begin at multiples of. The alignments of all files divide it.
   private static let block: Int64 = 4096
 
   /// - Returns: the size of the copy, in bytes.
@@ -60,7 +60,7 @@ struct CopyTask {
     try await to.truncate(to: size)
     try preallocate(to, extents)
 
-    // Without kernel AIO, in some containers, threads do the same.
+    // In containers without kernel AIO, threads do the same.
     var options = AIOContext.Options()
     options.withoutKernelAIO = .threads
     options.minimumQueueDepth = 1
@@ -115,7 +115,7 @@ struct CopyTask {
 
   // MARK: The destination
 
-  /// The copy's own name, which nobody has, or which may be taken over.
+  /// The final name of the copy, which does not exist or may be replaced.
   private func finalName(_ source: stat) throws -> FilePath {
     var name = destination
     var status = stat()
@@ -143,7 +143,7 @@ struct CopyTask {
     return name
   }
 
-  /// Takes room for what is to be written, so that no write has to.
+  /// Reserves the room for the extents, so that no write has to.
   private func preallocate(_ file: AIOFile, _ extents: [Range<Int64>]) throws(AIOError) {
     for extent in extents {
       let end = Int64(file.alignment.roundUp(Int(extent.upperBound)))
@@ -155,7 +155,7 @@ struct CopyTask {
     }
   }
 
-  /// The permissions; set-user-ID and set-group-ID only where they mean the same users.
+  /// Copies the permissions; set-user-ID and set-group-ID only if the owner is the same.
   private func setMode(of file: AIOFile, as source: stat) throws {
     let descriptor = file.fileDescriptor.rawValue
     var status = stat()

@@ -3,16 +3,16 @@
 import Glibc
 import SystemPackage
 
-/// Which parts of a file hold data, in order: everything else reads as zeros.
+/// The parts of a file that hold data, in order. All others read as zeros.
 enum Extents {
-  // What Linux calls them; the C library has them under names that Swift does not see.
+  // SEEK_DATA and SEEK_HOLE, which Swift does not import.
   private static let seekData: Int32 = 3
   private static let seekHole: Int32 = 4
 
-  /// Asks the filesystem: `lseek(2)`, which can sleep in the disk. A filesystem that does not keep
-  /// track says that all is data.
+  /// The extents of a file, from `lseek(2)`, which may block on the disk. All is data if the filesystem
+  /// cannot tell.
   ///
-  /// - Parameter alignment: What the beginnings are rounded down to.
+  /// - Parameter alignment: the size that the beginnings are rounded down to a multiple of.
   static func data(
     of descriptor: FileDescriptor, size: Int64, alignment: Int64
   ) throws(Errno) -> [Range<Int64>] {
@@ -21,14 +21,14 @@ enum Extents {
     while offset < size {
       let start = lseek(descriptor.rawValue, off_t(offset), seekData)
       if start < 0 {
-        // ENXIO: nothing but a hole from here on.
+        // ENXIO: a hole from here to the end.
         if errno == ENXIO { break }
         if errno == EINVAL || errno == EOPNOTSUPP { return [0..<size] }
         throw Errno(rawValue: errno)
       }
       let end = lseek(descriptor.rawValue, start, seekHole)
       guard end > start else {
-        // The file has become shorter in between: the read will tell.
+        // The file has become shorter meanwhile, which the read will find.
         extents.append(Int64(start) / alignment * alignment..<size)
         break
       }
@@ -40,7 +40,7 @@ enum Extents {
     return merged(extents)
   }
 
-  /// The parts that are in any of `extents`, each once.
+  /// The union of `extents`, in order.
   static func merged(_ extents: [Range<Int64>]) -> [Range<Int64>] {
     var merged: [Range<Int64>] = []
     for extent in extents.sorted(by: { $0.lowerBound < $1.lowerBound }) where !extent.isEmpty {

@@ -5,7 +5,7 @@ import Foundation
 import ServerSupport
 import SystemPackage
 
-/// A file that has a temporary name until it is complete.
+/// A file that has a temporary name until it is complete. Called from any thread.
 ///
 /// - Safety: `@unchecked Sendable` because its state is touched under the lock only. The lock is held
 ///   while a name is made or changed, so that whoever removes the file finds the name it has.
@@ -14,7 +14,7 @@ final class PendingFile: @unchecked Sendable {
   private var temporary: FilePath?
   private var isOver = false
 
-  /// Makes the file, open for reading and writing, direct where the filesystem has that.
+  /// Makes the file, open for reading and writing, for direct I/O if the filesystem has that.
   func create(in directory: FilePath) throws -> AIOFile {
     try lock.withLock {
       guard !isOver else { throw Failure("interrupted") }
@@ -35,7 +35,7 @@ final class PendingFile: @unchecked Sendable {
     }
   }
 
-  /// Gives the file its name: at once, or not at all.
+  /// Gives the file its name, atomically.
   func publish(as path: FilePath, replacing: Bool) throws(Errno) {
     lock.lock()
     defer { lock.unlock() }
@@ -49,7 +49,7 @@ final class PendingFile: @unchecked Sendable {
     isOver = true
   }
 
-  /// As `rename`, but fails when the new name is somebody's.
+  /// Renames a file, or fails if the new name exists.
   private func renameToNewName(_ old: FilePath, _ new: FilePath) throws(Errno) {
     if link(old.string, new.string) == 0 {
       unlink(old.string)
@@ -57,7 +57,7 @@ final class PendingFile: @unchecked Sendable {
     }
     switch Errno(rawValue: errno) {
     case .notPermitted, .notSupported, .noFunction, .tooManyLinks:
-      // A filesystem without hard links: to look first is all that can be done there.
+      // A filesystem without hard links, where to check before is all that can be done.
       var status = stat()
       guard lstat(new.string, &status) != 0 else { throw .fileExists }
       guard rename(old.string, new.string) == 0 else { throw Errno(rawValue: errno) }
@@ -65,7 +65,7 @@ final class PendingFile: @unchecked Sendable {
     }
   }
 
-  /// Removes the file, unless it has its name; afterwards it gets none.
+  /// Removes the file, unless it has its name already. Afterwards it cannot get one.
   func remove() {
     lock.withLock {
       isOver = true
@@ -76,7 +76,7 @@ final class PendingFile: @unchecked Sendable {
 }
 
 extension AIOFile {
-  /// Opens a file for direct I/O, or buffered where the filesystem has none.
+  /// Opens a file for direct I/O, or buffered if the filesystem has none.
   static func openDirectIfPossible(
     _ path: FilePath, _ mode: FileDescriptor.AccessMode, options: FileDescriptor.OpenOptions = [],
     permissions: FilePermissions = .ownerReadWrite

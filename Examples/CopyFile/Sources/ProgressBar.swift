@@ -6,9 +6,9 @@ import ServerSupport
 import Synchronization
 import SystemPackage
 
-/// A line on standard error that tells how far a copy is: bytes, percent, rate, time left.
+/// The progress of a copy, as a line on standard error: bytes, percent, rate, time left.
 ///
-/// - Safety: `@unchecked Sendable` because all but the atomics is touched on the queue only.
+/// - Safety: `@unchecked Sendable` because all but the atomic is accessed on the queue only.
 final class ProgressBar: @unchecked Sendable {
   private static let interval = 0.2
 
@@ -23,7 +23,7 @@ final class ProgressBar: @unchecked Sendable {
 
   init(isShown: Bool) { self.isShown = isShown }
 
-  /// A stage begins, in which the bytes of `extents` are to be done.
+  /// Begins a stage, which is complete when all bytes of `extents` are done.
   func begin(_ title: String, _ extents: [Range<Int64>]) {
     guard isShown else { return }
     queue.sync {
@@ -40,16 +40,16 @@ final class ProgressBar: @unchecked Sendable {
     }
   }
 
-  /// So many bytes more are done. From any thread.
+  /// Notes that more bytes are done. From any thread.
   func add(_ bytes: Int) { done.add(bytes, ordering: .relaxed) }
 
-  /// Takes the line away.
+  /// Removes the line.
   func clear() {
     guard isShown else { return }
     queue.sync { stop() }
   }
 
-  /// Says what was done, for good.
+  /// Replaces the line by a summary, which stays.
   func finish(_ bytes: Int64) {
     guard isShown else { return }
     queue.sync {

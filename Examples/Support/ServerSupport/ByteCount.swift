@@ -2,7 +2,7 @@
 
 import ArgumentParser
 
-/// A number of bytes as people write it: `4096`, `64k`, `64KiB`, `1.5G`. Multiples are of 1024.
+/// A number of bytes, written as `4096`, `64k`, `64KiB` or `1.5G`. The units are powers of 1024.
 public struct ByteCount: ExpressibleByArgument, CustomStringConvertible, Sendable, Equatable {
   public let bytes: Int
 

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Sockets that whoever started the server has made for it.
+// Sockets that the program which started the server has made for it: systemd, or inetd.
 
-import CSockets
 import Glibc
 import SystemPackage
 
 extension Listener {
-  /// The listening sockets that systemd, or a program that does as it does, has handed over: the
-  /// descriptors from 3 on, as many as `LISTEN_FDS` says, if `LISTEN_PID` says that they are for this
-  /// process (see sd_listen_fds(3)). None when there is no such thing. To be called before there are
-  /// threads, because it removes the variables.
+  /// The listening sockets that systemd has passed to this process: descriptors from 3 on, as many
+  /// as `LISTEN_FDS` says, if `LISTEN_PID` is this process (see sd_listen_fds(3)). Empty otherwise.
+  ///
+  /// Call it before there are other threads, because it removes those variables.
   public static func fromEnvironment() throws(ListenError) -> [Listener] {
     guard let process = getenv("LISTEN_PID"), let count = getenv("LISTEN_FDS"),
       Int32(String(cString: process)) == getpid()
@@ -25,7 +24,9 @@ extension Listener {
     return listeners
   }
 
-  /// Adopts a connected socket, as inetd hands it over; answers a descriptor of the caller's.
+  /// Adopts a connected socket, as inetd passes it.
+  ///
+  /// - Returns: a non-blocking descriptor of the same socket, which the caller closes.
   public static func adoptConnection(_ descriptor: Int32) throws(ListenError) -> Int32 {
     var type: Int32 = 0
     var length = socklen_t(MemoryLayout<Int32>.size)
@@ -38,7 +39,7 @@ extension Listener {
     }
     _ = fcntl(socket, F_SETFL, fcntl(socket, F_GETFL) | O_NONBLOCK)
     var yes: Int32 = 1
-    // Does nothing on other than TCP sockets.
+    // Has no effect on sockets other than TCP.
     setsockopt(socket, Int32(IPPROTO_TCP), TCP_NODELAY, &yes, socklen_t(MemoryLayout<Int32>.size))
     return socket
   }

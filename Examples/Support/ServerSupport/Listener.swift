@@ -5,7 +5,7 @@ import Dispatch
 import Glibc
 import SystemPackage
 
-/// Why a server cannot listen, in words for its user.
+/// The reason why a server cannot listen, as a sentence for its user.
 public struct ListenError: Error, CustomStringConvertible {
   public let description: String
 }
@@ -19,7 +19,7 @@ public final class Listener: @unchecked Sendable {
     case unix(path: String)
   }
 
-  /// Where the listener listens: `127.0.0.1:7777`, or a path.
+  /// The address that it listens on: `127.0.0.1:7777`, or a path.
   public let name: String
   private let descriptor: Int32
   private let unixPath: String?
@@ -37,7 +37,7 @@ public final class Listener: @unchecked Sendable {
     }
   }
 
-  /// Adopts a socket that is listening already, as an init system hands it over.
+  /// Adopts a socket that is listening already, as an init system passes it.
   public init(adopting descriptor: Int32) throws(ListenError) {
     var isListening: Int32 = 0
     var length = socklen_t(MemoryLayout<Int32>.size)
@@ -51,9 +51,13 @@ public final class Listener: @unchecked Sendable {
     unixPath = nil
   }
 
-  /// Starts to accept. Called on `queue` for each connection with its descriptor, which is
-  /// non-blocking, and its peer's address; or with the errno of an accept that failed because the
-  /// process or the system is short of something, in which case accepting pauses for 100 ms.
+  /// Starts to accept.
+  ///
+  /// - Parameters:
+  ///   - queue: serial.
+  ///   - accepted: called on `queue` for each connection with its descriptor, which is
+  ///     non-blocking, and its peer's address; or with the errno of an accept that failed because
+  ///     the process or the system is short of something. Accepting pauses for 100 ms then.
   public func activate(
     on queue: DispatchQueue,
     _ accepted: @escaping (Result<(socket: Int32, peer: String), Errno>) -> Void
@@ -61,7 +65,7 @@ public final class Listener: @unchecked Sendable {
     let source = DispatchSource.makeReadSource(fileDescriptor: descriptor, queue: queue)
     let descriptor = descriptor
     source.setEventHandler { [weak self] in
-      // A few at a time, so that others on the queue get their turn; the source fires again.
+      // A few at a time, so that others on the queue get their turn. The source fires for the rest.
       for _ in 0..<64 {
         guard let self, self.source != nil, !self.isPaused else { return }
         var address = sockaddr_storage()
@@ -101,7 +105,8 @@ public final class Listener: @unchecked Sendable {
     source?.resume()
   }
 
-  /// Stops listening; further connections are refused. On the queue it was activated on.
+  /// Stops listening; further connections are refused by the kernel. On the queue it was activated
+  /// on.
   public func close() {
     guard let source else { return }
     self.source = nil
@@ -114,7 +119,7 @@ public final class Listener: @unchecked Sendable {
     if let unixPath { unlink(unixPath) }
   }
 
-  // MARK: Making sockets
+  // MARK: Sockets
 
   private static func listen(
     host: String, port: UInt16, backlog: Int32
@@ -189,59 +194,5 @@ public final class Listener: @unchecked Sendable {
           + (failure == .addressInUse ? "; another server answers there" : ""))
     }
     return socket
-  }
-}
-
-/// A socket's address, in words.
-struct SocketAddress: CustomStringConvertible {
-  let description: String
-  let isInternet: Bool
-
-  init(_ address: sockaddr_storage, _ length: socklen_t) {
-    var address = address
-    switch Int32(address.ss_family) {
-    case AF_INET, AF_INET6:
-      var host = [CChar](repeating: 0, count: Int(NI_MAXHOST))
-      var port = [CChar](repeating: 0, count: Int(NI_MAXSERV))
-      let answer = withUnsafePointer(to: &address) {
-        $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-          getnameinfo(
-            $0, length, &host, socklen_t(host.count), &port, socklen_t(port.count),
-            NI_NUMERICHOST | NI_NUMERICSERV)
-        }
-      }
-      isInternet = true
-      guard answer == 0 else {
-        description = "unknown"
-        return
-      }
-      let (hostName, portName) = (Self.string(host), Self.string(port))
-      description =
-        hostName.contains(":") ? "[\(hostName)]:\(portName)" : "\(hostName):\(portName)"
-    case AF_UNIX:
-      isInternet = false
-      let path = withUnsafeBytes(of: &address) { bytes in
-        String(
-          decoding: bytes[MemoryLayout<sa_family_t>.size..<max(2, min(Int(length), bytes.count))]
-            .prefix { $0 != 0 }, as: UTF8.self)
-      }
-      description = path.isEmpty ? "unix" : path
-    default:
-      isInternet = false
-      description = "unknown"
-    }
-  }
-
-  init(localOf socket: Int32) {
-    var address = sockaddr_storage()
-    var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
-    _ = withUnsafeMutablePointer(to: &address) {
-      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(socket, $0, &length) }
-    }
-    self.init(address, length)
-  }
-
-  private static func string(_ characters: [CChar]) -> String {
-    String(decoding: characters.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
   }
 }

@@ -2,7 +2,7 @@
 
 import Glibc
 
-/// A value behind a mutex, which the Thread Sanitizer can see.
+/// A value that is accessed under a mutex, one that the Thread Sanitizer knows.
 ///
 /// - Safety: `@unchecked Sendable` because the value is touched under the mutex only.
 public final class Lock<Value>: @unchecked Sendable {

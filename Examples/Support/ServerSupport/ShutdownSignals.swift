@@ -12,16 +12,16 @@ public final class ShutdownSignals {
 
   /// - Parameters:
   ///   - queue: serial.
-  ///   - whenInstalled: called on `queue` once both signals come here; until then they end the
-  ///     process, so that a server is not ready before.
-  ///   - handler: called on `queue` with the signal's name, each time one comes.
+  ///   - whenInstalled: called on `queue` once both signals are handled. Before that they end the
+  ///     process, so a server says that it is ready only now.
+  ///   - handler: called on `queue` for each signal, with its number and name.
   public init(
     queue: DispatchQueue, whenInstalled: @escaping () -> Void,
-    handler: @escaping (String) -> Void
+    handler: @escaping (_ number: Int32, _ name: String) -> Void
   ) {
     for (number, name) in Self.signals {
       let source = DispatchSource.makeSignalSource(signal: number, queue: queue)
-      source.setEventHandler { handler(name) }
+      source.setEventHandler { handler(number, name) }
       source.setRegistrationHandler { [weak self] in
         guard let self else { return }
         installed += 1

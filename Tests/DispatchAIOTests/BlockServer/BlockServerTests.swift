@@ -543,7 +543,7 @@ final class BlockServerTests: XCTestCase {
     }
     // Others are served meanwhile.
     XCTAssertEqual(try NBDClient(server).read(0..<512).count, 512)
-    let bound = Connection.smallBudget + Connection.largeBudget + Self.megabyte
+    let bound = MemoryBudget.small + MemoryBudget.large + Self.megabyte
     XCTAssertLessThan(server.peakMemory - before, 6 * bound + (64 << 20))
     clients = []
     XCTAssertEqual(try NBDClient(server).read(0..<512).count, 512)

@@ -52,7 +52,7 @@ struct Draw: ParsableCommand {
     print(svg + "</svg>")
   }
 
-  /// One chart, both axes logarithmic.
+  /// A chart with two logarithmic axes.
   private func chart(
     _ rows: [Comparison.Row], _ names: [String], _ depths: [Int], x left: Double, title: String,
     _ value: (Comparison.Row) -> Double

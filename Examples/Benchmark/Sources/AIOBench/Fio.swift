@@ -2,7 +2,7 @@
 
 import Foundation
 
-/// `fio`, doing the same job.
+/// The engines of `fio`, doing the same job as a process.
 enum Fio {
   static func measure(_ name: String, _ job: Job) throws -> Measurement {
     let engine = String(name.dropFirst("fio-".count))
@@ -49,12 +49,12 @@ enum Fio {
       systemCallsPerRequest: nil, wakeUps: run.ctx, longestStall: nil, wrong: 0)
   }
 
-  /// What is wanted of fio's report.
+  /// The parts of fio's report that are used.
   private struct Report: Decodable {
     struct Run: Decodable {
       let read: Side
       let write: Side
-      /// In percent of one core.
+      /// Processor time, in percent of one core.
       let user: Double
       let system: Double
       let ctx: Int
@@ -71,7 +71,7 @@ enum Fio {
         let percentile: [String: Int]?
       }
       let requests: Int
-      /// In milliseconds.
+      /// The time that it ran, in milliseconds.
       let runtime: Int
       let latency: Latency
 

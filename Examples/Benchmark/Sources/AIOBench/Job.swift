@@ -4,7 +4,7 @@ import ArgumentParser
 import CEngines
 import Foundation
 
-/// What an engine has to do.
+/// A job for an engine.
 struct Job: Sendable {
   enum Pattern: String, ExpressibleByArgument, CaseIterable, Sendable, Codable {
     case randread, randwrite, read, write, append
@@ -18,21 +18,21 @@ struct Job: Sendable {
   var depth: Int
   var file: String
   var size: Int
-  /// In seconds.
+  /// The time to run for, in seconds.
   var runtime: Double
   var isDirect: Bool
-  /// After so many writes, an fdatasync; 0 is never.
+  /// The number of writes before each fdatasync; 0 for none.
   var fdatasyncEvery: Int
   var verifies: Bool
-  /// How often to open the file, to use all of the descriptors in turn. This library only.
+  /// The number of descriptors of the file, used in turn. For this library's engines.
   var files = 1
-  /// How many contexts to spread the requests over, each on a queue of its own, each with the whole
-  /// depth. This library only.
+  /// The number of contexts, each on a queue of its own and with the whole depth. For this library's
+  /// engines.
   var contexts = 1
 
   var blocks: Int { size / blockSize }
 
-  /// Opens the file as the job says.
+  /// Opens the file: for reading or writing, direct or not, as the job says.
   func open() throws -> Int32 {
     let descriptor = cengines_open(
       file, isDirect ? 1 : 0, pattern.isWrite ? 1 : 0, pattern == .append ? 1 : 0)
@@ -43,8 +43,9 @@ struct Job: Sendable {
     return descriptor
   }
 
-  /// Makes sure that the file is there, has its size, and has been written, with what `--verify`
-  /// expects.
+  /// Makes the file if it is missing or empty, and fills it with the blocks that `--verify` expects.
+  ///
+  /// - Parameter fill: whether to fill it in any case.
   func prepareFile(fill: Bool, progress: (Double) -> Void) throws {
     guard pattern != .append else { return }
     var status = stat()
@@ -85,13 +86,14 @@ struct Job: Sendable {
   }
 }
 
+/// The reason why a measurement cannot be made, as a sentence for the user.
 struct BenchError: Error, CustomStringConvertible {
   let description: String
   init(_ description: String) { self.description = description }
 }
 
-/// Where requests go, one after the other: other places for each engine and each run, so that none reads
-/// what the one before has brought into a cache.
+/// The offsets of a job's requests, in order. Random ones differ for each engine and run, so that none
+/// reads what the one before has brought into a cache.
 struct Offsets {
   private let pattern: Job.Pattern
   private let blockSize: UInt64
@@ -99,7 +101,8 @@ struct Offsets {
   private var state: UInt64
   private var next: UInt64 = 0
 
-  /// - Parameter share: which of as many parts as the job has depth a sequence begins with.
+  /// - Parameter share: the part of the file, of as many as the job's depth, that sequential offsets
+  ///   begin with.
   init(_ job: Job, share: Int = 0) {
     pattern = job.pattern
     blockSize = UInt64(job.blockSize)
@@ -108,7 +111,7 @@ struct Offsets {
     next = UInt64(share) * blocks / UInt64(job.depth)
   }
 
-  /// Any state of the generator's but 0.
+  /// A random state of the generator, which must not be 0.
   static var randomState: UInt64 { .random(in: 1...UInt64.max) }
 
   /// xorshift64 (Marsaglia, "Xorshift RNGs", 2003), as in the C engines.

@@ -5,7 +5,7 @@ import Dispatch
 import Foundation
 import Histogram
 
-/// What one run of one engine came to.
+/// The measurement of one run of one engine.
 struct Measurement: Codable, Sendable {
   var engine: String
   var pattern: String
@@ -13,17 +13,17 @@ struct Measurement: Codable, Sendable {
   var depth: Int
   var requests: Int
   var seconds: Double
-  /// Of all threads together.
+  /// The processor time of all threads.
   var userSeconds: Double
   var systemSeconds: Double
-  /// In microseconds, by percentile: 50, 90, 99, 99.9, 99.99, 100.
+  /// The latency in microseconds, by percentile: 50, 90, 99, 99.9, 99.99, 100.
   var latency: [String: Double]
   var allocations: Int?
-  /// Counted in a run of its own, because counting costs time.
+  /// System calls per request, counted in a run of their own, because counting takes time.
   var systemCallsPerRequest: Double?
-  /// Times a thread waited and was woken.
+  /// The number of times that a thread waited and was woken.
   var wakeUps: Int?
-  /// The longest the loop was kept by one submission, in microseconds.
+  /// The longest submission on the loop, in microseconds.
   var longestStall: Double?
   var wrong: Int
 
@@ -37,11 +37,12 @@ struct Measurement: Codable, Sendable {
 }
 
 enum Measuring {
-  /// Runs an engine, and measures.
+  /// Runs a job on an engine, and measures it.
   ///
   /// - Parameters:
-  ///   - countsCalls: whether a short run of its own counts system calls.
-  ///   - progress: called now and then with the meter, from another thread.
+  ///   - countsCalls: whether to count system calls, in a second, short run.
+  ///   - progress: called twice a second with the meter, from another thread, if there is a
+  ///     terminal.
   static func measure(
     _ name: String, _ job: Job, countsCalls: Bool = false, progress: @escaping (Meter) -> Void
   ) throws -> Measurement {
@@ -75,7 +76,7 @@ enum Measuring {
       longestStall: meter.longestStall.map { Double($0) / 1000 }, wrong: meter.wrong)
   }
 
-  /// System calls per request, from a short run of its own; `nil` where they cannot be counted.
+  /// System calls per request, from a short run; `nil` if they cannot be counted.
   private static func systemCalls(_ name: String, _ job: Job) throws -> Double? {
     var short = job
     short.runtime = min(1, job.runtime)
@@ -93,7 +94,7 @@ enum Measuring {
     return (seconds(usage.ru_utime), seconds(usage.ru_stime), Int(usage.ru_nvcsw))
   }
 
-  /// Calls back twice a second, from a thread of its own, where somebody looks.
+  /// A timer that calls back twice a second, from a thread of its own, if there is a terminal.
   private final class Ticker {
     private let timer: (any DispatchSourceTimer)?
 
@@ -111,16 +112,4 @@ enum Measuring {
 
     func stop() { timer?.cancel() }
   }
-}
-
-/// One line on standard error that is written over and over; only on a terminal.
-enum ProgressLine {
-  static let isShown = isatty(STDERR_FILENO) == 1
-
-  static func show(_ text: String) {
-    guard isShown else { return }
-    FileHandle.standardError.write(Data("\r\u{1b}[K\(text)".utf8))
-  }
-
-  static func clear() { show("") }
 }

@@ -4,8 +4,8 @@ import CEngines
 import Histogram
 import Synchronization
 
-/// Takes note of what an engine does. One thread at a time calls `completed`; anyone may look at
-/// `requests` meanwhile.
+/// The record of an engine's run. One thread at a time calls `completed`; `requests` may be read from
+/// any.
 ///
 /// - Safety: `@unchecked Sendable` because an engine calls it from one queue or thread only, and
 ///   `requests` is atomic.
@@ -17,14 +17,14 @@ final class Meter: @unchecked Sendable {
   private let counter = Atomic<Int>(0)
   private(set) var began: UInt64 = 0
   private(set) var ended: UInt64 = 0
-  /// The longest that the loop was kept by one thing, in nanoseconds; `nil` where nobody knows.
+  /// The longest submission on the loop, in nanoseconds; `nil` if the engine does not tell.
   var longestStall: UInt64?
   var wrong = 0
 
   init(_ job: Job) {
     runtime = UInt64(job.runtime * 1e9)
     samples = .allocate(capacity: 16 << 20)
-    // Touched now rather than while time is measured.
+    // Touched now, so that no page fault is measured.
     samples.initialize(repeating: 0)
   }
 
@@ -32,18 +32,18 @@ final class Meter: @unchecked Sendable {
 
   var requests: Int { counter.load(ordering: .relaxed) }
 
-  /// To be called once, when the first request is made.
+  /// Starts the clock. To be called once, before the first request.
   func begin() -> UInt64 {
     began = cengines_now()
     deadline = began + runtime
     return began
   }
 
-  /// Takes note of a request that has completed.
+  /// Notes a request that has completed.
   ///
-  /// - Returns: now, and whether another is wanted in its place.
+  /// - Returns: the time, and whether another request is to follow.
   @inline(__always)
-  func completed(_ started: UInt64) -> (now: UInt64, goesOn: Bool) {
+  func completed(_ started: UInt64) -> (now: UInt64, continues: Bool) {
     let now = cengines_now()
     if sampleCount < samples.count {
       samples[sampleCount] = UInt32(clamping: now - started)
@@ -55,7 +55,7 @@ final class Meter: @unchecked Sendable {
 
   func end() { ended = cengines_now() }
 
-  /// Adds what another one, of the same job, has measured meanwhile.
+  /// Adds the record of another run, of the same job and at the same time.
   func add(_ other: Meter) {
     let count = min(other.sampleCount, samples.count - sampleCount)
     for index in 0..<count { samples[sampleCount + index] = other.samples[index] }
@@ -66,7 +66,7 @@ final class Meter: @unchecked Sendable {
     wrong += other.wrong
   }
 
-  /// For an engine in C: the same memory, and its counter.
+  /// Records the run of an engine in C, which gets the memory for its samples, and a counter.
   func fromC(
     _ body: (UnsafeMutablePointer<UInt32>, Int, UnsafeMutablePointer<UInt64>) -> (
       samples: Int, began: UInt64, ended: UInt64
@@ -82,9 +82,9 @@ final class Meter: @unchecked Sendable {
 
   private var progressOfC: UnsafeMutablePointer<UInt64>?
 
-  /// What `requests` is, also while an engine in C is at work.
+  /// The number of requests so far, also of an engine in C.
   var progress: Int {
-    // A word that the other thread counts up: whichever value is read will do for a progress line.
+    // A word that the other thread increments: any of its values will do for a progress line.
     progressOfC.map { Int($0.pointee) } ?? requests
   }
 

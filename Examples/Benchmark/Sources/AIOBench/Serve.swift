@@ -2,7 +2,6 @@
 
 import ArgumentParser
 import CServers
-import Dispatch
 import Foundation
 import Histogram
 
@@ -74,24 +73,24 @@ struct Serve: ParsableCommand {
     }
   }
 
-  /// What one run of one server came to.
+  /// The measurement of one run of one server.
   struct Result: Codable {
     var server: String
     var connections: Int
     var messages: Int
     var seconds: Double
-    /// In microseconds, by percentile: 50, 99, 99.9.
+    /// The latency in microseconds, by percentile: 50, 99, 99.9.
     var latency: [String: Double]
-    /// The server's.
+    /// The processor time of the server's process.
     var userSeconds: Double
     var systemSeconds: Double
-    /// The whole machine's.
+    /// The processor time of the whole machine.
     var machineSeconds: Double
-    /// Answers that were not what they had to be.
+    /// The number of wrong answers.
     var wrong: Int
 
     var rate: Double { Double(messages) / seconds }
-    /// In microseconds per message.
+    /// The server's processor time per message, in microseconds.
     var processorTime: Double { (userSeconds + systemSeconds) / Double(max(1, messages)) * 1e6 }
     var machineTime: Double { machineSeconds / Double(max(1, messages)) * 1e6 }
   }
@@ -167,7 +166,7 @@ struct Serve: ParsableCommand {
       }
       return result
     }
-    // Whatever happens only once happens before.
+    // A first run, for what happens only once.
     _ = try run(min(1, runtime / 4))
     let before = (server: server.processorSeconds, machine: machineSeconds())
     let result = try run(runtime)
@@ -188,7 +187,7 @@ struct Serve: ParsableCommand {
       machineSeconds: after.machine - before.machine, wrong: Int(result.wrong))
   }
 
-  /// What all processors together have worked, in seconds since the start of the machine.
+  /// The processor time of all processors since the start of the machine, in seconds.
   private func machineSeconds() -> Double {
     guard let text = try? String(contentsOfFile: "/proc/stat", encoding: .utf8),
       let line = text.split(separator: "\n").first
@@ -228,27 +227,5 @@ struct Serve: ParsableCommand {
         "server", "messages/s", "to redis", "to c-server", "50 % us", "99 % us", "99.9 % us",
         "cpu us", "machine us",
       ], rows)
-  }
-}
-
-/// The plain server in C, as a process of its own.
-struct CServer: ParsableCommand {
-  static let configuration = CommandConfiguration(
-    commandName: "c-server", abstract: "The plain server in C that `serve` compares with.",
-    shouldDisplay: false)
-
-  @Option(help: ArgumentHelp("Where to make its file; it is left there.", valueName: "path"))
-  var directory: String
-
-  @Option(help: ArgumentHelp("The size of a message.", valueName: "bytes"))
-  var size = Size(4096)
-
-  @Option(help: ArgumentHelp("The size of the file.", valueName: "bytes"))
-  var fileSize = Size(256 << 20)
-
-  func run() throws {
-    let path = "\(directory)/c-server.data"
-    let error = cservers_serve(path, UInt64(fileSize.bytes), UInt32(size.bytes))
-    throw BenchError("c-server: \(path): \(String(cString: strerror(error)))")
   }
 }

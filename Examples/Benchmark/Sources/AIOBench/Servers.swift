@@ -2,9 +2,7 @@
 //
 // The servers that `serve` compares, as processes.
 
-import Dispatch
 import Foundation
-import Synchronization
 
 enum ServerKind: String, CaseIterable {
   case echoToDisk = "echo-to-disk"
@@ -22,7 +20,7 @@ struct Candidate {
   var name: String { ([kind.rawValue] + options).joined(separator: " ") }
 }
 
-/// A server that runs, in an empty directory of its own.
+/// A running server, in an empty directory of its own.
 final class RunningServer {
   let port: UInt16
   private let process = Process()
@@ -40,26 +38,10 @@ final class RunningServer {
     log = "\(directory).log"
     try? FileManager.default.removeItem(atPath: directory)
     try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: true)
-    var redisPort: UInt16?
-    let command: [String]
-    switch candidate.kind {
-    case .echoToDisk:
-      command =
-        [try Self.daemon(echoToDisk), "serve", "--port", "0", "--data", directory]
-        + candidate.options
-    case .cServer:
-      command = [
-        Self.ownProgram.path, "c-server", "--directory", directory, "--size", "\(messageSize)",
-      ]
-    case .redis:
-      let port = try Self.freePort()
-      redisPort = port
-      command = [
-        try Self.installed("redis-server", package: "redis-server"), "--port", "\(port)",
-        "--bind", "127.0.0.1", "--dir", directory, "--appendonly", "yes", "--appendfsync", "always",
-        "--save", "", "--auto-aof-rewrite-percentage", "0",
-      ]
-    }
+    let redisPort = candidate.kind == .redis ? try Self.freePort() : nil
+    let command = try Self.command(
+      candidate, directory: directory, messageSize: messageSize, echoToDisk: echoToDisk,
+      redisPort: redisPort)
     process.executableURL = URL(fileURLWithPath: command[0])
     process.arguments = Array(command.dropFirst())
     process.standardInput = FileHandle.nullDevice
@@ -78,15 +60,7 @@ final class RunningServer {
       port = redisPort
       try waitForRedis()
     } else {
-      // Its first line says where it listens; nothing comes when it ends instead.
-      var line = Data()
-      while let byte = try output.fileHandleForReading.read(upToCount: 1), !byte.isEmpty,
-        byte[0] != UInt8(ascii: "\n")
-      { line.append(byte) }
-      let text = String(decoding: line, as: UTF8.self)
-      guard text.hasPrefix("listening on "),
-        let port = text.split(separator: ":").last.flatMap({ UInt16($0) })
-      else {
+      guard let port = try Self.announcedPort(output.fileHandleForReading) else {
         port = 0
         stop()
         throw BenchError("it does not serve; \(lastWords)")
@@ -95,7 +69,37 @@ final class RunningServer {
     }
   }
 
-  /// Until it answers a PING; while it loads its data it would say that.
+  private static func command(
+    _ candidate: Candidate, directory: String, messageSize: Int, echoToDisk: String?,
+    redisPort: UInt16?
+  ) throws -> [String] {
+    switch candidate.kind {
+    case .echoToDisk:
+      [try daemon(echoToDisk), "serve", "--port", "0", "--data", directory] + candidate.options
+    case .cServer:
+      [ownProgram.path, "c-server", "--directory", directory, "--size", "\(messageSize)"]
+    case .redis:
+      [
+        try installed("redis-server", package: "redis-server"), "--port", "\(redisPort ?? 0)",
+        "--bind", "127.0.0.1", "--dir", directory, "--appendonly", "yes", "--appendfsync", "always",
+        "--save", "", "--auto-aof-rewrite-percentage", "0",
+      ]
+    }
+  }
+
+  /// The port in the line `listening on ADDRESS`, the first that a server of ours prints. `nil` if it
+  /// ends instead.
+  private static func announcedPort(_ output: FileHandle) throws -> UInt16? {
+    var line = Data()
+    while let byte = try output.read(upToCount: 1), !byte.isEmpty, byte[0] != UInt8(ascii: "\n") {
+      line.append(byte)
+    }
+    let text = String(decoding: line, as: UTF8.self)
+    guard text.hasPrefix("listening on ") else { return nil }
+    return text.split(separator: ":").last.flatMap { UInt16($0) }
+  }
+
+  /// Waits until Redis answers a PING, which it does not while it loads its data.
   private func waitForRedis() throws {
     let deadline = Date().addingTimeInterval(20)
     while process.isRunning, Date() < deadline {
@@ -133,7 +137,7 @@ final class RunningServer {
     return UInt16(bigEndian: address.sin_port)
   }
 
-  /// An address of this machine's own.
+  /// Calls `body` with the loopback address of a port.
   private static func with(
     _ port: UInt16, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32
   ) -> Int32 {
@@ -189,7 +193,7 @@ final class RunningServer {
     return text.split(separator: "\n").last.map { "its log ends with: \($0)" } ?? "its log is empty"
   }
 
-  /// What all its threads have worked since it started.
+  /// The processor time of all its threads since its start.
   var processorSeconds: (user: Double, system: Double) {
     let path = "/proc/\(process.processIdentifier)/stat"
     guard let text = try? String(contentsOfFile: path, encoding: .utf8),
@@ -204,45 +208,12 @@ final class RunningServer {
     return (user / ticks, system / ticks)
   }
 
-  /// Ends it, and removes what it has written.
+  /// Ends the server, and removes the files that it has written.
   func stop() {
-    // Its data is of no use to anybody, so it need not be finished.
+    // Nobody needs its data, so it need not end in order.
     if process.isRunning { kill(process.processIdentifier, SIGKILL) }
     process.waitUntilExit()
     interruption.ended()
     try? FileManager.default.removeItem(atPath: directory)
-  }
-}
-
-/// Ends the server, and removes the files, when this program is interrupted.
-///
-/// - Safety: `@unchecked Sendable` because `sources` is only set in `init`, and the rest is atomic or
-///   constant.
-final class Interruption: @unchecked Sendable {
-  private let server = Atomic<Int32>(0)
-  private var sources: [any DispatchSourceSignal] = []
-
-  init(_ directory: String) {
-    let queue = DispatchQueue(label: "aio-bench.signals")
-    for number in [SIGINT, SIGTERM] {
-      signal(number, SIG_IGN)
-      let source = DispatchSource.makeSignalSource(signal: number, queue: queue)
-      source.setEventHandler { @Sendable [unowned self] in
-        let process = server.load(ordering: .relaxed)
-        if process > 0 { kill(process, SIGKILL) }
-        try? FileManager.default.removeItem(atPath: directory)
-        exit(128 + number)
-      }
-      source.activate()
-      sources.append(source)
-    }
-  }
-
-  func started(_ process: Int32) { server.store(process, ordering: .relaxed) }
-  func ended() { server.store(0, ordering: .relaxed) }
-
-  func end() {
-    for source in sources { source.cancel() }
-    for number in [SIGINT, SIGTERM] { signal(number, SIG_DFL) }
   }
 }

@@ -74,7 +74,7 @@ struct Stall: ParsableCommand {
 
   struct Result {
     var rate: Double
-    /// In microseconds, as the rest.
+    /// The longest submission on the loop, in microseconds. The others are in microseconds, too.
     var longestSubmit: Double
     var late50: Double
     var late999: Double
@@ -108,8 +108,8 @@ struct Stall: ParsableCommand {
     }
 
     func run() throws -> Result {
-      // Armed anew each time, for exactly a millisecond from then: when it fires is when the queue
-      // came to it, and nothing is coalesced.
+      // Scheduled anew each time, a millisecond ahead: it fires when the queue is free for it, and
+      // nothing is coalesced.
       let timer = DispatchSource.makeTimerSource(flags: .strict, queue: queue)
       nonisolated(unsafe) var due = DispatchTime.now()  // on the queue
       timer.setEventHandler { [self] in
@@ -151,12 +151,12 @@ struct Stall: ParsableCommand {
         try context.write(file, at: offset, from: buffer) { [self] result in
           if case .failure(let error) = result { failure = error }
           appended += 1
-          again(append)
+          finished(then: append)
         }
         offset += 4096
       } catch {
         failure = error
-        again {}
+        finished(then: {})
       }
     }
 
@@ -165,15 +165,15 @@ struct Stall: ParsableCommand {
       do {
         try context.fdatasync(file) { [self] result in
           if case .failure(let error) = result { failure = error }
-          again(sync)
+          finished(then: sync)
         }
       } catch {
         failure = error
-        again {}
+        finished(then: {})
       }
     }
 
-    private func again(_ next: () -> Void) {
+    private func finished(then next: () -> Void) {
       inFlight -= 1
       if failure == nil && cengines_now() < deadline { return next() }
       if inFlight == 0 { done.signal() }

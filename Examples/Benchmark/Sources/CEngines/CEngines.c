@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The two loops in C, and the small calls that the engines in Swift share with them.
 
 #define _GNU_SOURCE
 #include "CEngines.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <libaio.h>
-#include <linux/perf_event.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -47,8 +44,7 @@ int cengines_open(const char *path, int is_direct, int is_write, int truncates) 
   return fd < 0 ? -errno : fd;
 }
 
-// The engines
-
+// A request in flight, reused for the next when it has completed.
 struct request {
   struct iocb block;  // first: a completion's iocb is its request
   char *memory;
@@ -57,6 +53,7 @@ struct request {
   int is_sync;
 };
 
+// One run of a job.
 struct run {
   const struct cengines_job *job;
   struct cengines_result *result;
@@ -64,6 +61,9 @@ struct run {
   io_context_t context;
   int event;
   uint64_t state, next, deadline;
+  int in_flight;
+  // Writes since the last fdatasync.
+  uint64_t written;
   struct request sync;
   int sync_in_flight;
 };
@@ -91,7 +91,7 @@ static void prepare(struct run *run, struct request *request, uint64_t now) {
   if (!job->batches) io_set_eventfd(&request->block, run->event);
 }
 
-// Submits all of them; gives up on an error.
+// Submits all of them, unless there is an error, which it returns.
 static int submit(struct run *run, struct iocb **blocks, int count) {
   uint64_t began = cengines_now();
   while (count > 0) {
@@ -106,7 +106,7 @@ static int submit(struct run *run, struct iocb **blocks, int count) {
   return 0;
 }
 
-// Takes note of a completion; answers whether the request goes again.
+// Notes a completion, and returns whether another request is to follow.
 static int completed(struct run *run, struct request *request, long answer, uint64_t now) {
   const struct cengines_job *job = run->job;
   struct cengines_result *result = run->result;
@@ -131,6 +131,88 @@ static int completed(struct run *run, struct request *request, long answer, uint
   return now < run->deadline && result->error == 0;
 }
 
+// Submits the requests that are ready: all in one call, or one by one in the way of the C original.
+static int submit_ready(struct run *run, struct iocb **blocks, int count) {
+  if (run->job->batches) return count > 0 ? submit(run, blocks, count) : run->result->error;
+  for (int i = 0; i < count; i++) {
+    int error = submit(run, &blocks[i], 1);
+    if (error) return error;
+  }
+  return 0;
+}
+
+// Waits for completions: in io_getevents, or for the eventfd in the way of the C original.
+static int wait_for_events(struct run *run, struct io_event *events) {
+  int most = run->job->depth + 1;
+  if (run->job->batches) return io_getevents(run->context, 1, most, events, NULL);
+  struct pollfd poll_event = {.fd = run->event, .events = POLLIN};
+  poll(&poll_event, 1, -1);
+  uint64_t counted;
+  if (read(run->event, &counted, sizeof counted) < 0 && errno != EAGAIN) abort();
+  struct timespec none = {0, 0};
+  return io_getevents(run->context, 0, most, events, &none);
+}
+
+// Submits an fdatasync, if it is time for one and none is in flight.
+static int sync_if_due(struct run *run, uint64_t now) {
+  const struct cengines_job *job = run->job;
+  if (!job->fdatasync_every || ++run->written < (uint64_t)job->fdatasync_every ||
+      run->sync_in_flight || now >= run->deadline) {
+    return 0;
+  }
+  run->written = 0;
+  run->sync_in_flight = 1;
+  io_prep_fdsync(&run->sync.block, job->fd);
+  if (!job->batches) io_set_eventfd(&run->sync.block, run->event);
+  struct iocb *block = &run->sync.block;
+  return submit(run, &block, 1);
+}
+
+// Handles completions: each is noted, and its request is prepared anew while there is time.
+// Adds the requests to submit to `blocks`, and returns their number.
+static int handle_events(struct run *run, struct io_event *events, int count,
+                         struct iocb **blocks) {
+  int ready = 0;
+  for (int i = 0; i < count; i++) {
+    // The clock for each, as in the other engines, which get completions one by one.
+    uint64_t now = cengines_now();
+    struct request *request = (struct request *)events[i].obj;
+    int is_sync = request->is_sync;
+    if (!is_sync) run->in_flight--;
+    if (completed(run, request, (long)events[i].res, now)) {
+      prepare(run, request, now);
+      blocks[ready++] = &request->block;
+    }
+    if (!is_sync) {
+      int error = sync_if_due(run, now);
+      if (error) {
+        run->result->error = error;
+        break;
+      }
+    }
+  }
+  return ready;
+}
+
+// The loop: submit, wait, handle, until the time is over and nothing is in flight.
+static void loop(struct run *run, struct iocb **blocks, int ready, struct io_event *events) {
+  struct cengines_result *result = run->result;
+  while (ready > 0 || run->in_flight > 0 || run->sync_in_flight) {
+    result->error = submit_ready(run, blocks, ready);
+    if (result->error) return;
+    run->in_flight += ready;
+    ready = 0;
+    int got = wait_for_events(run, events);
+    if (got == -EINTR) continue;
+    if (got < 0) {
+      result->error = -got;
+      return;
+    }
+    ready = handle_events(run, events, got, blocks);
+    if (result->error) return;
+  }
+}
+
 void cengines_run(const struct cengines_job *job, struct cengines_result *result,
                   volatile uint64_t *progress) {
   memset(result, 0, sizeof *result);
@@ -149,66 +231,13 @@ void cengines_run(const struct cengines_job *job, struct cengines_result *result
 
   uint64_t began = cengines_now();
   run.deadline = began + job->runtime;
-  int count = 0;
   for (int i = 0; i < job->depth; i++) {
     if (posix_memalign((void **)&requests[i].memory, 4096, job->block) != 0) abort();
     memset(requests[i].memory, 0x55, job->block);
     prepare(&run, &requests[i], began);
-    blocks[count++] = &requests[i].block;
+    blocks[i] = &requests[i].block;
   }
-  int in_flight = 0;
-  uint64_t written = 0;
-  while (count > 0 || in_flight > 0 || run.sync_in_flight) {
-    int to_submit = count;
-    count = 0;
-    if (job->batches) {
-      result->error = to_submit ? submit(&run, blocks, to_submit) : result->error;
-      if (result->error) break;
-    } else {
-      for (int i = 0; i < to_submit; i++) {
-        if ((result->error = submit(&run, &blocks[i], 1))) break;
-      }
-      if (result->error) break;
-    }
-    in_flight += to_submit;
-    int got;
-    if (job->batches) {
-      got = io_getevents(run.context, 1, job->depth + 1, events, NULL);
-    } else {
-      struct pollfd poll_event = {.fd = run.event, .events = POLLIN};
-      poll(&poll_event, 1, -1);
-      uint64_t counted;
-      if (read(run.event, &counted, sizeof counted) < 0 && errno != EAGAIN) abort();
-      struct timespec none = {0, 0};
-      got = io_getevents(run.context, 0, job->depth + 1, events, &none);
-    }
-    if (got < 0) {
-      if (got == -EINTR) continue;
-      result->error = -got;
-      break;
-    }
-    for (int i = 0; i < got; i++) {
-      // For each, as the other engines do, to whom completions come one by one.
-      uint64_t now = cengines_now();
-      struct request *request = (struct request *)events[i].obj;
-      int is_sync = request->is_sync;
-      if (!is_sync) in_flight--;
-      if (completed(&run, request, (long)events[i].res, now)) {
-        prepare(&run, request, now);
-        blocks[count++] = &request->block;
-      }
-      if (!is_sync && job->fdatasync_every && ++written >= (uint64_t)job->fdatasync_every &&
-          !run.sync_in_flight && now < run.deadline) {
-        written = 0;
-        run.sync_in_flight = 1;
-        io_prep_fdsync(&run.sync.block, job->fd);
-        if (!job->batches) io_set_eventfd(&run.sync.block, run.event);
-        struct iocb *block = &run.sync.block;
-        if ((result->error = submit(&run, &block, 1))) break;
-      }
-    }
-    if (result->error) break;
-  }
+  loop(&run, blocks, job->depth, events);
   result->elapsed = cengines_now() - began;
   io_destroy(run.context);
   if (run.event >= 0) close(run.event);
@@ -216,51 +245,4 @@ void cengines_run(const struct cengines_job *job, struct cengines_result *result
   free(requests);
   free(blocks);
   free(events);
-}
-
-// Counting
-
-enum { most_counters = 256 };
-static int counters[most_counters];
-static int counter_count;
-
-int cengines_start_counting(void) {
-  FILE *file = fopen("/sys/kernel/tracing/events/raw_syscalls/sys_enter/id", "r");
-  if (!file) file = fopen("/sys/kernel/debug/tracing/events/raw_syscalls/sys_enter/id", "r");
-  if (!file) return -errno;
-  unsigned long long id = 0;
-  int found = fscanf(file, "%llu", &id);
-  fclose(file);
-  if (found != 1) return -EINVAL;
-  struct perf_event_attr attributes = {
-      .type = PERF_TYPE_TRACEPOINT, .size = sizeof attributes, .config = id, .inherit = 1};
-  // Each thread there is, and those it will make.
-  DIR *threads = opendir("/proc/self/task");
-  if (!threads) return -errno;
-  counter_count = 0;
-  struct dirent *entry;
-  int failure = 0;
-  while ((entry = readdir(threads)) && counter_count < most_counters) {
-    int thread = atoi(entry->d_name);
-    if (thread <= 0) continue;
-    int fd = (int)syscall(SYS_perf_event_open, &attributes, thread, -1, -1, PERF_FLAG_FD_CLOEXEC);
-    if (fd >= 0) {
-      counters[counter_count++] = fd;
-    } else {
-      failure = -errno;
-    }
-  }
-  closedir(threads);
-  return counter_count > 0 ? 0 : failure;
-}
-
-uint64_t cengines_stop_counting(void) {
-  uint64_t sum = 0;
-  for (int i = 0; i < counter_count; i++) {
-    uint64_t count = 0;
-    if (read(counters[i], &count, sizeof count) == sizeof count) sum += count;
-    close(counters[i]);
-  }
-  counter_count = 0;
-  return sum;
 }

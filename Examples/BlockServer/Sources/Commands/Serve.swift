@@ -2,7 +2,6 @@
 
 import ArgumentParser
 import Dispatch
-import DispatchAIO
 import Glibc
 import Logging
 import ServerSupport
@@ -19,7 +18,7 @@ struct Serve: ParsableCommand {
       The export of the empty name is the first.
 
       A connection takes at most \
-      \(ByteCount(Connection.smallBudget + Connection.largeBudget)) for its requests; beyond that, \
+      \(ByteCount(MemoryBudget.small + MemoryBudget.large)) for its requests; beyond that, \
       nothing is read from its socket.
 
       Started by systemd or a like of it (LISTEN_FDS), it serves the sockets it is given, and prints \
@@ -32,14 +31,11 @@ struct Serve: ParsableCommand {
     completion: .file())
   var files: [String]
 
-  @Option(help: "Where to listen. (default: 127.0.0.1)")
-  var host: String?
+  enum Defaults: ListenDefaults {
+    static let port: UInt16 = 10809
+  }
 
-  @Option(help: "The port; 0 picks a free one. (default: 10809)")
-  var port: UInt16?
-
-  @Option(help: ArgumentHelp("Listen on a Unix socket instead.", valueName: "path"))
-  var unix: String?
+  @OptionGroup var listen: ListenOptions<Defaults>
 
   @Flag(help: "Serve standard input, which is a connected socket, and exit when it ends.")
   var inetd = false
@@ -77,28 +73,20 @@ struct Serve: ParsableCommand {
 
   func validate() throws {
     guard !files.isEmpty else { throw ValidationError("no FILE was given to serve") }
-    for (name, value, range) in [
-      ("loops", loops, 1...64), ("queue-depth", queueDepth, 1...4096),
-      ("max-connections", maxConnections, 1...100_000), ("linger", linger, 0...10_000),
-    ] where !range.contains(value) {
-      throw ValidationError("--\(name) \(value): \(range.lowerBound) to \(range.upperBound)")
-    }
-    for (name, value) in [("stats-interval", statsInterval), ("handshake-limit", handshakeLimit)] {
-      guard value >= 0 && value <= 1e9 else {
-        throw ValidationError("--\(name) \(value): seconds, 0 or more")
-      }
-    }
-    if unix != nil && (host != nil || port != nil) {
-      throw ValidationError("--unix \(unix ?? ""): either that, or --host and --port")
-    }
-    if inetd && (unix != nil || host != nil || port != nil) {
+    try require("loops", loops, in: 1...64)
+    try require("queue-depth", queueDepth, in: 1...4096)
+    try require("max-connections", maxConnections, in: 1...100_000)
+    try require("linger", linger, in: 0...10_000, unit: "microseconds")
+    try require(seconds: statsInterval, for: "stats-interval")
+    try require(seconds: handshakeLimit, for: "handshake-limit")
+    if inetd && listen.isGiven {
       throw ValidationError("--inetd: serves standard input, and listens nowhere")
     }
-    _ = try named()
+    _ = try namedFiles()
   }
 
-  /// The files, by name.
-  private func named() throws -> [(name: String, path: FilePath)] {
+  /// The files with the names of their exports.
+  private func namedFiles() throws -> [(name: String, path: FilePath)] {
     var names: [String: String] = [:]
     return try files.map { file in
       let parts = file.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
@@ -124,7 +112,8 @@ struct Serve: ParsableCommand {
 
   func run() throws {
     let logger = logOptions.makeLogger("aio-nbd")
-    // A write beyond RLIMIT_FSIZE is an error, and no reason to die; so is a socket that is gone.
+    // A write beyond RLIMIT_FSIZE, or to a closed socket, is an error, which the signal must not turn
+    // into the end.
     signal(SIGXFSZ, SIG_IGN)
     signal(SIGPIPE, SIG_IGN)
     var settings = Server.Settings(
@@ -137,7 +126,7 @@ struct Serve: ParsableCommand {
     var connection: (Int32, String)?
     var address: String?
     do {
-      let exports = try named().map {
+      let exports = try namedFiles().map {
         try Export(name: $0.name, path: $0.path, readOnly: readOnly)
       }
       var listeners: [Listener] = []
@@ -147,9 +136,7 @@ struct Serve: ParsableCommand {
       } else {
         listeners = try Listener.fromEnvironment()
         if listeners.isEmpty {
-          let listener = try Listener(
-            unix.map { .unix(path: $0) }
-              ?? .tcp(host: host ?? "127.0.0.1", port: port ?? 10809))
+          let listener = try Listener(listen.address)
           address = listener.name
           listeners = [listener]
         }
@@ -160,9 +147,7 @@ struct Serve: ParsableCommand {
       throw Failure("\(error)")
     }
     server.start(connection: connection) { [address] in
-      guard let address else { return }
-      // At once, also into a pipe.
-      _ = try? FileDescriptor.standardOutput.writeAll("listening on \(address)\n".utf8)
+      if let address { FileDescriptor.standardOutput.write(line: "listening on \(address)") }
     } exit: {
       Glibc.exit($0)
     }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The heads of replies, written to where they will be sent from.
+/// The encoders of the heads of replies.
 ///
-/// - Safety: each function says how many bytes it writes, and the caller has room for
-///   `Replies.room`.
+/// - Safety: the caller has `Replies.room` bytes at `head`; each function returns the number of bytes
+///   that it has written.
 enum Replies {
-  /// Room for any head.
+  /// The bytes that any head fits in.
   static let room = 256
-  /// The most bytes of an error's message that fit a head.
+  /// The most bytes of an error's message that fit in a head.
   private static let longestMessage = room - NBD.structuredReplySize - 6
 
-  /// - Returns: how many bytes were written.
+  /// A simple reply.
   @inline(__always)
   static func simple(
     _ head: UnsafeMutableRawPointer, cookie: UInt64, error: NBD.ErrorCode? = nil
@@ -23,7 +23,7 @@ enum Replies {
 
   /// The head of a structured reply's chunk.
   ///
-  /// - Parameter length: of what follows.
+  /// - Parameter length: the number of bytes that follow the head.
   @inline(__always)
   static func chunk(
     _ head: UnsafeMutableRawPointer, _ type: NBD.Chunk, cookie: UInt64, isLast: Bool, length: Int
@@ -46,7 +46,7 @@ enum Replies {
     return size + 8
   }
 
-  /// A chunk with an error, the last one.
+  /// The last chunk, with an error.
   static func error(
     _ head: UnsafeMutableRawPointer, cookie: UInt64, _ error: NBD.ErrorCode, message: String
   ) -> Int {

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// An export, as clients are told of it.
+/// An export as it is described to clients.
 struct ExportDescription {
   var name: String
-  /// In bytes.
+  /// The size in bytes.
   var size: UInt64
   var isReadOnly: Bool
-  /// Requests that are multiples of this need no read-modify-write; a power of two.
+  /// The size that requests should be multiples of, which then need no read-modify-write; a power of
+  /// two.
   var preferredBlock: UInt32 = 4096
 
-  /// The most bytes of a read or a write: 32 MiB, what clients may expect of every server.
+  /// The most bytes of a read or a write: 32 MiB, which clients may expect of every server.
   static let largestPayload: UInt32 = 32 << 20
 
   func flags(structured: Bool) -> NBD.TransmissionFlags {
@@ -32,16 +33,16 @@ struct ExportDescription {
 struct Request: Equatable {
   var command: NBD.Command
   var flags: NBD.CommandFlags
-  /// The client's name for the request, to put on the reply.
+  /// The client's number for the request, which the reply repeats.
   var cookie: UInt64
   var offset: UInt64
   var length: UInt32
 
-  /// Why an export cannot do what is asked, if it cannot.
+  /// The error with which an export refuses the request; `nil` if it can do it.
   ///
   /// - Parameters:
   ///   - structured: whether structured replies were negotiated.
-  ///   - hasContext: whether `base:allocation` was.
+  ///   - hasContext: whether `base:allocation` was selected.
   @inline(__always)
   func refusal(by export: ExportDescription, structured: Bool, hasContext: Bool)
     -> (error: NBD.ErrorCode, message: StaticString)?
@@ -81,7 +82,7 @@ struct Request: Equatable {
       )
     }
     if length > ExportDescription.largestPayload && (command == .read || command == .write) {
-      // What overflows could have been asked for without DF, which needs structured replies.
+      // Overflow tells the client to try without DF, which exists with structured replies only.
       return (command == .read && structured ? .overflow : .invalid, "more than 32 MiB at once")
     }
     return nil

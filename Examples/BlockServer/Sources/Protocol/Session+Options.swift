@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The options, by which client and server agree before the first request.
+// The options, by which client and server agree before the first request. Part of Session.
 
 extension Session {
   mutating func nextOption(_ input: UnsafeRawBufferPointer, _ consumed: inout Int) -> Event? {
@@ -20,7 +20,7 @@ extension Session {
       }
       let rest = UnsafeRawBufferPointer(rebasing: input[NBD.optionHeaderSize...])
       if length > Self.largestOption {
-        state = .passingOption(option, remaining: length)
+        state = .skippingOption(option, remaining: length)
         return nextOption(rest, &consumed)
       }
       state = .optionData(option, length: length)
@@ -30,11 +30,11 @@ extension Session {
       consumed += length
       state = .option
       return answer(option, OptionReader(.init(rebasing: input[..<length])))
-    case .passingOption(let option, let remaining):
+    case .skippingOption(let option, let remaining):
       let count = min(remaining, input.count)
       consumed += count
       guard count == remaining else {
-        state = .passingOption(option, remaining: remaining - count)
+        state = .skippingOption(option, remaining: remaining - count)
         return nil
       }
       state = .option
@@ -135,7 +135,7 @@ extension Session {
   }
 
   private mutating func metaContexts(_ option: NBD.Option, _ data: OptionReader) -> Event {
-    // Whatever comes of it, an earlier selection is gone.
+    // An earlier selection is void, also if this one fails.
     if option == .setMetaContext { contextExport = nil }
     guard isStructured else {
       return reply(option.rawValue, .invalid, "structured replies come first")
@@ -175,7 +175,7 @@ extension Session {
 
   // MARK: Parts
 
-  /// The export of a name; the empty name is that of the first.
+  /// The index of the export with a name. The empty name means the first.
   private func export(named name: String) -> Int? {
     name.isEmpty && !exports.isEmpty ? 0 : exports.firstIndex { $0.name == name }
   }
@@ -196,7 +196,7 @@ extension Session {
   }
 }
 
-/// Takes an option's data apart; `nil` where there is not enough of it.
+/// A reader of an option's data. Its methods return `nil` if there is not enough of it.
 struct OptionReader {
   private let data: UnsafeRawBufferPointer
   private var position = 0
@@ -221,6 +221,6 @@ struct OptionReader {
 }
 
 extension UnsafeRawBufferPointer {
-  /// The bytes as text; `nil` when they are none.
+  /// The bytes as text; `nil` if they are not UTF-8.
   fileprivate var string: String? { String(validating: self, as: UTF8.self) }
 }

@@ -1,36 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One client's side of the protocol, as a state machine: bytes go in, events come out. It knows no
-// sockets and no files, and keeps nothing of its input but numbers, so that whatever comes costs no
-// memory.
+// The protocol with one client, as a state machine: from bytes to events. It knows no sockets and no
+// files, and keeps only numbers of its input, so that no input costs memory.
 
-/// What a client and this server have agreed on, and where in the conversation they are.
+/// The conversation with a client: its state, and what was agreed on.
 ///
 /// The handshake is the fixed newstyle one; then come options (`Session+Options.swift`), then, once
 /// an export has been chosen, requests.
 struct Session {
   enum Event: Equatable {
-    /// `output` has an answer to send.
+    /// An answer, which `output` has to send.
     case answer
     /// The client has chosen an export; what follows are requests. `output` has the answer.
     case enter(export: Int)
     /// A request that the export can do. After a write, its payload follows.
     case request(Request)
-    /// A request that is answered with an error. If it is a write, the payload is passed over.
+    /// A request that is answered with an error. If it is a write, its payload is skipped.
     case refused(Request, NBD.ErrorCode, message: String)
-    /// So many of the next bytes belong to the payload of the last write. They are not consumed:
-    /// say with `received(payload:)` how many were taken.
+    /// The number of the next bytes that belong to the payload of the last write. They are not
+    /// consumed: `received(payload:)` says how many were taken.
     case payload(Int)
-    /// The client wants to end, and is owed what `output` has, and the replies in flight.
+    /// The end that the client has asked for. `output` and the replies in flight are still sent.
     case end
-    /// The client does not keep to the protocol so far that one cannot go on.
+    /// A violation of the protocol after which the connection has to be closed.
     case violation(String)
   }
 
-  /// Longer options are passed over and refused.
+  /// The most bytes of an option. A longer one is skipped and refused.
   static let largestOption = 32 << 10
-  /// How many options there may be, and how many bytes they may have: enough for every client that
-  /// means it, few enough that one that does not is gone soon.
+  /// The most options, and the most bytes of them together: more than any client needs, so few that
+  /// one that never chooses an export is closed soon.
   static let mostOptions = 1024
   static let mostOptionBytes = 4 << 20
 
@@ -38,18 +37,18 @@ struct Session {
     case clientFlags
     case option
     case optionData(UInt32, length: Int)
-    /// An option too long to look at.
-    case passingOption(UInt32, remaining: Int)
+    /// An option that is too long, being skipped.
+    case skippingOption(UInt32, remaining: Int)
     case request
     case payload(remaining: Int)
-    /// The payload of a write that was refused.
-    case passingPayload(remaining: Int)
+    /// The payload of a refused write, being skipped.
+    case skippingPayload(remaining: Int)
     case ended
   }
 
   let exports: [ExportDescription]
   var state = State.clientFlags
-  /// What is to be sent to the client: the caller sends and empties it.
+  /// The bytes to send to the client. The caller sends and empties it.
   var output: [UInt8] = []
   var sendsZeroes = true
   var isFixed = false
@@ -58,9 +57,9 @@ struct Session {
   private(set) var chosen: ExportDescription?
   /// Whether structured replies were negotiated.
   var isStructured = false
-  /// For which export `base:allocation` was selected.
+  /// The export that `base:allocation` was selected for.
   var contextExport: Int?
-  /// Whether it was for the one that was chosen.
+  /// Whether that is the export that was chosen.
   private(set) var hasContext = false
 
   init(exports: [ExportDescription]) {
@@ -73,9 +72,9 @@ struct Session {
   /// The next event.
   ///
   /// - Parameters:
-  ///   - input: the bytes that have come and were not consumed.
-  ///   - consumed: how many of them the event took, to be added to.
-  /// - Returns: `nil`: more bytes are needed (never more than `largestOption`).
+  ///   - input: the bytes that were received and not consumed.
+  ///   - consumed: is increased by the number of bytes that the event consumes.
+  /// - Returns: the event; `nil` if it needs more bytes (never more than `largestOption`).
   @inline(__always)
   mutating func next(_ input: UnsafeRawBufferPointer, consumed: inout Int) -> Event? {
     switch state {
@@ -88,7 +87,7 @@ struct Session {
     }
   }
 
-  /// So many bytes of payload have been taken.
+  /// Notes that bytes of payload were taken.
   @inline(__always)
   mutating func received(payload count: Int) {
     guard case .payload(let remaining) = state else {
@@ -98,7 +97,7 @@ struct Session {
     state = count == remaining ? .request : .payload(remaining: remaining - count)
   }
 
-  /// How much payload is still to come, if anything.
+  /// The number of bytes of payload still expected.
   @inline(__always)
   var payloadRemaining: Int {
     if case .payload(let remaining) = state { remaining } else { 0 }
@@ -119,14 +118,14 @@ struct Session {
       sendsZeroes = !flags.contains(.noZeroes)
       state = .option
       return next(.init(rebasing: input[4...]), consumed: &consumed)
-    case .option, .optionData, .passingOption:
+    case .option, .optionData, .skippingOption:
       return nextOption(input, &consumed)
-    case .passingPayload(let remaining):
+    case .skippingPayload(let remaining):
       guard !input.isEmpty else { return nil }
       let count = min(remaining, input.count)
       consumed += count
       guard count == remaining else {
-        state = .passingPayload(remaining: remaining - count)
+        state = .skippingPayload(remaining: remaining - count)
         return nil
       }
       state = .request
@@ -139,7 +138,7 @@ struct Session {
     }
   }
 
-  /// The client has chosen: what follows are requests.
+  /// Enters the transmission phase, in which the client makes requests.
   mutating func enter(_ export: Int) -> Event {
     chosen = exports[export]
     hasContext = isStructured && contextExport == export
@@ -163,7 +162,7 @@ struct Session {
     consumed += NBD.requestSize
     let type = input.number(UInt16.self, at: 6)
     let command = NBD.Command(rawValue: type)
-    // What is not known is refused like what cannot be done; it has no payload.
+    // An unknown command is refused; it has no payload.
     let request = Request(
       command: command ?? .cache, flags: NBD.CommandFlags(rawValue: input.number(at: 4)),
       cookie: input.number(at: 8), offset: input.number(at: 16), length: input.number(at: 24))
@@ -178,7 +177,7 @@ struct Session {
       by: chosen, structured: isStructured, hasContext: hasContext)
     {
       if command == .write && request.length > 0 {
-        state = .passingPayload(remaining: Int(request.length))
+        state = .skippingPayload(remaining: Int(request.length))
       }
       return .refused(request, error, message: "\(message)")
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The numbers of the NBD protocol, as its document (NetworkBlockDevice/nbd, doc/proto.md) names
-// them, and how they lie in memory: big-endian, at any address.
+// The numbers of the NBD protocol, named as in its document (NetworkBlockDevice/nbd, doc/proto.md),
+// and their layout in memory: big-endian, at any address.
 
 enum NBD {
   static let initialMagic: UInt64 = 0x4e42_444d_4147_4943  // "NBDMAGIC"
@@ -12,7 +12,6 @@ enum NBD {
   static let structuredReplyMagic: UInt32 = 0x668e_33ef
 
   static let optionHeaderSize = 16
-  static let optionReplyHeaderSize = 20
   static let requestSize = 28
   static let simpleReplySize = 16
   static let structuredReplySize = 20
@@ -20,14 +19,14 @@ enum NBD {
   /// The longest string of the protocol: an export's name, a query, an error's message.
   static let longestString = 4096
 
-  /// What client and server tell each other before the first option.
+  /// The flags that client and server exchange before the first option.
   struct HandshakeFlags: OptionSet {
     let rawValue: UInt32
     static let fixedNewstyle = HandshakeFlags(rawValue: 1 << 0)
     static let noZeroes = HandshakeFlags(rawValue: 1 << 1)
   }
 
-  /// What an export can do.
+  /// The abilities of an export.
   struct TransmissionFlags: OptionSet {
     let rawValue: UInt16
     static let hasFlags = TransmissionFlags(rawValue: 1 << 0)
@@ -86,14 +85,14 @@ enum NBD {
 
   struct CommandFlags: OptionSet {
     let rawValue: UInt16
-    /// Durable when answered.
+    /// Force unit access: the write is durable when it is answered.
     static let fua = CommandFlags(rawValue: 1 << 0)
     static let noHole = CommandFlags(rawValue: 1 << 1)
-    /// Do not fragment the reply.
+    /// Do not fragment: the reply is one chunk.
     static let df = CommandFlags(rawValue: 1 << 2)
-    /// One extent is enough.
+    /// One extent only.
     static let requestOne = CommandFlags(rawValue: 1 << 3)
-    /// Only if it is faster than to write zeros.
+    /// Fail unless it is faster than writing zeros.
     static let fastZero = CommandFlags(rawValue: 1 << 4)
   }
 
@@ -117,10 +116,10 @@ enum NBD {
     case shutdown = 108
   }
 
-  /// The one metadata context there is, and the number this server gives it.
+  /// The only metadata context of this server, and the number it has here.
   static let allocationContext = "base:allocation"
   static let allocationContextID: UInt32 = 1
-  /// Extents of `base:allocation`.
+  /// The states of an extent in `base:allocation`.
   static let stateHole: UInt32 = 1
   static let stateZero: UInt32 = 2
 }

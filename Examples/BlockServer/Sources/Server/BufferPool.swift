@@ -2,9 +2,9 @@
 
 import DispatchAIO
 
-/// A buffer of the pool's, and where it is.
+/// A buffer of the pool, with its address.
 ///
-/// - Safety: `base` is valid as long as the buffer is held, which it is by the same value; and
+/// - Safety: `base` is valid as long as the buffer is held, which the same value does;
 ///   `@unchecked Sendable` for the same reasons as the buffer itself.
 struct PooledBuffer: @unchecked Sendable {
   let buffer: AIOBuffer
@@ -18,14 +18,14 @@ struct PooledBuffer: @unchecked Sendable {
   }
 }
 
-/// Aligned memory for reads and writes, used again and again: to get fresh memory from the system
-/// costs more than a small request. One per loop, and not to be shared.
+/// A pool of aligned buffers, because fresh memory from the system costs more than a small request.
+/// One for each loop, and used on its queue only.
 ///
-/// Sizes are powers of two from 4 KiB to 1 MiB; what is larger consists of several.
+/// Sizes are powers of two from 4 KiB to 1 MiB; a larger request takes several buffers.
 struct BufferPool {
   static let smallest = 4 << 10
   static let largest = 1 << 20
-  /// How much unused memory is kept.
+  /// The most bytes of unused buffers that are kept.
   private static let mostUnused = 32 << 20
 
   private var unused: [[PooledBuffer]]
@@ -36,13 +36,13 @@ struct BufferPool {
       repeating: [], count: (Self.largest / Self.smallest).trailingZeroBitCount + 1)
   }
 
-  /// Which of the sizes has room for `count` bytes.
+  /// The index of the smallest size with room for `count` bytes.
   @inline(__always)
   private static func size(_ count: Int) -> Int {
     count <= smallest ? 0 : Int.bitWidth - ((count - 1) / smallest).leadingZeroBitCount
   }
 
-  /// How much memory it takes to hold `count` bytes.
+  /// The memory, in bytes, of the buffers that hold `count` bytes.
   @inline(__always)
   static func cost(_ count: Int) -> Int {
     let rest = count % largest

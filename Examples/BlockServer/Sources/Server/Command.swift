@@ -1,48 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A request on its way from the client through the disk, and its reply. Commands and their buffers
-// are used again, so that a request costs no allocation once a loop is warm.
+// A request from its arrival to its reply: its memory, its disk requests, and the bytes to send.
+// Used by the connection and the loop that it belongs to, on the loop's queue.
 
 import DispatchAIO
 import Glibc
 
-/// - Safety: `@unchecked Sendable` because it is confined to its loop's queue; while a worker has
-///   it, nobody else touches it.
+/// - Safety: `@unchecked Sendable` because it is confined to its loop's queue, except while a worker
+///   queue has it, when nobody else touches it.
 final class Command: @unchecked Sendable {
-  /// How much of one large request may be with the disk at once; the next small request waits
-  /// behind no more than that.
+  /// The most pieces of one large request in flight at once. A small request behind it waits for no
+  /// more than those.
   static let window = 4
 
-  /// Alive: the loop keeps all its commands.
+  /// Unowned, because the loop keeps all its commands.
   unowned let loop: ServerLoop
-  /// Whose request it is; `nil` while the command is unused.
+  /// The connection that made the request; `nil` while the command is unused.
   var connection: Connection?
   var request = Request(command: .flush, flags: [], cookie: 0, offset: 0, length: 0)
 
-  /// What is charged to the connection for it.
+  /// The bytes charged to the connection's budget for it.
   var cost = 0
-  var isLarge = false
-  /// The part of a large read that it is.
+  /// The large read that this is a part of, if it is one.
   var stream: StreamedRead?
 
-  // The data, in buffers of `BufferPool.largest`, but for the last.
+  // The data: in buffers of `BufferPool.largest` bytes; the last may be smaller.
   var buffers: [PooledBuffer] = []
-  /// The blocks on the disk that the data lies in: where they begin, and how many bytes.
+  /// The range of the blocks on disk that contain the data: offset, and number of bytes.
   var start: UInt64 = 0
   var count = 0
-  /// Where in them the request's own bytes begin.
+  /// The position of the request's own bytes in those blocks.
   var skip = 0
-  /// How much of a write's payload has come.
+  /// The number of bytes of a write's payload received so far.
   var payload = 0
 
   var ticket: RangeLocks.Ticket?
-  /// How many blocks a read-modify-write still waits for.
+  // Disk requests.
+  /// The number of blocks that a read-modify-write still waits for.
   var edges = 0
-  /// Whether such a block was not there: somebody has made the file shorter.
+  /// Whether such a block was missing, because somebody has made the file shorter.
   var isShort = false
   private var nextPiece = 0
   private var outstanding = 0
-  private var moved = 0
+  private var transferred = 0
   var error: AIOError?
 
   // The reply: a head, and bytes of the buffers.
@@ -50,13 +50,13 @@ final class Command: @unchecked Sendable {
   var headCount = 0
   var replyCount = 0
 
-  /// The one closure for all its disk requests.
+  /// The completion handler of all its disk requests: one, so that a request allocates none.
   private var completion: AIOCompletion!
 
   init(loop: ServerLoop) {
     self.loop = loop
     head = .allocate(byteCount: Replies.room, alignment: 8)
-    // Unowned, as it is this command's own; the loop keeps the command.
+    // Unowned, because the command owns the closure, and the loop keeps the command.
     completion = { [unowned self] in completed($0) }
   }
 
@@ -64,7 +64,7 @@ final class Command: @unchecked Sendable {
     head.deallocate()
   }
 
-  /// The bytes of the export that the request is about.
+  /// The request's range of the export.
   var range: Range<UInt64> { request.offset..<request.offset + UInt64(request.length) }
 
   // MARK: Memory
@@ -87,7 +87,8 @@ final class Command: @unchecked Sendable {
     buffers.removeAll(keepingCapacity: true)
   }
 
-  /// The memory of the request's own bytes from `position` on, piece by piece.
+  /// The contiguous memory of the request's own bytes that begins at `position`: up to `end`, or to
+  /// the end of a buffer.
   @inline(__always)
   func memory(from position: Int, upTo end: Int) -> UnsafeMutableRawBufferPointer {
     let place = skip + position
@@ -96,7 +97,7 @@ final class Command: @unchecked Sendable {
       start: buffers[index].base + within, count: min(end - position, BufferPool.largest - within))
   }
 
-  /// Puts payload in its place.
+  /// Copies received payload to its place.
   func take(payload bytes: UnsafeRawBufferPointer) {
     var rest = bytes
     while !rest.isEmpty {
@@ -112,7 +113,7 @@ final class Command: @unchecked Sendable {
   /// Reads or writes all of its blocks, then calls `loop.transferred`.
   @inline(__always)
   func transfer() {
-    (nextPiece, outstanding, moved) = (0, 0, 0)
+    (nextPiece, outstanding, transferred) = (0, 0, 0)
     submit()
   }
 
@@ -126,8 +127,7 @@ final class Command: @unchecked Sendable {
     }
   }
 
-  /// Again, after the context was full.
-  func submit(_ piece: Int) {
+  private func submit(_ piece: Int) {
     let from = piece * BufferPool.largest
     let length = min(BufferPool.largest, count - from)
     let whole = buffers[piece].buffer
@@ -141,8 +141,8 @@ final class Command: @unchecked Sendable {
         try loop.context.read(file, at: offset, into: buffer, completion: completion)
       }
     } catch {
-      if error.isRetryable { return loop.waitForRoom { [self] in submit(piece) } }
-      // Not within the call: the caller counts on a completion that comes later.
+      if error.isRetryable { return loop.retryLater { [self] in submit(piece) } }
+      // Not within the call, because the caller relies on a later completion.
       loop.sockets.post { [self] in completed(.failure(error)) }
     }
   }
@@ -151,22 +151,22 @@ final class Command: @unchecked Sendable {
   private func completed(_ result: Result<Int, AIOError>) {
     outstanding -= 1
     switch result {
-    case .success(let count): moved += count
+    case .success(let count): transferred += count
     case .failure(let error): self.error = self.error ?? error
     }
     if nextPiece < buffers.count && error == nil { submit() }
     if outstanding == 0 { loop.transferred(self) }
   }
 
-  /// Whether a read has got what the file has: it may end within the last block, and nowhere else.
+  /// Whether a read has all that the file has: it may end within the last block, and nowhere else.
   @inline(__always)
   func isComplete(_ export: Export) -> Bool {
-    moved == count || UInt64(moved) == export.size - start
+    transferred == count || UInt64(transferred) == export.size - start
   }
 
   // MARK: The reply
 
-  /// Bytes that are not the disk's, to send after the head.
+  /// Sets bytes to send after the head that are not read from the disk.
   func setExtra(_ bytes: [UInt8]) {
     giveBuffers()
     skip = 0
@@ -181,33 +181,12 @@ final class Command: @unchecked Sendable {
     replyCount = bytes.count
   }
 
-  /// Makes it as new.
+  /// Makes the command as new, for its next request.
   func reset() {
     giveBuffers()
     (connection, stream, ticket, error) = (nil, nil, nil, nil)
     isShort = false
-    (cost, isLarge, start, count, skip, payload) = (0, false, 0, 0, 0, 0)
+    (cost, start, count, skip, payload) = (0, 0, 0, 0, 0)
     (headCount, replyCount) = (0, 0)
   }
-}
-
-/// A large read whose reply is sent in chunks, each as soon as it is read. Confined to its loop.
-final class StreamedRead {
-  let request: Request
-  /// Where the next part begins.
-  var next: UInt64
-  /// Parts that are on their way from the disk.
-  var unread = 0
-  /// Parts that are anywhere between the disk and the socket.
-  var unsent = 0
-  var error: (NBD.ErrorCode, String)?
-  let cost: Int
-
-  init(_ request: Request, cost: Int) {
-    self.request = request
-    self.cost = cost
-    next = request.offset
-  }
-
-  var end: UInt64 { request.offset + UInt64(request.length) }
 }

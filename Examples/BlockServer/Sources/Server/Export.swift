@@ -5,29 +5,30 @@ import DispatchAIO
 import Glibc
 import SystemPackage
 
-/// Why a file cannot be served, in words for the server's user.
+/// The reason why a file cannot be served, as a sentence for the server's user.
 struct ExportError: Error, CustomStringConvertible {
   let description: String
 }
 
-/// A file or block device, and what the requests on it share. Used by all loops.
+/// A file or block device that is served, with the locks that its requests share. Used by all loops,
+/// from any thread.
 final class Export: Sendable {
   let description: ExportDescription
   let path: FilePath
   let file: AIOFile
-  /// The same file through the page cache, for what is done off the loops.
+  /// A descriptor of the same file through the page cache, for the calls made on `worker`.
   let plain: FileDescriptor
   let isBlockDevice: Bool
-  /// What offset and length of a direct request are multiples of.
+  /// The size that offset and length of a direct request are multiples of.
   let block: UInt64
-  /// What exclusive ranges are multiples of: at least a page of the page cache, because what goes
-  /// through that cache changes whole pages.
+  /// The size that exclusive ranges are multiples of: at least a page, because a write through the
+  /// page cache changes whole pages.
   let page: UInt64
-  /// The part of the file in whole blocks. What lies behind it can be read directly, because a read
-  /// ends with the file, but not written.
+  /// The end of the last whole block. The bytes behind it can be read directly, because a read ends
+  /// with the file, but not written.
   let wholeBlocks: UInt64
   let ranges = RangeLocks()
-  /// Where calls that may sleep are made, one after the other.
+  /// The serial queue for calls that may block.
   let worker: DispatchQueue
 
   /// Opens a file. Blocks the calling thread.
@@ -39,12 +40,12 @@ final class Export: Sendable {
         file = try AIOFile.open(path, mode)
       } catch {
         guard error.code == .directUnsupported else { throw error }
-        // Through the page cache, then; the loop still does not sleep.
+        // Through the page cache, then; the loop does not block on that, either.
         file = try AIOFile.open(path, mode, caching: .buffered)
       }
       plain = try FileDescriptor.open(path, mode, options: .closeOnExec)
-      // What keeps overlapping requests apart does so within one export: a second, of this server or
-      // another, must not write. (Some filesystems have no locks.)
+      // `ranges` keeps the requests of one export apart; a second export of the file, in this server
+      // or another, must not write. (Some filesystems have no locks.)
       let lock = readOnly ? LOCK_SH : LOCK_EX
       if flock(plain.rawValue, lock | LOCK_NB) != 0, errno == EWOULDBLOCK {
         try plain.close()
@@ -84,7 +85,7 @@ final class Export: Sendable {
   @inline(__always)
   func up(_ offset: UInt64, to unit: UInt64) -> UInt64 { (offset + unit - 1) & ~(unit - 1) }
 
-  /// The exclusive range for work on the bytes of `range`.
+  /// The range to lock exclusively for a change of `range`.
   func pages(_ range: Range<UInt64>) -> Range<UInt64> {
     down(range.lowerBound, to: page)..<up(range.upperBound, to: page)
   }

@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What keeps apart the requests on one export that must not overlap: a read-modify-write of the
-// blocks around an unaligned write, and the zeroing and discarding done off the loops, are
-// *exclusive* over their blocks; reads and aligned writes share.
+// Locks of byte ranges, for the requests on one export that must not overlap. Reads and aligned writes
+// *share* their ranges; a read-modify-write of the blocks around an unaligned write, and zeroing and
+// discarding on the worker queue, are *exclusive*.
 //
-// Nearly always there are only the latter. Those only count themselves, in one atomic, and look
-// whether anybody is exclusive. An exclusive request raises a flag, after which nobody takes that
-// fast way, waits until those who had are done, and then for those it overlaps, in order of
-// arrival.
+// Nearly all requests share. On the fast path they only count themselves, in one atomic, and check
+// whether there is an exclusive request. An exclusive request announces itself, after which nobody
+// takes the fast path; it waits until those that took it are done, and then for the requests that it
+// overlaps, in order of arrival.
 
 import ServerSupport
 import Synchronization
 
-/// The locked ranges of an export. From any thread.
+/// The locked ranges of an export. Called from any thread.
 final class RangeLocks: Sendable {
-  /// What a holder has, to give it back.
+  /// A locked range, as its holder knows it.
   enum Ticket: Equatable {
+    /// A range that is only counted: shared, on the fast path.
     case counted
+    /// A range with an entry of its own, by its number.
     case listed(UInt64)
   }
 
@@ -29,21 +31,21 @@ final class RangeLocks: Sendable {
   }
 
   private struct State {
-    /// In order of arrival.
+    /// The entries, in order of arrival.
     var entries: [Entry] = []
     var lastID: UInt64 = 0
   }
 
-  /// How many share on the fast way.
+  /// The number of shared ranges on the fast path.
   private let counted = Atomic<Int>(0)
-  /// How many exclusive ones hold or wait; changed under the lock only.
+  /// The number of exclusive requests that hold or wait; changed under the lock only.
   private let exclusives = Atomic<Int>(0)
   private let state = Lock(State())
 
-  /// Takes a range.
+  /// Locks a range.
   ///
-  /// - Parameter granted: called later, on any thread, when it cannot be had now.
-  /// - Returns: what to `release`; `nil` when `granted` will be called with it.
+  /// - Parameter granted: called later, on any thread, if the range cannot be locked now.
+  /// - Returns: the ticket to `release`; `nil` if `granted` will be called with it.
   @inline(__always)
   func acquire(
     _ range: Range<UInt64>, exclusive: Bool,
@@ -52,7 +54,7 @@ final class RangeLocks: Sendable {
     if !exclusive {
       counted.add(1, ordering: .sequentiallyConsistent)
       if exclusives.load(ordering: .sequentiallyConsistent) == 0 { return .counted }
-      leave()
+      uncount()
     }
     return list(range, exclusive, granted())
   }
@@ -60,16 +62,13 @@ final class RangeLocks: Sendable {
   @inline(__always)
   func release(_ ticket: Ticket) {
     switch ticket {
-    case .counted: leave()
+    case .counted: uncount()
     case .listed(let id): unlist(id)
     }
   }
 
-  /// Whether somebody holds or waits for a range exclusively.
-  var isContended: Bool { exclusives.load(ordering: .sequentiallyConsistent) != 0 }
-
   @inline(__always)
-  private func leave() {
+  private func uncount() {
     let (_, new) = counted.subtract(1, ordering: .sequentiallyConsistent)
     if new == 0 && exclusives.load(ordering: .sequentiallyConsistent) != 0 { grant() }
   }
@@ -112,7 +111,7 @@ final class RangeLocks: Sendable {
     grant()
   }
 
-  /// Gives to those who wait what they may have now.
+  /// Grants the ranges that waiting requests may have now.
   private func grant() {
     let granted = state.withLock { state in
       var granted: [Entry] = []

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The daemon: listeners and signals on a queue of their own, and loops that serve the connections.
+// Made and started by `Serve`.
 
-import CSockets
 import Dispatch
 import DispatchAIO
 import Glibc
 import Logging
 import ServerSupport
-import SystemPackage
 
 /// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on.
 final class Server: @unchecked Sendable {
@@ -16,9 +15,9 @@ final class Server: @unchecked Sendable {
     var loops = 1
     var loop = ServerLoop.Settings()
     var maxConnections = 256
-    /// `nil`: never.
+    /// The interval of the statistics in the log. If `nil`, they are logged at the end only.
     var statisticsInterval: Duration?
-    /// How long clients may take to take their last answers.
+    /// The time that clients have to receive their last answers when the server shuts down.
     var drainTimeout: Duration = .seconds(10)
     /// Whether to end when the last connection has closed.
     var endsWhenUnused = false
@@ -28,23 +27,22 @@ final class Server: @unchecked Sendable {
   private let logger: Logger
   private let queue = DispatchQueue(label: "aio-nbd")
   private var loops: [ServerLoop] = []
-  /// How many connections each loop has.
+  /// The number of connections of each loop.
   private var loads: [Int]
-  private let listeners: [Listener]
+  private let acceptor: Acceptor
   private var signals: ShutdownSignals?
   private var timer: (any DispatchSourceTimer)?
   private var isDraining = false
-  private var accepted = 0
-  private var refused = 0
   private var exit: (Int32) -> Void = { _ in }
-  /// Keeps it alive while it serves, whatever its maker does with its reference.
+  /// A reference to itself while it serves, so that its maker need not keep one.
   private var selfWhileServing: Server?
 
-  /// - Throws: `AIOError` when a context cannot be had.
+  /// - Throws: `AIOError` if a context cannot be made.
   init(
     exports: [Export], listeners: [Listener], settings: Settings, logger: Logger
   ) throws {
-    (self.settings, self.logger, self.listeners) = (settings, logger, listeners)
+    (self.settings, self.logger) = (settings, logger)
+    acceptor = Acceptor(listeners, limit: settings.maxConnections, logger: logger)
     loads = Array(repeating: 0, count: settings.loops)
     for number in 0..<settings.loops {
       loops.append(
@@ -69,11 +67,11 @@ final class Server: @unchecked Sendable {
     }
   }
 
-  /// Serves until a signal comes.
+  /// Serves until SIGTERM or SIGINT.
   ///
   /// - Parameters:
-  ///   - connection: one that is there already.
-  ///   - ready: called once connections and signals are taken.
+  ///   - connection: a connection that exists already.
+  ///   - ready: called once, when connections and signals are handled.
   ///   - exit: called with the exit status.
   func start(
     connection: (socket: Int32, peer: String)? = nil, ready: @escaping @Sendable () -> Void,
@@ -82,41 +80,26 @@ final class Server: @unchecked Sendable {
     queue.sync {
       self.exit = exit
       selfWhileServing = self
-      signals = ShutdownSignals(queue: queue, whenInstalled: ready) { [unowned self] in
-        shutDown(because: $0)
+      signals = ShutdownSignals(queue: queue, whenInstalled: ready) { [unowned self] _, name in
+        shutDown(because: name)
       }
-      for listener in listeners {
-        listener.activate(on: queue) { [unowned self] in accept($0) }
+      acceptor.activate(on: queue) { [unowned self] in
+        loads.reduce(0, +)
+      } take: { [unowned self] in
+        assign($0, $1)
       }
       if let interval = settings.statisticsInterval {
-        let timer = DispatchSource.makeTimerSource(queue: queue)
-        let nanoseconds = DispatchTimeInterval.nanoseconds(Int(interval / .nanoseconds(1)))
-        timer.schedule(deadline: .now() + nanoseconds, repeating: nanoseconds)
-        timer.setEventHandler { [unowned self] in logStatistics {} }
-        timer.activate()
-        self.timer = timer
+        timer = queue.every(interval) { [unowned self] in logStatistics {} }
       }
-      if let connection { accept(.success(connection)) }
+      if let connection { acceptor.accept(connection.socket, connection.peer) }
     }
   }
 
-  private func accept(_ result: Result<(socket: Int32, peer: String), Errno>) {
-    switch result {
-    case .failure(let errno):
-      logger.error("cannot accept a connection: \(errno)")
-    case .success(let (socket, peer)):
-      let count = loads.reduce(0, +)
-      guard count < settings.maxConnections else {
-        refused += 1
-        logger.warning("refused \(peer): \(count) connections are the most (--max-connections)")
-        Glibc.close(socket)
-        return
-      }
-      accepted += 1
-      let least = loads.indices.min { loads[$0] < loads[$1] } ?? 0
-      loads[least] += 1
-      loops[least].add(socket, peer)
-    }
+  /// Gives a connection to the loop that has the fewest.
+  private func assign(_ socket: Int32, _ peer: String) {
+    let least = loads.indices.min { loads[$0] < loads[$1] } ?? 0
+    loads[least] += 1
+    loops[least].add(socket, peer)
   }
 
   private func closed(on loop: Int) {
@@ -129,7 +112,7 @@ final class Server: @unchecked Sendable {
 
   private func logStatistics(_ completion: @escaping @Sendable () -> Void) {
     let group = DispatchGroup()
-    let total = Lock(ServerLoop.Statistics())
+    let total = Lock(LoopStatistics())
     for loop in loops {
       group.enter()
       loop.report { one in
@@ -137,12 +120,11 @@ final class Server: @unchecked Sendable {
         group.leave()
       }
     }
-    let (logger, accepted, refused) = (logger, accepted, refused)
-    group.notify(queue: queue) {
+    group.notify(queue: queue) { [self] in
       let total = total.withLock { $0 }
       logger.info(
         """
-        \(total.connections) connections, \(accepted) accepted, \(refused) refused; \
+        \(acceptor.statistics); \
         \(total.requests) requests, \(total.failures) failed, \(total.syncs) syncs; \
         received \(ByteCount(total.bytesReceived)), sent \(ByteCount(total.bytesSent))
         """)
@@ -153,7 +135,7 @@ final class Server: @unchecked Sendable {
   private func shutDown(because signal: String) {
     guard !isDraining else {
       logger.warning("\(signal) again: waiting for nobody")
-      for loop in loops { loop.hurry() }
+      for loop in loops { loop.forceClose() }
       return
     }
     isDraining = true
@@ -162,7 +144,7 @@ final class Server: @unchecked Sendable {
   }
 
   private func end() {
-    for listener in listeners { listener.close() }
+    acceptor.close()
     logStatistics { [self] in
       let group = DispatchGroup()
       let isDurable = Lock(true)

@@ -51,7 +51,7 @@ struct Replay: ParsableCommand {
       position += UInt64(record.length)
     }
     if let damage, !isComplete {
-      // What is damaged may be another connection's.
+      // The damaged bytes may be another connection's.
       let warning = """
         warning: the journal is damaged, at \(damage) first: bytes of connection \(connection) from \
         position \(position) on may be missing; `echo-to-disk verify` tells more

@@ -2,7 +2,6 @@
 
 import ArgumentParser
 import Dispatch
-import DispatchAIO
 import Glibc
 import Logging
 import ServerSupport
@@ -24,14 +23,11 @@ struct Serve: ParsableCommand {
     case batch, none
   }
 
-  @Option(help: "Where to listen. (default: 127.0.0.1)")
-  var host: String?
+  enum Defaults: ListenDefaults {
+    static let port: UInt16 = 7777
+  }
 
-  @Option(help: "The port; 0 picks a free one. (default: 7777)")
-  var port: UInt16?
-
-  @Option(help: ArgumentHelp("Listen on a Unix socket instead.", valueName: "path"))
-  var unix: String?
+  @OptionGroup var listen: ListenOptions<Defaults>
 
   @Option(help: ArgumentHelp("The journal's directory; made if it is missing.", valueName: "dir"))
   var data = "./echo-data"
@@ -79,9 +75,6 @@ struct Serve: ParsableCommand {
   static let smallestSegment = 1 << 20
 
   func validate() throws {
-    if unix != nil && (host != nil || port != nil) {
-      throw ValidationError("--unix \(unix ?? ""): either that, or --host and --port")
-    }
     guard segmentSize.bytes >= Self.smallestSegment, segmentSize.bytes <= 1 << 40 else {
       throw ValidationError(
         "--segment-size \(segmentSize): a segment has 1MiB to 1TiB")
@@ -89,34 +82,24 @@ struct Serve: ParsableCommand {
     guard segmentSize.bytes % 4096 == 0 else {
       throw ValidationError("--segment-size \(segmentSize.bytes): not a multiple of 4096")
     }
-    guard (1...4096).contains(queueDepth) else {
-      throw ValidationError("--queue-depth \(queueDepth): 1 to 4096")
-    }
-    guard (1...1_000_000).contains(maxConnections) else {
-      throw ValidationError("--max-connections \(maxConnections): 1 to 1000000")
-    }
-    guard (0...1000).contains(poll) else {
-      throw ValidationError("--poll \(poll): microseconds, 0 to 1000")
-    }
-    for (name, seconds) in [
-      ("idle-timeout", idleTimeout), ("stats-interval", statsInterval),
-      ("drain-timeout", drainTimeout),
-    ] where !(seconds >= 0 && seconds <= 1e9) {
-      throw ValidationError("--\(name) \(seconds): seconds, 0 or more")
-    }
+    try require("queue-depth", queueDepth, in: 1...4096)
+    try require("max-connections", maxConnections, in: 1...1_000_000)
+    try require("poll", poll, in: 0...1000, unit: "microseconds")
+    try require(seconds: idleTimeout, for: "idle-timeout")
+    try require(seconds: statsInterval, for: "stats-interval")
+    try require(seconds: drainTimeout, for: "drain-timeout")
   }
 
   func run() throws {
     let logger = logOptions.makeLogger("echo-to-disk")
-    // A write beyond RLIMIT_FSIZE is an error, and no reason to die.
+    // A write beyond RLIMIT_FSIZE is an error, which the signal must not turn into the end.
     signal(SIGXFSZ, SIG_IGN)
     var journal = Journal.Settings(segmentSize: segmentSize.bytes, syncs: sync == .batch)
     journal.batchSize = min(journal.batchSize, segmentSize.bytes / 4)
     let settings = Server.Settings(
-      address: unix.map { .unix(path: $0) }
-        ?? .tcp(host: host ?? "127.0.0.1", port: port ?? 7777),
-      directory: FilePath(data), journal: journal, queueDepth: queueDepth,
-      maxConnections: maxConnections, idleTimeout: idleTimeout > 0 ? .seconds(idleTimeout) : nil,
+      address: listen.address, directory: FilePath(data), journal: journal,
+      queueDepth: queueDepth, maxConnections: maxConnections,
+      idleTimeout: idleTimeout > 0 ? .seconds(idleTimeout) : nil,
       statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil,
       polling: .microseconds(poll),
       drainTimeout: .seconds(drainTimeout))
@@ -127,17 +110,8 @@ struct Serve: ParsableCommand {
       throw Failure("\(error)")
     }
     try server.start(
-      ready: { name in
-        // At once, also into a pipe.
-        FileDescriptor.standardOutput.write(line: "listening on \(name)")
-      },
+      ready: { FileDescriptor.standardOutput.write(line: "listening on \($0)") },
       exit: { Glibc.exit($0) })
     dispatchMain()
-  }
-}
-
-extension FileDescriptor {
-  func write(line: String) {
-    _ = try? writeAll((line + "\n").utf8)
   }
 }

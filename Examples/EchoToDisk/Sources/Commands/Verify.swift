@@ -2,7 +2,6 @@
 
 import ArgumentParser
 import ServerSupport
-import SystemPackage
 
 struct Verify: ParsableCommand {
   static let configuration = CommandConfiguration(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What is on the disk. A journal is a directory of segment files, `segment-0000000001.journal` and
+// The format on disk. A journal is a directory of segment files, `segment-0000000001.journal` and
 // on; a segment is a header and then batches; a batch is a header and then records. All numbers are
 // little-endian.
 //
@@ -25,15 +25,16 @@
 //     16  u32 length                                   20  u8 kind, then 3 zeros
 //     24  u64 XXH3 of the payload, seeded with XXH3 of the 24 bytes before
 //
-// Whatever of a segment has not been written is zeros. Batches lie one after the other, each
-// beginning at the next multiple of the unit, so that no block that is durable is written again.
+// The unwritten part of a segment is zeros. Batches lie one after the other, each beginning at the
+// next multiple of the unit, so that no durable block is ever written again.
 //
-// What makes a torn tail and damage different: a batch that was durable is followed, sooner or
-// later, by one that says so (`durable`). An unreadable batch that a later one calls durable is
-// damage; one that none does was on its way when the daemon died, and no byte of it was echoed.
-// A segment's first batch is written only when all of the segment before is durable.
+// A torn tail is told from damage by the later batches: a durable batch is followed, sooner or later,
+// by one that says so (`durable`). An unreadable batch that a later one calls durable is damage; one
+// that none calls durable was being written when the daemon died, and no byte of it was echoed.
+// A segment's first batch is written only when all of the previous segment is durable.
 
 import CXXHash
+import Glibc
 
 enum JournalFormat {
   static let headerLength = 64
@@ -47,13 +48,20 @@ enum JournalFormat {
       + ".journal"
   }
 
-  /// The number in a segment's file name.
+  /// The number in a segment's file name; `nil` if it is another file.
   static func segment(ofFileName name: String) -> UInt64? {
     guard name.hasPrefix("segment-"), name.hasSuffix(".journal") else { return nil }
     return UInt64(name.dropFirst("segment-".count).dropLast(".journal".count))
   }
 
   static func padded(_ length: Int) -> Int { (length + 7) & ~7 }
+
+  /// The time that headers and records have: nanoseconds since 1970.
+  static func now() -> Int64 {
+    var now = timespec()
+    clock_gettime(CLOCK_REALTIME, &now)
+    return Int64(now.tv_sec) * 1_000_000_000 + Int64(now.tv_nsec)
+  }
 }
 
 struct SegmentHeader: Equatable {
@@ -75,7 +83,7 @@ struct SegmentHeader: Equatable {
     bytes.put(checksum(of: bytes, count: 56), at: 56)
   }
 
-  /// `nil` when this is no valid header.
+  /// Reads a header; `nil` if it is not valid.
   init?(_ bytes: UnsafeRawBufferPointer) {
     guard bytes.count >= JournalFormat.headerLength,
       bytes.get(UInt64.self, at: 0) == JournalFormat.segmentMagic,
@@ -117,7 +125,7 @@ struct BatchHeader: Equatable {
     bytes.put(checksum(of: bytes, count: 56), at: 56)
   }
 
-  /// `nil` when this is no valid header of a batch in that segment.
+  /// Reads a header; `nil` if it is not valid, or of another segment.
   init?(_ bytes: UnsafeRawBufferPointer, in segment: SegmentHeader) {
     guard bytes.count >= JournalFormat.headerLength,
       bytes.get(UInt32.self, at: 0) == JournalFormat.batchMagic,
@@ -146,11 +154,12 @@ struct BatchHeader: Equatable {
 
 struct RecordHeader: Equatable {
   enum Kind: UInt8 {
-    /// Payload: i64 time in ns since 1970, then the peer's address in UTF-8.
+    /// The first record of a connection. Payload: i64 time in ns since 1970, then the peer's address
+    /// in UTF-8.
     case opened = 1
-    /// Payload: bytes that the connection sent.
+    /// Bytes that the connection sent, which are the payload.
     case data = 2
-    /// No payload; the position is how many bytes there were.
+    /// The last record of a connection. No payload; the position is the number of its bytes.
     case closed = 3
   }
 
@@ -159,10 +168,11 @@ struct RecordHeader: Equatable {
   var position: UInt64
   var length: Int
 
-  /// How far it is to the next record.
+  /// The distance to the next record, in bytes.
   var stride: Int { JournalFormat.recordHeaderLength + JournalFormat.padded(length) }
 
-  /// Writes the header before a payload that is there already.
+  /// Writes the header to the beginning of `bytes`. The payload has to be in its place already,
+  /// because the checksum covers it.
   func write(to bytes: UnsafeMutableRawBufferPointer) {
     bytes.put(connection, at: 0)
     bytes.put(position, at: 8)
@@ -186,7 +196,7 @@ struct RecordHeader: Equatable {
     }
   }
 
-  /// Reads a record that begins `bytes`, and checks it, payload included.
+  /// Reads the record at the beginning of `bytes`, and checks it, payload included.
   init(_ bytes: UnsafeRawBufferPointer) throws(Failure) {
     guard bytes.count >= JournalFormat.recordHeaderLength else { throw .cutOff }
     connection = bytes.get(at: 0)

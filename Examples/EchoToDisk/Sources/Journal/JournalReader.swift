@@ -1,187 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Reading a whole journal, also while a daemon is writing it. For the commands `list`, `replay` and
+// `verify`; blocks the calling thread.
+//
+// Whether an unreadable batch is a torn tail or damage is decided here: see JournalFormat.
 
 import Glibc
 import SystemPackage
 
-/// Where in a journal.
-struct JournalPlace: CustomStringConvertible {
-  let segment: UInt64
-  let offset: Int
-  var description: String { "segment \(segment) at offset \(offset)" }
-}
-
-/// Reads one segment file: batches, from any offset.
-final class SegmentReader {
-  let header: SegmentHeader
-  let size: Int
-  private let descriptor: FileDescriptor
-  /// A window of the file, read ahead.
-  private var window: UnsafeMutableRawBufferPointer
-  private var windowStart = 0
-  private var windowCount = 0
-
-  /// - Throws: an `Errno`, or a `JournalError` when the header is unreadable.
-  init(_ path: FilePath) throws {
-    descriptor = try FileDescriptor.open(path, .readOnly, options: .closeOnExec)
-    window = .allocate(byteCount: 1 << 20, alignment: 4096)
-    do {
-      size = Int(try descriptor.seek(offset: 0, from: .end))
-      let first = try Self.read(descriptor, at: 0, into: window)
-      guard let header = SegmentHeader(.init(rebasing: UnsafeRawBufferPointer(window)[..<first]))
-      else { throw JournalError("\(path): the segment's header is unreadable") }
-      self.header = header
-      windowCount = first
-    } catch {
-      try? descriptor.close()
-      window.deallocate()
-      throw error
-    }
-  }
-
-  deinit {
-    try? descriptor.close()
-    window.deallocate()
-  }
-
-  enum Batch {
-    /// Valid; the records follow the header in `bytes`.
-    case valid(BatchHeader, records: UnsafeRawBufferPointer)
-    /// Nothing has been written here, nor after.
-    case unwritten
-    /// Something is here, and it is no batch.
-    case unreadable(String)
-
-    var isValid: Bool { if case .valid = self { true } else { false } }
-  }
-
-  /// Looks at what is at `offset`. The bytes are valid until the next call.
-  func batch(at offset: Int) throws -> Batch {
-    guard offset + JournalFormat.headerLength <= size else { return .unwritten }
-    guard let batch = try batchHeader(at: offset) else {
-      return try isZero(from: offset) ? .unwritten : .unreadable("no valid batch header")
-    }
-    guard let bytes = try bytes(at: offset + JournalFormat.headerLength, batch.length) else {
-      return .unreadable("the batch is longer than the file")
-    }
-    var rest = bytes
-    do {
-      for _ in 0..<batch.records {
-        let record = try RecordHeader(rest)
-        rest = .init(rebasing: rest[min(record.stride, rest.count)...])
-      }
-    } catch {
-      return .unreadable("\(error)")
-    }
-    guard rest.isEmpty else { return .unreadable("bytes after the last record of a batch") }
-    return .valid(batch, records: bytes)
-  }
-
-  /// Only the header, whatever its records are like.
-  func batchHeader(at offset: Int) throws -> BatchHeader? {
-    guard let bytes = try bytes(at: offset, JournalFormat.headerLength) else { return nil }
-    return BatchHeader(bytes, in: header)
-  }
-
-  /// The headers of all batches behind a place, whatever their records are like.
-  func batchHeaders(after offset: Int) throws -> [(header: BatchHeader, offset: Int)] {
-    var found: [(BatchHeader, Int)] = []
-    var offset = offset + header.unit
-    while offset + JournalFormat.headerLength <= size {
-      if let batch = try batchHeader(at: offset) { found.append((batch, offset)) }
-      offset += header.unit
-    }
-    return found
-  }
-
-  /// The offset after a batch.
-  func end(of batch: BatchHeader, at offset: Int) -> Int {
-    let unit = header.unit
-    return (offset + JournalFormat.headerLength + batch.length + unit - 1) & ~(unit - 1)
-  }
-
-  /// Has what is looked at next read anew: the file may be another than before.
-  func forgetWindow() { windowCount = 0 }
-
-  /// Whether the segment has not been written to: nothing but zeros after the header.
-  func isFresh() throws -> Bool { try isZero(from: header.unit) }
-
-  private func isZero(from offset: Int) throws -> Bool {
-    var offset = offset
-    while offset < size {
-      let count = min(window.count, size - offset)
-      guard let bytes = try bytes(at: offset, count) else { return true }
-      // Each byte equals the next, and the first is zero.
-      guard bytes[0] == 0, memcmp(bytes.baseAddress!, bytes.baseAddress! + 1, count - 1) == 0
-      else { return false }
-      offset += count
-    }
-    return true
-  }
-
-  /// - Returns: `nil` beyond the end of the file.
-  private func bytes(at offset: Int, _ count: Int) throws -> UnsafeRawBufferPointer? {
-    guard offset >= 0, count <= size, offset <= size - count else { return nil }
-    if offset < windowStart || offset + count > windowStart + windowCount {
-      if count > window.count {
-        window.deallocate()
-        window = .allocate(byteCount: count + (1 << 20), alignment: 4096)
-      }
-      windowStart = offset
-      windowCount = try Self.read(descriptor, at: offset, into: window)
-      guard windowCount >= count else { return nil }
-    }
-    let start = offset - windowStart
-    return .init(rebasing: UnsafeRawBufferPointer(window)[start..<start + count])
-  }
-
-  private static func read(
-    _ descriptor: FileDescriptor, at offset: Int, into bytes: UnsafeMutableRawBufferPointer
-  ) throws -> Int {
-    var count = 0
-    while count < bytes.count {
-      let got = try descriptor.read(
-        fromAbsoluteOffset: Int64(offset + count), into: .init(rebasing: bytes[count...]))
-      if got == 0 { break }
-      count += got
-    }
-    return count
-  }
-}
-
-struct JournalError: Error, CustomStringConvertible {
-  let description: String
-  init(_ description: String) { self.description = description }
-}
-
-/// Reads a whole journal, in order, and tells what is torn from what is damaged.
+/// A reader of a journal's batches in order, which tells what is torn from what is damaged.
 struct JournalReader {
   enum Event {
     case record(RecordHeader, payload: UnsafeRawBufferPointer, JournalPlace)
-    /// A batch that was on its way when a daemon died: its bytes were not echoed.
+    /// A batch that was being written when a daemon died: its bytes were not echoed.
     case tornTail(JournalPlace)
-    /// Something that was durable is not there any more.
+    /// Something that was durable is missing or unreadable.
     case damage(JournalPlace, String)
-    /// All of a segment has been read.
+    /// The end of a segment, and how many valid batches it had.
     case endOfSegment(UInt64, batches: Int)
   }
 
-  /// The numbers of the segment files, and their paths.
+  /// The numbers of the segment files, and their paths, in order.
   let segments: [(number: UInt64, path: FilePath)]
 
-  /// - Throws: an `Errno`, or a `JournalError` when there is no journal.
+  /// - Throws: an `Errno`, or a `JournalError` if there is no journal.
   init(directory: FilePath) throws {
     segments = try Self.list(directory)
     if segments.isEmpty { throw JournalError("\(directory): no journal here") }
   }
 
+  /// The segment files in a directory, by number.
   static func list(_ directory: FilePath) throws -> [(number: UInt64, path: FilePath)] {
-    guard let stream = opendir(directory.string) else { throw Errno(rawValue: errno) }
-    defer { closedir(stream) }
     var segments: [(UInt64, FilePath)] = []
-    while let entry = readdir(stream) {
-      let name = withUnsafePointer(to: &entry.pointee.d_name) {
-        $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-      }
+    for name in try fileNames(in: directory) {
       if let number = JournalFormat.segment(ofFileName: name) {
         segments.append((number, directory.appending(name)))
       }
@@ -189,80 +40,124 @@ struct JournalReader {
     return segments.sorted { $0.0 < $1.0 }
   }
 
-  /// Reads what there is. While a server is writing, that is the journal as it was at some moment
-  /// since the call.
-  func read(_ visit: (Event) throws -> Void) throws {
-    /// The sequence number that comes next; `nil` before the first batch of all.
-    var expected: UInt64?
-    /// Whether nothing had been written behind the end of the segment before.
-    var isAtEnd = false
-    for (index, (number, path)) in segments.enumerated() {
-      let segment: SegmentReader
-      do {
-        segment = try SegmentReader(path)
-      } catch let error as JournalError {
-        try visit(.damage(JournalPlace(segment: number, offset: 0), error.description))
-        continue
-      }
-      if segment.header.segment != number {
-        try visit(
-          .damage(
-            JournalPlace(segment: number, offset: 0),
-            "the file says that it is segment \(segment.header.segment)"))
-        continue
-      }
-      var batches = 0
-      var offset = segment.header.unit
-      segment: while !isAtEnd {
-        let place = JournalPlace(segment: number, offset: offset)
-        var batch = try segment.batch(at: offset)
-        var behind = Behind()
-        if !batch.isValid {
-          // A server may have written it since: what was called durable before the second look is
-          // readable then, or damaged, and a segment with another begun behind it is complete.
-          behind = try look(behind: offset, in: segment, index)
-          segment.forgetWindow()
-          batch = try segment.batch(at: offset)
-        }
-        switch batch {
-        case .valid(let batch, let records) where batch.sequence == expected ?? batch.sequence:
-          try visitRecords(of: batch, records, JournalPlace(segment: number, offset: offset), visit)
-          expected = batch.sequence + 1
-          batches += 1
-          offset = segment.end(of: batch, at: offset)
-        case .valid(let batch, _):
-          if batch.sequence < expected ?? 0 {
-            try visit(.damage(place, "batch \(batch.sequence) comes again"))
-          } else if let expected, batch.durable >= expected {
-            try visit(.damage(place, Self.missing(expected, batch.sequence)))
-          }
-          // Else the batches between were given up when the disk failed: nobody calls them durable.
-          expected = batch.sequence
-        case .unwritten:
-          if let expected, let next = behind.next, next.durable >= expected {
-            try visit(.damage(place, Self.missing(expected, next.sequence)))
-          }
-          isAtEnd = behind.isLast
-          break segment
-        case .unreadable(let reason):
-          // Whether it was durable, say the batches after it.
-          guard behind.claimed >= expected ?? 1 else {
-            try visit(.tornTail(place))
-            isAtEnd = behind.isLast
-            break segment
-          }
-          try visit(.damage(place, reason))
-          guard let resume = behind.rest.first(where: { $0.header.sequence > expected ?? 0 }) else {
-            expected = behind.next?.sequence
-            isAtEnd = behind.isLast
-            break segment
-          }
-          expected = resume.header.sequence
-          offset = resume.offset
-        }
-      }
-      try visit(.endOfSegment(number, batches: batches))
+  /// The names of all files in a directory, in no order.
+  static func fileNames(in directory: FilePath) throws -> [String] {
+    guard let stream = opendir(directory.string) else { throw Errno(rawValue: errno) }
+    defer { closedir(stream) }
+    var names: [String] = []
+    while let entry = readdir(stream) {
+      names.append(
+        withUnsafePointer(to: &entry.pointee.d_name) {
+          $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+        })
     }
+    return names
+  }
+
+  /// Calls `visit` for everything in the journal, in order. While a daemon is writing, that is the
+  /// journal as it was at some moment since the call.
+  func read(_ visit: (Event) throws -> Void) throws {
+    var progress = Progress()
+    for index in segments.indices { try readSegment(index, &progress, visit) }
+  }
+
+  /// The progress of the reading.
+  private struct Progress {
+    /// The sequence number of the next batch; `nil` before the first batch of all.
+    var expected: UInt64?
+    /// Whether nothing had been written after the end of the last segment that was read.
+    var isAtEnd = false
+    /// The valid batches of this segment so far.
+    var batches = 0
+  }
+
+  private func readSegment(
+    _ index: Int, _ progress: inout Progress, _ visit: (Event) throws -> Void
+  ) throws {
+    let (number, path) = segments[index]
+    let start = JournalPlace(segment: number, offset: 0)
+    let segment: SegmentReader
+    do {
+      segment = try SegmentReader(path)
+    } catch let error as JournalError {
+      return try visit(.damage(start, error.description))
+    }
+    guard segment.header.segment == number else {
+      return try visit(
+        .damage(start, "the file says that it is segment \(segment.header.segment)"))
+    }
+    progress.batches = 0
+    var next: Int? = progress.isAtEnd ? nil : segment.header.unit
+    while let offset = next {
+      next = try readBatch(at: offset, in: segment, index, &progress, visit)
+    }
+    try visit(.endOfSegment(number, batches: progress.batches))
+  }
+
+  /// Visits the records of the batch at `offset`, or says what is there instead.
+  ///
+  /// - Returns: the offset to continue at; `nil` at the end of the segment.
+  private func readBatch(
+    at offset: Int, in segment: SegmentReader, _ index: Int, _ progress: inout Progress,
+    _ visit: (Event) throws -> Void
+  ) throws -> Int? {
+    let place = JournalPlace(segment: segments[index].number, offset: offset)
+    var batch = try segment.batch(at: offset)
+    var following = Following()
+    if !batch.isValid {
+      // A daemon may have written it since. Whatever was called durable before the second look is
+      // readable then, or damaged, and a segment after which another has been begun is complete.
+      following = try look(after: offset, in: segment, index)
+      segment.discardWindow()
+      batch = try segment.batch(at: offset)
+    }
+    switch batch {
+    case .valid(let batch, let records) where batch.sequence == progress.expected ?? batch.sequence:
+      try visitRecords(of: batch, records, place, visit)
+      progress.expected = batch.sequence + 1
+      progress.batches += 1
+      return segment.end(of: batch, at: offset)
+    case .valid(let batch, _):
+      if batch.sequence < progress.expected ?? 0 {
+        try visit(.damage(place, "batch \(batch.sequence) appears twice"))
+      } else if let expected = progress.expected, batch.durable >= expected {
+        try visit(.damage(place, Self.missing(expected, batch.sequence)))
+      }
+      // Else the batches between were abandoned when the disk failed: nobody calls them durable.
+      progress.expected = batch.sequence
+      return offset
+    case .unwritten:
+      if let expected = progress.expected, let next = following.next, next.durable >= expected {
+        try visit(.damage(place, Self.missing(expected, next.sequence)))
+      }
+      progress.isAtEnd = following.isLast
+      return nil
+    case .unreadable(let reason):
+      return try skipUnreadable(reason, place, following, &progress, visit)
+    }
+  }
+
+  /// Says of an unreadable batch whether it was durable, which the batches after it tell.
+  ///
+  /// - Returns: the offset of the next readable batch; `nil` if the segment has none.
+  private func skipUnreadable(
+    _ reason: String, _ place: JournalPlace, _ following: Following, _ progress: inout Progress,
+    _ visit: (Event) throws -> Void
+  ) throws -> Int? {
+    guard following.durable >= progress.expected ?? 1 else {
+      try visit(.tornTail(place))
+      progress.isAtEnd = following.isLast
+      return nil
+    }
+    try visit(.damage(place, reason))
+    let expected = progress.expected ?? 0
+    guard let next = following.inSegment.first(where: { $0.header.sequence > expected }) else {
+      progress.expected = following.next?.sequence
+      progress.isAtEnd = following.isLast
+      return nil
+    }
+    progress.expected = next.header.sequence
+    return next.offset
   }
 
   private static func missing(_ first: UInt64, _ next: UInt64) -> String {
@@ -286,25 +181,27 @@ struct JournalReader {
     }
   }
 
-  /// What there is behind a place.
-  private struct Behind {
-    /// In the same segment.
-    var rest: [(header: BatchHeader, offset: Int)] = []
-    /// The first batch of the segments behind.
+  /// The batches after a place.
+  private struct Following {
+    /// Those in the same segment.
+    var inSegment: [(header: BatchHeader, offset: Int)] = []
+    /// The first batch of the later segments.
     var next: BatchHeader?
-    /// Whether nothing has been written to those.
+    /// Whether nothing has been written to the later segments.
     var isLast = true
-    /// The last batch that one of these calls durable.
-    var claimed: UInt64 { (rest.map(\.header.durable) + [next?.durable ?? 0]).max()! }
+    /// The last batch that one of them calls durable.
+    var durable: UInt64 { (inSegment.map(\.header.durable) + [next?.durable ?? 0]).max() ?? 0 }
   }
 
-  private func look(behind offset: Int, in segment: SegmentReader, _ index: Int) throws -> Behind {
-    var behind = Behind(rest: try segment.batchHeaders(after: offset))
-    for (_, path) in segments[(index + 1)...] where behind.next == nil {
+  private func look(
+    after offset: Int, in segment: SegmentReader, _ index: Int
+  ) throws -> Following {
+    var following = Following(inSegment: try segment.batchHeaders(after: offset))
+    for (_, path) in segments[(index + 1)...] where following.next == nil {
       guard let segment = try? SegmentReader(path), try !segment.isFresh() else { continue }
-      behind.isLast = false
-      behind.next = try segment.batchHeader(at: segment.header.unit)
+      following.isLast = false
+      following.next = try segment.batchHeader(at: segment.header.unit)
     }
-    return behind
+    return following
   }
 }

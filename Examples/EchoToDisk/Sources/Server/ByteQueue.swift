@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Bytes that wait for a socket to take them. No memory while it is empty.
+/// A queue of bytes that a socket has not taken yet. It has no memory while it is empty.
 struct ByteQueue {
   private var bytes: [UInt8] = []
   private var first = 0

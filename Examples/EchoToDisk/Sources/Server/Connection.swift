@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// One client: its bytes to the journal, and back once they are durable. Confined to the loop's queue;
+// called by the server, the socket set and the journal.
 
 import Glibc
 import ServerSupport
 import SystemPackage
 
-/// One client: its bytes on their way to the journal, and back.
-///
-/// Memory per connection is at most `window`: bytes received and not yet taken back by the client
-/// are either in a shared batch buffer (until durable) or in `backlog` (until sent), and nothing is
-/// received beyond the window.
+/// A client's connection. It takes at most `window` bytes of memory: bytes received and not yet
+/// echoed are either in a shared batch buffer (until durable) or in `backlog` (until sent), and
+/// nothing more than the window is received.
 final class Connection: SocketHandler, JournalClient {
-  /// The most bytes received whose echo the client has not taken.
+  /// The most bytes received and not yet echoed.
   static let window = 256 << 10
-  /// The most bytes received in one go, so that others get their turn.
+  /// The most bytes received at once, so that the other connections get their turn.
   private static let share = 64 << 10
 
   let number: UInt64
   let peer: String
-  /// In nanoseconds since 1970.
+  /// The time when it was accepted, in nanoseconds since 1970.
   private let opened: Int64
   private let socket: Int32
   private unowned let server: Server
@@ -25,18 +26,18 @@ final class Connection: SocketHandler, JournalClient {
 
   /// Whether the journal has the record that it was opened.
   private var isRecorded = false
-  /// Whether the journal has lost something of it.
+  /// Whether the journal has lost bytes of it.
   private var isLost = false
   private var isReadable = false
-  /// Whether the server has it in its list of connections to receive from.
-  var isInLine = false
+  /// Whether the server has it in `readyConnections`.
+  var isMarkedReady = false
   private var inputEnded = false
   private var isClosed = false
-  /// Where in its stream the next byte received will be.
+  /// The position in its stream of the next byte to receive.
   private(set) var received: UInt64 = 0
-  /// Appended to the journal, and not durable yet.
+  /// The number of bytes appended to the journal and not durable yet.
   private var inJournal = 0
-  /// Durable, and not taken by the socket yet.
+  /// The bytes that are durable and that the socket has not taken yet.
   private var backlog = ByteQueue()
   private(set) var lastActivity: ContinuousClock.Instant
 
@@ -45,19 +46,17 @@ final class Connection: SocketHandler, JournalClient {
   ) throws(Errno) {
     (self.number, self.peer, self.socket, self.server) = (number, peer, socket, server)
     lastActivity = server.now
-    var time = timespec()
-    clock_gettime(CLOCK_REALTIME, &time)
-    opened = Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
+    opened = JournalFormat.now()
     token = try sockets.add(socket, self)
   }
 
-  // MARK: In
+  // MARK: Receiving
 
   func socket(isReadyFor readiness: Readiness) {
     if !readiness.isDisjoint(with: .writable), !backlog.isEmpty { sendBacklog() }
     if !readiness.isDisjoint(with: [.readable, .hungUp]) {
       isReadable = true
-      standInLine()
+      markReady()
     }
   }
 
@@ -68,20 +67,20 @@ final class Connection: SocketHandler, JournalClient {
 
   private var outstanding: Int { inJournal + backlog.count }
 
-  private func standInLine() {
-    if canReceive { server.line(up: self) }
+  private func markReady() {
+    if canReceive { server.markReady(self) }
   }
 
   enum Reception {
-    /// There may be more.
+    /// There may be more to receive.
     case more
-    /// Not before the socket says so.
+    /// There is nothing to receive until the socket is readable.
     case nothing
     /// The journal has no room now.
     case noRoom
   }
 
-  /// Receives once, straight into the journal.
+  /// Receives once, straight into the journal's open batch.
   func receive() -> Reception {
     guard isRecorded || recordOpening() else { return .noRoom }
     guard canReceive else { return .nothing }
@@ -132,36 +131,38 @@ final class Connection: SocketHandler, JournalClient {
     return isRecorded
   }
 
-  /// Records that the connection has closed. `false`: the journal has no room now.
+  /// Records that the connection has closed.
+  ///
+  /// - Returns: `false` if the journal has no room now.
   func recordClosing() -> Bool {
-    // Its position would be behind bytes that are not there.
+    // The position would be after bytes that are not there.
     if isLost { return true }
     guard isRecorded || recordOpening() else { return false }
     return server.journal.append(.closed, of: number, at: received, most: 1, for: self) { _ in 0 }
       != nil
   }
 
-  // MARK: Out
+  // MARK: Echoing
 
   func becameDurable(_ bytes: UnsafeRawBufferPointer) {
     inJournal -= bytes.count
     guard !isClosed else { return }
     var rest = bytes
-    // Behind a backlog there is no place but its end.
+    // Bytes that follow a backlog have to wait at its end.
     if backlog.isEmpty { rest = .init(rebasing: bytes[send(bytes)...]) }
     if !rest.isEmpty && !isClosed { backlog.append(rest) }
     closeIfDone()
-    standInLine()
+    markReady()
   }
 
   private func sendBacklog() {
     let sent = backlog.withUnsafeBytes { send($0) }
     backlog.removeFirst(sent)
     closeIfDone()
-    standInLine()
+    markReady()
   }
 
-  /// - Returns: how many bytes the socket took; the rest when it is writable.
+  /// - Returns: the number of bytes that the socket took. The rest follows when it is writable.
   private func send(_ bytes: UnsafeRawBufferPointer) -> Int {
     var sent = 0
     while sent < bytes.count {
@@ -183,19 +184,15 @@ final class Connection: SocketHandler, JournalClient {
 
   // MARK: The end
 
-  /// Nothing more will come, and all is echoed.
+  /// Closes if the client has ended its input, and all is echoed.
   private func closeIfDone() {
     if inputEnded && outstanding == 0 { close(nil) }
   }
 
-  /// While the server shuts down, nothing more is received: the connection closes when all that was
-  /// is echoed, and has arrived. To close it earlier would throw away what is on its way, because
-  /// the client may have sent more, and to close a socket with bytes unread resets the connection.
+  /// Closes if all that was received is echoed, and has arrived. Called repeatedly while the server
+  /// shuts down; nothing more is received then.
   func drain() {
-    guard outstanding == 0 else { return }
-    shutdown(socket, Int32(SHUT_WR))
-    var unacknowledged: Int32 = 0
-    if ioctl(socket, UInt(TIOCOUTQ), &unacknowledged) != 0 || unacknowledged == 0 { close(nil) }
+    if outstanding == 0 && endSending(on: socket) { close(nil) }
   }
 
   func journalFailed(_ error: any Error) {
@@ -203,11 +200,11 @@ final class Connection: SocketHandler, JournalClient {
     close("the journal failed: \(error)")
   }
 
-  /// - Parameter reason: what went wrong; `nil` for the normal end.
+  /// - Parameter reason: the fault; `nil` for the normal end.
   func close(_ reason: String?) {
     guard !isClosed else { return }
     isClosed = true
-    server.closing(self, reason)
+    server.connectionCloses(self, reason)
     server.sockets.remove(token, socket)
     Glibc.close(socket)
     backlog = ByteQueue()

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The daemon: sockets, timers and disk on one serial queue.
+// The daemon: sockets, timers and disk on one serial queue. Made and started by `Serve`; everything
+// else runs on the loop's queue.
 
 import Dispatch
 import DispatchAIO
@@ -9,6 +10,8 @@ import Logging
 import ServerSupport
 import SystemPackage
 
+/// The server of `echo-to-disk serve`.
+///
 /// - Safety: `@unchecked Sendable` because it is confined to `loop` from `start` on.
 final class Server: @unchecked Sendable {
   struct Settings: Sendable {
@@ -17,13 +20,14 @@ final class Server: @unchecked Sendable {
     var journal = Journal.Settings()
     var queueDepth = 64
     var maxConnections = 1024
-    /// `nil`: never.
+    /// The time after which an idle connection is closed. If `nil`, it never is.
     var idleTimeout: Duration?
-    /// `nil`: never.
+    /// The interval of the statistics in the log. If `nil`, they are logged at the end only.
     var statisticsInterval: Duration?
-    /// How long to look for what comes next before the loop's queue is let go; zero: not at all.
+    /// The time that the loop looks for the next event before it returns its queue to Dispatch. If
+    /// zero, it does not.
     var polling: Duration = .microseconds(100)
-    /// How long connections may take to take their last echoes.
+    /// The time that clients have to receive their last echoes when the server shuts down.
     var drainTimeout: Duration = .seconds(10)
   }
 
@@ -33,32 +37,32 @@ final class Server: @unchecked Sendable {
   private let context: AIOContext
   let journal: Journal
   private let listener: Listener
-  /// Set by `start`, as `polling` is; needs the loop.
+  private let acceptor: Acceptor
+  /// Set by `start`, because they need the loop; never `nil` afterwards.
   private(set) var sockets: SocketSet!
   private var polling: Polling!
   private var signals: ShutdownSignals?
-  /// Keeps it alive while it serves, whatever its maker does with its reference.
+  /// A reference to itself while it serves, so that its maker need not keep one.
   private var selfWhileServing: Server?
   private var timers: [any DispatchSourceTimer] = []
   private let clock = ContinuousClock()
 
   private var connections: [UInt64: Connection] = [:]
-  /// Connections that may have something to receive, in order.
-  private var line: [Connection] = []
-  /// Connections that have closed, and whose last record is not in the journal yet.
-  private var closings: [Connection] = []
+  /// The connections that may have something to receive, in the order in which they get their turn.
+  private var readyConnections: [Connection] = []
+  /// The connections that have closed, and whose last record is not in the journal yet.
+  private var closedConnections: [Connection] = []
   private(set) var isDraining = false
   private var exit: (Int32) -> Void = { _ in }
 
   var bytesReceived = 0
   var bytesEchoed = 0
-  private var accepted = 0
-  private var refused = 0
 
-  /// The time at the beginning of this turn of the loop: exact enough for timeouts, and free.
+  /// The time at the beginning of this turn of the loop: exact enough for timeouts, and no call.
   private(set) var now: ContinuousClock.Instant
 
-  /// Opens everything. Blocks the calling thread, for as long as it takes to make a segment.
+  /// Opens the journal and the listening socket. Blocks the calling thread, for as long as it takes
+  /// to make a segment.
   init(_ settings: Settings, logger: Logger) throws {
     self.settings = settings
     self.logger = logger
@@ -73,22 +77,25 @@ final class Server: @unchecked Sendable {
         "the last run ended within a batch, at \(torn); nothing of it had been echoed")
     }
     var options = AIOContext.Options()
-    // `polling` looks at the sockets and the completions alike.
+    // `polling` looks at the sockets and the completions together.
     options.waiting = .source
     context = try AIOContext(queueDepth: settings.queueDepth, queue: loop, options: options)
     journal = try Journal(
       directory, context: context, settings: settings.journal, logger: logger)
     listener = try Listener(settings.address)
+    acceptor = Acceptor([listener], limit: settings.maxConnections, logger: logger)
     logger.info(
-      "journal in \(settings.directory), next batch \(directory.nextSequence), segments of \(ByteCount(settings.journal.segmentSize))"
-    )
+      """
+      journal in \(settings.directory), next batch \(directory.nextSequence), \
+      segments of \(ByteCount(settings.journal.segmentSize))
+      """)
   }
 
-  /// Serves until a signal comes.
+  /// Serves until SIGTERM or SIGINT.
   ///
   /// - Parameters:
-  ///   - ready: called once with where the server listens.
-  ///   - exit: called with the exit status, on the loop.
+  ///   - ready: called once, on the loop, with the address that the server listens on.
+  ///   - exit: called on the loop with the exit status.
   func start(
     ready: @escaping @Sendable (String) -> Void, exit: @escaping @Sendable (Int32) -> Void
   ) throws {
@@ -106,107 +113,87 @@ final class Server: @unchecked Sendable {
       journal.afterProgress = { [unowned self] in receiveAll() }
       signals = ShutdownSignals(queue: loop) { [unowned self] in
         ready(listener.name)
-      } handler: { [unowned self] in
-        shutDown(because: $0)
+      } handler: { [unowned self] _, name in
+        shutDown(because: name)
       }
-      listener.activate(on: loop) { [unowned self] in accept($0) }
+      acceptor.activate(on: loop) { [unowned self] in
+        connections.count
+      } take: { [unowned self] in
+        try accept($0, $1)
+      }
       if let timeout = settings.idleTimeout {
-        every(min(timeout, .seconds(1))) { [unowned self] in closeIdle(timeout) }
+        timers.append(
+          loop.every(min(timeout, .seconds(1))) { [unowned self] in closeIdle(timeout) })
       }
       if let interval = settings.statisticsInterval {
-        every(interval) { [unowned self] in logStatistics() }
+        timers.append(loop.every(interval) { [unowned self] in logStatistics() })
       }
     }
-  }
-
-  private func every(_ interval: Duration, _ body: @escaping () -> Void) {
-    let timer = DispatchSource.makeTimerSource(queue: loop)
-    let nanoseconds = Int(interval / .nanoseconds(1))
-    timer.schedule(
-      deadline: .now() + .nanoseconds(nanoseconds), repeating: .nanoseconds(nanoseconds),
-      leeway: .milliseconds(10))
-    timer.setEventHandler(handler: body)
-    timer.activate()
-    timers.append(timer)
   }
 
   // MARK: Connections
 
-  private func accept(_ result: Result<(socket: Int32, peer: String), Errno>) {
+  private func accept(_ socket: Int32, _ peer: String) throws {
     now = clock.now
-    switch result {
-    case .failure(let errno):
-      logger.error("cannot accept a connection: \(errno)")
-    case .success(let (socket, peer)):
-      guard connections.count < settings.maxConnections else {
-        refused += 1
-        logger.warning(
-          "refused \(peer): \(connections.count) connections are the most (--max-connections)")
-        Glibc.close(socket)
-        return
-      }
-      do {
-        let connection = try Connection(
-          number: journal.newConnection(), peer: peer, socket: socket, server: self,
-          sockets: sockets)
-        connections[connection.number] = connection
-        accepted += 1
-        logger.debug("connection \(connection.number) from \(peer)")
-        line(up: connection)
-        receiveAll()
-      } catch {
-        logger.error("cannot watch the connection from \(peer): \(error)")
-        Glibc.close(socket)
-      }
-    }
+    let connection = try Connection(
+      number: journal.newConnection(), peer: peer, socket: socket, server: self,
+      sockets: sockets)
+    connections[connection.number] = connection
+    logger.debug("connection \(connection.number) from \(peer)")
+    markReady(connection)
+    receiveAll()
   }
 
-  /// A connection is about to close.
-  func closing(_ connection: Connection, _ reason: String?) {
+  /// Removes a connection that is about to close.
+  ///
+  /// - Parameter reason: the fault; `nil` for the normal end.
+  func connectionCloses(_ connection: Connection, _ reason: String?) {
     connections[connection.number] = nil
     if let reason {
       logger.warning("connection \(connection.number) from \(connection.peer) closed: \(reason)")
     } else {
       logger.debug("connection \(connection.number) from \(connection.peer) closed")
     }
-    closings.append(connection)
+    closedConnections.append(connection)
     if isDraining && connections.isEmpty { drained() }
   }
 
   // MARK: Receiving
 
-  /// With more connections than this the loop does not poll: it is hardly ever idle then, and to
-  /// look earlier only makes batches smaller.
+  /// The most connections with which the loop polls. With more it is hardly ever idle, and to look
+  /// earlier only makes batches smaller.
   private static let mostPolled = 16
 
-  /// Puts a connection in the line of those that may have something to receive.
-  func line(up connection: Connection) {
-    guard !connection.isInLine else { return }
-    connection.isInLine = true
-    line.append(connection)
+  /// Adds a connection to those that may have something to receive.
+  func markReady(_ connection: Connection) {
+    guard !connection.isMarkedReady else { return }
+    connection.isMarkedReady = true
+    readyConnections.append(connection)
   }
 
-  /// Receives from every connection in line, a share of each in turn, until there is nothing left
-  /// or the journal has no room; then sends on its way what has come together.
+  /// Receives from every ready connection, a share from each in turn, until there is nothing left
+  /// or the journal has no room; then submits the batch.
   private func receiveAll() {
     now = clock.now
-    receiving: while !line.isEmpty {
-      let round = line
-      line.removeAll(keepingCapacity: true)
-      for (index, connection) in round.enumerated() {
-        connection.isInLine = false
+    receiving: while !readyConnections.isEmpty {
+      let ready = readyConnections
+      readyConnections.removeAll(keepingCapacity: true)
+      for (index, connection) in ready.enumerated() {
+        connection.isMarkedReady = false
         switch connection.receive() {
         case .nothing: break
-        case .more: line(up: connection)
+        case .more: markReady(connection)
         case .noRoom:
-          // Those who had no turn come first the next time.
-          line = round[index...] + line
-          for connection in line { connection.isInLine = true }
+          // Those that had no turn are first the next time.
+          readyConnections = ready[index...] + readyConnections
+          for connection in readyConnections { connection.isMarkedReady = true }
           break receiving
         }
       }
     }
-    while let connection = closings.last, connection.recordClosing() { closings.removeLast() }
+    while let connection = closedConnections.last, connection.recordClosing() {
+      closedConnections.removeLast()
+    }
     journal.seal()
     if (1...Self.mostPolled).contains(connections.count) { polling.expectMore() }
   }
@@ -218,7 +205,7 @@ final class Server: @unchecked Sendable {
     for connection in connections.values where now - connection.lastActivity >= timeout {
       connection.close("idle for \(timeout)")
     }
-    // Records the closings: nothing else may happen for long.
+    // Records the closings now, because there may be no other turn for long.
     receiveAll()
   }
 
@@ -227,7 +214,7 @@ final class Server: @unchecked Sendable {
     let perBatch = disk.batches > 0 ? Double(disk.records) / Double(disk.batches) : 0
     logger.info(
       """
-      \(connections.count) connections, \(accepted) accepted, \(refused) refused; \
+      \(acceptor.statistics); \
       received \(ByteCount(bytesReceived)), echoed \(ByteCount(bytesEchoed)); \
       \(disk.batches) batches, \((perBatch * 10).rounded() / 10) records each, \
       \(ByteCount(disk.bytes)) written, \(disk.failures) failed, \
@@ -245,21 +232,21 @@ final class Server: @unchecked Sendable {
     }
     isDraining = true
     logger.notice("\(signal): finishing what is in flight on \(connections.count) connections")
-    listener.close()
+    acceptor.close()
     journal.seal()
     if connections.isEmpty { return drained() }
-    every(.milliseconds(10)) { [unowned self] in
-      for connection in connections.values { connection.drain() }
-    }
-    let nanoseconds = Int(settings.drainTimeout / .nanoseconds(1))
-    loop.asyncAfter(deadline: .now() + .nanoseconds(nanoseconds)) { [self] in
+    timers.append(
+      loop.every(.milliseconds(10)) { [unowned self] in
+        for connection in connections.values { connection.drain() }
+      })
+    loop.asyncAfter(deadline: .now() + settings.drainTimeout.dispatchInterval) { [self] in
       guard !connections.isEmpty else { return }
       logger.warning("\(connections.count) connections did not take their echoes in time")
       for connection in connections.values { connection.close("did not take its echoes") }
     }
   }
 
-  /// Every connection is closed.
+  /// Ends the journal and the context when every connection is closed.
   private func drained() {
     receiveAll()
     journal.end { [self] in

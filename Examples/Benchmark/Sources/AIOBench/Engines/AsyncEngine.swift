@@ -6,10 +6,10 @@ import DispatchAIO
 import Foundation
 import SystemPackage
 
-/// This library with async/await: an actor on the loop's executor, and as many tasks as requests
-/// are to be in flight, each awaiting one after the other.
+/// This library with async/await: an actor on the loop's executor, and a task for each request in
+/// flight, which awaits one after the other.
 struct AsyncEngine: Engine {
-  /// Whether the tasks prefer the loop, as well as the actor lives there.
+  /// Whether the tasks prefer the loop, on which the actor is.
   var prefersLoop = true
 
   func run(_ job: Job, _ meter: Meter) throws {
@@ -73,8 +73,8 @@ struct AsyncEngine: Engine {
     /// One request after the other.
     private func work(_ began: UInt64) async throws {
       var buffer = AIOUniqueBuffer(count: job.blockSize)
-      var (started, goesOn) = (began, true)
-      while goesOn {
+      var (started, continues) = (began, true)
+      while continues {
         let offset = offsets.removeFirst()
         let count: Int
         if job.pattern.isWrite {
@@ -97,7 +97,7 @@ struct AsyncEngine: Engine {
             }
           }
         }
-        (started, goesOn) = meter.completed(started)
+        (started, continues) = meter.completed(started)
         if job.fdatasyncEvery > 0 { try await sync() }
       }
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Threads around pread and pwrite, with the completions on one loop: what one builds without
-// asynchronous I/O.
+// Engines of threads around pread and pwrite, with the completions on one loop, as programs without
+// asynchronous I/O have them.
 
 import CEngines
 import Dispatch
@@ -9,7 +9,7 @@ import Foundation
 import NIOCore
 import NIOPosix
 
-/// One request after the other, from a thread that may sleep.
+/// A file whose requests are made by threads that may block.
 struct BlockingFile: Sendable {
   let descriptor: Int32
   let job: Job
@@ -74,8 +74,8 @@ final class BlockingRunner: @unchecked Sendable {
     {
       meter.wrong += 1
     }
-    let (now, goesOn) = meter.completed(started)
-    if goesOn && failure == nil { return start(self, memory, offsets.removeFirst(), now) }
+    let (now, continues) = meter.completed(started)
+    if continues && failure == nil { return start(self, memory, offsets.removeFirst(), now) }
     inFlight -= 1
     if inFlight == 0 {
       meter.end()

@@ -126,8 +126,8 @@ struct DispatchAIOEngine: Engine {
           }
         }
       }
-      let (now, goesOn) = meter.completed(started)
-      if goesOn && failure == nil {
+      let (now, continues) = meter.completed(started)
+      if continues && failure == nil {
         submit(buffer, now)
         if job.fdatasyncEvery > 0 { sync() }
       } else {

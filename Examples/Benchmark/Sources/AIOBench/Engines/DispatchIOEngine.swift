@@ -79,8 +79,8 @@ struct DispatchIOEngine: Engine {
 
     private func completed(_ error: Int32, _ started: UInt64) {
       if error != 0 { failure = BenchError("\(job.file): \(String(cString: strerror(error)))") }
-      let (now, goesOn) = meter.completed(started)
-      if goesOn && failure == nil { return submit(now) }
+      let (now, continues) = meter.completed(started)
+      if continues && failure == nil { return submit(now) }
       inFlight -= 1
       if inFlight == 0 {
         meter.end()

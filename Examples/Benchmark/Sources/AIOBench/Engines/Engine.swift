@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Something that does a job.
+/// A way to do a job.
 protocol Engine {
   /// Does all of the job, keeping `depth` requests in flight until the time is over.
   func run(_ job: Job, _ meter: Meter) throws
 }
 
 enum Engines {
-  /// The names of all, in the order in which they are compared.
+  /// The names of all engines.
   static let names = [
     "libaio", "io-ctx", "dispatch-aio", "dispatch-aio-queue", "dispatch-aio-plain",
     "dispatch-aio-unpolled", "dispatch-aio-async", "dispatch-aio-actor", "ioring",
     "nio-threadpool", "gcd-pread", "dispatchio", "nio-filesystem", "fio-libaio", "fio-io_uring",
   ]
 
-  /// What each is, for the help.
+  /// A description of each, for the help.
   static let descriptions = """
     libaio: a plain C loop over libaio, batching (the limit). io-ctx: the C original's way, a \
     system call per request, an eventfd, poll and read. dispatch-aio: this library, callbacks on \

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CEngines
 import Dispatch
 import Foundation
 import NIOCore
 import NIOPosix
-import Synchronization
 import _NIOFileSystem
 
 /// SwiftNIO's file system: buffered, a task per request in flight.
@@ -43,8 +41,8 @@ struct NIOFileSystemEngine: Engine {
               guard bytes.readableBytes == job.blockSize else {
                 throw BenchError("\(job.file): \(bytes.readableBytes) bytes at \(offset)")
               }
-              let (now, goesOn) = await recorder.completed(started)
-              guard goesOn else { return }
+              let (now, continues) = await recorder.completed(started)
+              guard continues else { return }
               started = now
             }
           }
@@ -54,10 +52,10 @@ struct NIOFileSystemEngine: Engine {
     }
   }
 
-  /// The meter is for one at a time.
+  /// The meter, which must not be called by two tasks at a time.
   private actor Recorder {
     let meter: Meter
     init(_ meter: Meter) { self.meter = meter }
-    func completed(_ started: UInt64) -> (now: UInt64, goesOn: Bool) { meter.completed(started) }
+    func completed(_ started: UInt64) -> (now: UInt64, continues: Bool) { meter.completed(started) }
   }
 }

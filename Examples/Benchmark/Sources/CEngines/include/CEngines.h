@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What is measured in C: the limit (a plain loop over libaio, batching), and the way of the C
-// library that this one's design comes from (a system call per request, an eventfd, poll and read).
+// The engines in C: the limit (a plain loop over libaio, batching), and the way of the C original (a
+// system call for each request, an eventfd, poll and read). With them the calls that Swift lacks.
 
 #ifndef CENGINES_H
 #define CENGINES_H
@@ -16,7 +16,7 @@ struct cengines_job {
   int is_append;
   int fdatasync_every;  // 0: never
   int verify;
-  int batches;          // 1: one io_submit for all that is there, and no eventfd
+  int batches;          // 1: one io_submit for all ready requests, and no eventfd
   uint64_t block;       // bytes
   uint64_t blocks;      // in the file
   uint64_t runtime;     // nanoseconds
@@ -34,27 +34,29 @@ struct cengines_result {
   int error;                // an errno, or 0
 };
 
-// Runs the job; `progress` counts requests meanwhile, for another thread to look at.
+// Runs the job. `progress` counts the requests meanwhile, for another thread to read.
 void cengines_run(const struct cengines_job *job, struct cengines_result *result,
                   volatile uint64_t *progress);
 
-// What a block at an offset has in it: in each 512 bytes, first a number made of the offset.
+// Fills a block with numbers made of its offset, one at the beginning of each 512 bytes.
 void cengines_stamp(void *block, uint64_t length, uint64_t offset);
+
+// Checks such a block. Returns 1 if it is as it was stamped, else 0.
 int cengines_check(const void *block, uint64_t length, uint64_t offset);
 
 uint64_t cengines_now(void);  // CLOCK_MONOTONIC, nanoseconds
 
-// open(2) with O_DIRECT or without; -errno on failure.
+// open(2), with O_DIRECT if asked. Returns -errno on failure.
 int cengines_open(const char *path, int is_direct, int is_write, int truncates);
 
 // Heap allocations of the whole process since the start.
 uint64_t cengines_allocations(void);
 
-// Counts the system calls of all threads of the process, from now on; answers 0, or -errno where
-// that is not allowed. Counting makes each of them slower: not while time is measured.
+// Starts to count the system calls of all threads of the process. Returns 0, or -errno where that is
+// not allowed. Counting slows each call down, so it is not for runs that are timed.
 int cengines_start_counting(void);
 
-// Stops counting, and answers how many there were.
+// Stops counting, and returns the number of calls.
 uint64_t cengines_stop_counting(void);
 
 #endif

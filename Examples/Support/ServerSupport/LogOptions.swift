@@ -3,7 +3,7 @@
 import ArgumentParser
 import Logging
 
-/// `--log-level` of the command-line tools: what goes to standard error.
+/// The option `--log-level` of the servers, and the logger that follows it.
 public struct LogOptions: ParsableArguments {
   public enum Level: String, ExpressibleByArgument, CaseIterable, Sendable {
     case trace, debug, info, notice, warning, error, critical

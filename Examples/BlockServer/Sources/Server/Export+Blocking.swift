@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What is done on an export's worker queue, because the kernel may sleep over it.
+// The calls that may block, on an export's worker queue only: holes, zeros, and the file's last
+// partial block.
 
 import CStorage
 import Glibc
@@ -12,11 +13,11 @@ extension Export {
     var isHole: Bool
   }
 
-  /// The most extents of one answer.
+  /// The most extents in one answer.
   static let mostExtents = 4096
 
-  /// Which parts of a range are holes, from its beginning on; at least one part, and no more than
-  /// the range.
+  /// The extents of a range, data or hole, from its beginning on. At least one, and no more than
+  /// `most`; together they may cover less than the range.
   func extents(_ range: Range<UInt64>, most: Int = mostExtents) -> [Extent] {
     var extents: [Extent] = []
     var position = range.lowerBound
@@ -42,12 +43,12 @@ extension Export {
     return extents
   }
 
-  /// Where the room of the last page ends, whose end the file may cut off: to punch up to the file's end
-  /// only would leave that page its room. (The file's size stays.)
+  /// The end of the last page's room, which the file may use in part. To punch up to the file's end
+  /// only would leave that page allocated. (The file's size does not change.)
   private var endOfRoom: UInt64 { isBlockDevice ? size : up(size, to: page) }
 
-  /// Gives up the room of a range. Its contents are undefined then; a hint, which need not be
-  /// followed.
+  /// Frees the room of a range, whose contents are undefined then. A hint: it succeeds without effect
+  /// where the filesystem cannot.
   func trim(_ range: Range<UInt64>) -> Errno? {
     let start = up(range.lowerBound, to: page)
     let end = range.upperBound == size ? endOfRoom : down(range.upperBound, to: page)
@@ -65,8 +66,8 @@ extension Export {
   /// Makes a range read as zeros.
   ///
   /// - Parameters:
-  ///   - keepsRoom: whether it must have its room on the disk afterwards.
-  ///   - onlyFast: whether to refuse (`.notSupported`) rather than to write zeros.
+  ///   - keepsRoom: whether the range has to be allocated afterwards.
+  ///   - onlyFast: whether to fail with `.notSupported` rather than to write zeros.
   func zero(_ range: Range<UInt64>, keepsRoom: Bool, onlyFast: Bool) -> Errno? {
     // A block device takes whole blocks only; a file any bytes.
     let unit = isBlockDevice ? block : 1
@@ -109,8 +110,22 @@ extension Export {
     }
   }
 
-  /// Writes through the page cache: for the end of a file that is no whole number of blocks.
-  func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Errno? {
+  /// Writes the payload of a command through the page cache: for the end of a file whose size is not
+  /// a multiple of the block.
+  func write(payloadOf command: Command) -> Errno? {
+    let length = Int(command.request.length)
+    var position = 0
+    while position < length {
+      let memory = command.memory(from: position, upTo: length)
+      if let errno = write(.init(memory), at: command.request.offset + UInt64(position)) {
+        return errno
+      }
+      position += memory.count
+    }
+    return nil
+  }
+
+  private func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Errno? {
     var done = 0
     while done < bytes.count {
       let count = pwrite(

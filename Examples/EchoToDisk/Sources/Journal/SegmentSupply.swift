@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The segments that the journal continues in: at least one is kept ready, because to make one takes
+// as long as to write all of it. They are made on a queue beside the loop.
+
+import Dispatch
+import Logging
+
+/// The spare segments of a journal, and the making of the next one.
+///
+/// - Safety: `@unchecked Sendable` because it is confined to the loop's queue.
+final class SegmentSupply: @unchecked Sendable {
+  /// Called after a segment has been made, or has failed to be.
+  var afterAttempt: () -> Void = {}
+  /// The error of the last attempt to make a segment, after which one follows each second.
+  private(set) var failure: (any Error)?
+
+  private let loop: DispatchQueue
+  private let maker = DispatchQueue(label: "echo-to-disk.segments")
+  private let directory: JournalDirectory
+  private let settings: Journal.Settings
+  private let logger: Logger
+  private var spares: [Segment]
+  private var nextNumber: UInt64
+  private var isMaking = false
+
+  /// Makes the first segment if there is no spare one. Blocks the calling thread for that.
+  init(
+    _ directory: JournalDirectory, _ settings: Journal.Settings, loop: DispatchQueue,
+    logger: Logger
+  ) throws {
+    (self.directory, self.settings) = (directory, settings)
+    (self.loop, self.logger) = (loop, logger)
+    nextNumber = directory.nextSegment
+    // The spare of an earlier run may be too small for a batch of this one; it is left unused.
+    spares = directory.fresh.filter { $0.unit + settings.batchSize <= $0.size }
+    if spares.isEmpty {
+      spares = [try Self.make(nextNumber, directory, settings)]
+      nextNumber += 1
+    }
+  }
+
+  /// The largest unit of the spare segments. Segments that are made later have no larger one.
+  var largestUnit: Int { spares.map(\.unit).max() ?? 0 }
+
+  /// Takes a spare segment, and starts to make the next one. `nil` if there is none now.
+  func take() -> Segment? {
+    guard !spares.isEmpty else {
+      // After a failure the next attempt is scheduled already.
+      if failure == nil { makeNext() }
+      return nil
+    }
+    let segment = spares.removeFirst()
+    makeNext()
+    return segment
+  }
+
+  private func makeNext() {
+    guard spares.isEmpty, !isMaking else { return }
+    isMaking = true
+    let (number, directory, settings) = (nextNumber, directory, settings)
+    maker.async { [self] in
+      let result = Result { try Self.make(number, directory, settings) }
+      loop.async { self.finish(result) }
+    }
+  }
+
+  private static func make(
+    _ number: UInt64, _ directory: JournalDirectory, _ settings: Journal.Settings
+  ) throws -> Segment {
+    try Segment(
+      making: number, in: directory.path, journal: directory.journal, size: settings.segmentSize,
+      syncs: settings.syncs)
+  }
+
+  private func finish(_ result: Result<Segment, any Error>) {
+    isMaking = false
+    switch result {
+    case .success(let segment):
+      if failure != nil { logger.notice("there is room for the journal again") }
+      failure = nil
+      nextNumber += 1
+      spares.append(segment)
+    case .failure(let error):
+      if failure == nil {
+        logger.error("no room for the journal's next segment, retrying each second: \(error)")
+      }
+      failure = error
+      loop.asyncAfter(deadline: .now() + .seconds(1)) { self.makeNext() }
+    }
+    afterAttempt()
+  }
+}

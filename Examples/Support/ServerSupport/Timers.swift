@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Dispatch
+
+extension Duration {
+  /// The same for Dispatch.
+  public var dispatchInterval: DispatchTimeInterval { .nanoseconds(Int(self / .nanoseconds(1))) }
+}
+
+extension DispatchQueue {
+  /// Calls back on the queue at each interval, until the timer that is returned is cancelled or
+  /// released.
+  public func every(
+    _ interval: Duration, _ body: @escaping () -> Void
+  ) -> any DispatchSourceTimer {
+    let timer = DispatchSource.makeTimerSource(queue: self)
+    timer.schedule(
+      deadline: .now() + interval.dispatchInterval, repeating: interval.dispatchInterval,
+      leeway: .milliseconds(10))
+    timer.setEventHandler(handler: body)
+    timer.activate()
+    return timer
+  }
+}
