@@ -23,4 +23,13 @@ final class SignalTests: XCTestCase {
 
       """, run.errors)
   }
+
+  /// The same for writes, where the context's queue is the main queue.
+  func testWritingPastTheFileSizeLimitOnTheMainQueue() throws {
+    let directory = try temporaryDirectory()
+    let run = try ChildProcess.run(
+      ChildProcess.built("dispatch-aio-probe"), ["write-past-limit", directory.path.string])
+    XCTAssertFalse(run.wasSignalled, "signal \(run.status)")
+    XCTAssertEqual(run.output, "fileSizeLimit\n", run.errors)
+  }
 }

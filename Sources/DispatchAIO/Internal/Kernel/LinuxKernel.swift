@@ -45,7 +45,15 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>, count: Int) -> Int {
     // The kernel copies the control blocks and the vectors before it returns; only the data they
     // point to must stay, and the request table keeps that alive until the completion.
-    Int(unsafe io_submit(context, count, requests))
+    if clinux_masks_size_signal() != 0 {
+      return Int(unsafe io_submit(context, count, requests))
+    }
+    // Neither one of Dispatch's threads nor one that masks SIGXFSZ by itself, as the main thread: a
+    // write past RLIMIT_FSIZE would end the process.
+    var signal = clinux_size_signal()
+    unsafe clinux_size_signal_block(&signal)
+    defer { unsafe clinux_size_signal_restore(&signal, 1) }
+    return Int(unsafe io_submit(context, count, requests))
   }
 
   @inline(__always)
