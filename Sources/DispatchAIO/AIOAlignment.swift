@@ -4,63 +4,65 @@ internal import CLinux
 internal import Glibc
 internal import SystemPackage
 
-/// What the parts of a direct request must be multiples of, in bytes.
+/// The alignment that a file requires of direct requests, in bytes.
 ///
-/// Asked of each file, because it differs from one to the next: 512 on most disks, 4096 on disks
-/// with 4096-byte sectors, nothing at all on tmpfs and on buffered files. Powers of two on every
-/// file system known; nothing here relies on it.
+/// The kernel is asked for each file, because files differ: 512 on most disks, 4096 on disks with
+/// 4096-byte sectors, 1 on tmpfs, on FUSE and for buffered files. Every known file system requires
+/// powers of two, but nothing here relies on that.
 public struct AIOAlignment: Hashable, Sendable {
-  /// What the address of the memory must be a multiple of.
+  /// The alignment of memory, in bytes, 1 or more: the address of each buffer must be a multiple of
+  /// it.
   public let memory: Int
 
-  /// What the offset in the file and the length of each buffer must be multiples of.
+  /// The alignment within the file, in bytes, 1 or more: a request's offset and the length of each
+  /// of its buffers must be multiples of it.
   public let offset: Int
 
-  /// No demands: a buffered file's, or tmpfs's.
+  /// The alignment of a file that requires none: a buffered one, or one on tmpfs.
   static var none: AIOAlignment { AIOAlignment(memory: 1, offset: 1) }
 
-  /// The smallest multiple of ``offset`` that is not below `count`; `Int.max` where that has no
-  /// number.
+  /// The smallest multiple of ``offset`` that is at least `count`; `Int.max` if no `Int` is.
   public func roundUp(_ count: Int) -> Int {
-    let rest = rest(count)
-    guard rest > 0 else { return count }
-    let (rounded, overflow) = count.addingReportingOverflow(offset - rest)
+    let remainder = remainder(count)
+    guard remainder > 0 else { return count }
+    let (rounded, overflow) = count.addingReportingOverflow(offset - remainder)
     return overflow ? .max : rounded
   }
 
-  /// The largest multiple of ``offset`` that is not above `count`; `Int.min` where that has no
-  /// number.
+  /// The largest multiple of ``offset`` that is at most `count`; `Int.min` if no `Int` is.
   public func roundDown(_ count: Int) -> Int {
-    let (rounded, overflow) = count.subtractingReportingOverflow(rest(count))
+    let (rounded, overflow) = count.subtractingReportingOverflow(remainder(count))
     return overflow ? .min : rounded
   }
 
-  /// How many bytes one system call moves at the most (0x7ffff000, where the kernel cuts longer
-  /// ones), so that what is left of a longer request begins at a multiple of ``offset``.
+  /// The most bytes that one system call transfers: 0x7ffff000, at which the kernel cuts longer
+  /// ones, rounded down so that the next call of a longer request begins at a multiple of
+  /// ``offset``.
   var maximumTransfer: Int { max(offset, roundDown(0x7fff_f000)) }
 
-  /// Whether both demands are powers of two, so that one mask each tells what is aligned.
+  /// Whether both alignments are powers of two, so that one mask each tells what is aligned.
   var hasMasks: Bool {
     @inline(__always) get { offset & (offset - 1) | memory & (memory - 1) == 0 }
   }
 
-  /// How far `count` is above a multiple of ``offset``; 0 or more, for negative numbers too.
-  private func rest(_ count: Int) -> Int {
+  /// The distance of `count` from the next lower multiple of ``offset``; 0 or more, also for
+  /// negative numbers.
+  private func remainder(_ count: Int) -> Int {
     if offset & (offset - 1) == 0 { return count & (offset - 1) }
-    let rest = count % offset
-    return rest < 0 ? rest + offset : rest
+    let remainder = count % offset
+    return remainder < 0 ? remainder + offset : remainder
   }
 
-  /// Asks what an open file demands of direct I/O: `statx(2)` with `STATX_DIOALIGN` (Linux 6.1),
-  /// then `BLKSSZGET` for a block device, then 4096, which every known device accepts.
+  /// Asks the kernel what an open file requires of direct I/O: `statx(2)` with `STATX_DIOALIGN`
+  /// (Linux 6.1), then `BLKSSZGET` for a block device, then 4096, which every known device accepts.
   ///
-  /// - Returns: `nil` when the file takes `O_DIRECT` but does buffered I/O all the same, as ext4
-  ///   does with `data=journal`.
+  /// - Returns: `nil` if the file was opened with `O_DIRECT` but its file system does buffered I/O
+  ///   all the same, as ext4 does with `data=journal`.
   static func ask(
     _ descriptor: Int32, isBlockDevice: Bool, fileSystem: FileSystemKind
   ) -> AIOAlignment? {
-    // A file in memory does not answer, or demands nothing: there is no disk beneath. FUSE hands any
-    // bytes to the process that answers.
+    // A memory file has no disk beneath, and does not answer or requires nothing. FUSE passes any
+    // bytes to the process that serves it.
     if fileSystem == .memory || fileSystem == .fuse { return AIOAlignment.none }
     var answer = clinux_dio_alignment()
     if unsafe clinux_dio_alignment(descriptor, &answer) == 1 {

@@ -12,8 +12,8 @@ internal import Glibc
 ///   the buffer of a write, nor touch the buffer of a read, until the completion handler runs.
 ///
 /// - Safety: `@unchecked Sendable` because the memory's address and size are constants, its
-///   lifetime is a reference count, and its bytes are raw memory on which no type relies. Who
-///   touches them when is the rule above.
+///   lifetime is a reference count, and its bytes are raw memory on which no type relies. The rule
+///   above says which thread may touch them when.
 @safe
 public struct AIOBuffer: @unchecked Sendable {
   /// Owns the memory.
@@ -29,18 +29,17 @@ public struct AIOBuffer: @unchecked Sendable {
   private var storage: Storage
   private let start: UnsafeMutableRawPointer
 
-  /// How many bytes the buffer, or this slice of it, has.
+  /// The number of bytes of the buffer, or of this slice of it.
   public let count: Int
 
-  /// Memory of zeros.
+  /// Allocates memory and fills it with zeros. Corresponds to `posix_memalign(3)`.
+  ///
+  /// The call traps if the memory cannot be allocated, as Swift's own collections do.
   ///
   /// - Parameters:
-  ///   - count: How many bytes; 0 or more.
-  ///   - alignment: What the address is to be a multiple of, a power of two; 4096 suits every
-  ///     file. See ``AIOFile/alignment``.
-  ///
-  /// Traps when the memory cannot be had, as Swift's own collections do. The C function beneath is
-  /// `posix_memalign`.
+  ///   - count: The number of bytes; 0 or more.
+  ///   - alignment: The alignment of the address in bytes, a power of two; 4096 suits every file.
+  ///     See ``AIOFile/alignment``.
   public init(count: Int, alignment: Int = 4096) {
     // fatalError and not precondition: its sentence is there in release builds, too.
     guard count >= 0 else {
@@ -68,6 +67,7 @@ public struct AIOBuffer: @unchecked Sendable {
   }
 
   /// The part of the buffer from `range.lowerBound` up to `range.upperBound`, sharing its memory.
+  /// The subscript traps if the range is not within `0..<count`.
   public subscript(range: Range<Int>) -> AIOBuffer {
     guard range.lowerBound >= 0 && range.upperBound <= count else {
       fatalError("AIOBuffer: slice \(range) of a buffer of \(count) bytes")
@@ -82,7 +82,7 @@ public struct AIOBuffer: @unchecked Sendable {
   /// The part of the buffer from `range.lowerBound` to its end, sharing its memory.
   public subscript(range: PartialRangeFrom<Int>) -> AIOBuffer { self[range.lowerBound..<count] }
 
-  /// The bytes, to look at.
+  /// The bytes, to read.
   public var bytes: RawSpan {
     @_lifetime(borrow self)
     get {
@@ -92,7 +92,7 @@ public struct AIOBuffer: @unchecked Sendable {
     }
   }
 
-  /// The bytes, to change.
+  /// The bytes, to modify.
   public var mutableBytes: MutableRawSpan {
     @_lifetime(&self)
     mutating get {
@@ -102,7 +102,7 @@ public struct AIOBuffer: @unchecked Sendable {
     }
   }
 
-  /// Calls `body` with the bytes, to look at; they are valid during the call.
+  /// Calls `body` with the bytes, to read; the pointer is valid during the call.
   public func withUnsafeBytes<Result, Failure: Error>(
     _ body: (UnsafeRawBufferPointer) throws(Failure) -> Result
   ) throws(Failure) -> Result {
@@ -110,7 +110,7 @@ public struct AIOBuffer: @unchecked Sendable {
     return try unsafe body(UnsafeRawBufferPointer(unsafeBytes))
   }
 
-  /// Calls `body` with the bytes, to change; they are valid during the call.
+  /// Calls `body` with the bytes, to modify; the pointer is valid during the call.
   public func withUnsafeMutableBytes<Result, Failure: Error>(
     _ body: (UnsafeMutableRawBufferPointer) throws(Failure) -> Result
   ) throws(Failure) -> Result {
@@ -118,10 +118,10 @@ public struct AIOBuffer: @unchecked Sendable {
     return try unsafe body(unsafeBytes)
   }
 
-  /// Whether nobody else holds the memory: no copy, no slice, no request.
+  /// Whether this is the only reference to the memory: no copy, no slice and no request holds it.
   mutating func isUniquelyReferenced() -> Bool { isKnownUniquelyReferenced(&storage) }
 
-  /// The bytes, valid as long as somebody holds the buffer or a slice of it.
+  /// The bytes, valid while a reference to the buffer or to a slice of it exists.
   @inline(__always)
   var unsafeBytes: UnsafeMutableRawBufferPointer {
     unsafe UnsafeMutableRawBufferPointer(start: start, count: count)

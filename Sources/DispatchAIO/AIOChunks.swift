@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 extension AIOContext {
-  /// The bytes of a file, in order, in chunks: see ``AIOChunks``.
+  /// Reads a file in order, in chunks, with read-ahead: see ``AIOChunks``. Corresponds to
+  /// `pread(2)` for each chunk.
   ///
   /// ```swift
   /// for try await chunk in context.chunks(of: file) {
@@ -10,10 +11,14 @@ extension AIOContext {
   /// ```
   ///
   /// - Parameters:
-  ///   - file: Open for reading.
-  ///   - size: Of a chunk, in bytes, 1 or more; for a direct file a multiple of its alignment.
-  ///   - readAhead: How many chunks may be read at once, 1 or more.
-  ///   - range: Which bytes; all unless given. For a direct file its beginning is aligned.
+  ///   - file: The file, open for reading.
+  ///   - size: The size of a chunk in bytes, 1 or more; for a direct file a multiple of its
+  ///     ``AIOFile/alignment``.
+  ///   - readAhead: The number of chunks that may be read at once, 1 or more.
+  ///   - range: The bytes to read; all of the file unless given. For a direct file its lower bound
+  ///     is a multiple of the alignment.
+  /// - Returns: The sequence. Nothing is read before its iterator's first `next()`, which throws
+  ///   what is wrong with the arguments; a `size` or `readAhead` below 1 traps.
   public func chunks(
     of file: AIOFile, size: Int = 1 << 20, readAhead: Int = 4, range: Range<Int64>? = nil
   ) -> AIOChunks {
@@ -24,19 +29,21 @@ extension AIOContext {
 /// The bytes of a file, in order, as an `AsyncSequence` of buffers.
 ///
 /// - Each chunk has the size that was asked for; the last one may be shorter, and an empty file has
-///   none. Chunks are the consumer's to keep. Memory is used again for later chunks once nobody
+///   none. A chunk is the consumer's to keep. Its memory is reused for later chunks once nobody
 ///   holds it.
-/// - While one chunk is dealt with, the next ones (`readAhead`, at the most) are being read.
-/// - The file ends where a read meets its end: if it grows or shrinks meanwhile, the chunks are a
-///   gapless sequence of what was read, up to the first that came up short. Nothing after that is
-///   delivered, and each chunk is as old as its own read.
-/// - An error ends the iteration, after all chunks before it. If the task is cancelled, the iteration
-///   ends with ``AIOError/Code/cancelled``, after the chunk that the kernel was reading for it; no
-///   further read is made.
-/// - When the iterator is dropped, requests that wait are cancelled, and what the kernel still has is
-///   released as it completes.
+/// - While the consumer uses one chunk, up to `readAhead` further ones are being read.
+/// - The file ends where a read meets its end. If it grows or shrinks during the iteration, the
+///   chunks are a gapless sequence of what was read, up to the first short one. Nothing after that
+///   one is delivered, and each chunk is as old as its own read.
+/// - An error ends the iteration, after all chunks before it. If the task is cancelled, the
+///   iteration ends with ``AIOError/Code/cancelled``, once the read that the kernel has for it has
+///   completed; no further read is submitted.
+/// - When the iterator is dropped, requests that wait are cancelled, and the buffers that the
+///   kernel still has are released as their reads complete.
 public struct AIOChunks: AsyncSequence, Sendable {
+  /// A chunk.
   public typealias Element = AIOBuffer
+  /// The error that ends an iteration.
   public typealias Failure = AIOError
 
   let context: AIOContext
@@ -45,26 +52,33 @@ public struct AIOChunks: AsyncSequence, Sendable {
   let readAhead: Int
   let range: Range<Int64>?
 
+  /// Makes an iterator, which reads the file from the beginning of the range.
   public func makeAsyncIterator() -> AsyncIterator {
     AsyncIterator(reader: Reader(self))
   }
 
-  /// Reads ahead. For one task at a time.
+  /// An iterator that reads ahead, for one task at a time.
   public struct AsyncIterator: AsyncIteratorProtocol {
     fileprivate let reader: Reader
 
+    /// Waits for the next chunk.
+    ///
+    /// - Returns: The chunk; `nil` at the end of the file or of the range.
+    /// - Throws: ``AIOError``, which ends the iteration: the errors of
+    ///   ``AIOContext/read(_:at:into:isolation:)``, other than ``AIOError/Code/full``.
     public mutating func next(
       isolation actor: isolated (any Actor)? = #isolation
     ) async throws(AIOError) -> AIOBuffer? {
       try await reader.next(isolation: actor)
     }
 
+    /// Waits for the next chunk, as ``next(isolation:)`` does, from no actor.
     public mutating func next() async throws(AIOError) -> AIOBuffer? {
       try await reader.next(isolation: nil)
     }
   }
 
-  /// The requests under way, where the task's cancellation, on any thread, finds them.
+  /// The requests under way, kept where a cancellation of the task, on any thread, finds them.
   private final class Transfers: Sendable {
     private struct State {
       var underway: [PendingTransfer] = []
@@ -73,8 +87,8 @@ public struct AIOChunks: AsyncSequence, Sendable {
 
     private let state = Lock(State())
 
-    /// Makes a request, unless it is too late for that: under the lock, so that a cancellation finds
-    /// it. It wakes the loop at the most, and waits for nothing.
+    /// Makes a request unless the task has been cancelled. It does so under the lock, so that a
+    /// cancellation finds the request; making it never waits.
     func start(_ request: () -> PendingTransfer) -> PendingTransfer? {
       state.withLock { state in
         if state.isCancelled { return nil }
@@ -84,14 +98,14 @@ public struct AIOChunks: AsyncSequence, Sendable {
       }
     }
 
-    /// The one that was started first has completed.
+    /// Forgets the request that was started first, which has completed.
     func removeFirst() {
       state.withLock { state in
         if !state.underway.isEmpty { state.underway.removeFirst() }
       }
     }
 
-    /// Takes back what the kernel does not have, and starts no more.
+    /// Cancels the requests that the kernel does not have, and refuses new ones from now on.
     func cancel() {
       let underway = state.withLock { state in
         state.isCancelled = true
@@ -101,17 +115,17 @@ public struct AIOChunks: AsyncSequence, Sendable {
     }
   }
 
-  /// A class, so that it notices when it is dropped.
+  /// The state of an iteration: a class, so that dropping it cancels what is under way.
   fileprivate final class Reader {
     private struct Read {
       let buffer: AIOBuffer
-      /// How many of its bytes are wanted.
+      /// The number of bytes that are wanted of it.
       let count: Int
       let transfer: PendingTransfer
     }
 
     private let source: AIOChunks
-    private var stock: BufferStock
+    private var pool: BufferPool
     private var offset: Int64
     private let end: Int64
     private var reads: [Read] = []
@@ -127,9 +141,9 @@ public struct AIOChunks: AsyncSequence, Sendable {
           both must be 1 or more
           """)
       }
-      // As many may be with the consumer (a writer, for one) as are being read.
+      // The consumer, for example a writer, may hold as many as are being read.
       let (twice, overflow) = source.readAhead.multipliedReportingOverflow(by: 2)
-      stock = BufferStock(
+      pool = BufferPool(
         size: source.file.alignment.roundUp(source.size), limit: overflow ? .max : twice + 1)
       offset = source.range?.lowerBound ?? 0
       end = source.range?.upperBound ?? .max
@@ -152,8 +166,8 @@ public struct AIOChunks: AsyncSequence, Sendable {
         cancel()
         throw .negative(subject)
       }
-      // Around everything that makes a request: none is made, and none goes to the kernel, once the
-      // task has been cancelled.
+      // The handler surrounds everything that makes a request, so that none is made, and none goes
+      // to the kernel, once the task has been cancelled.
       let transfers = transfers
       let result = await withTaskCancellationHandler {
         await nextResult(isolation: isolation)
@@ -168,7 +182,7 @@ public struct AIOChunks: AsyncSequence, Sendable {
     ) async -> Result<AIOBuffer?, AIOError> {
       fill()
       guard !reads.isEmpty else {
-        // Nothing is left to read, or the task has been cancelled since it was looked at.
+        // Nothing is left to read, or the task has been cancelled since the check above.
         guard !isOver && offset < end else { return .success(nil) }
         cancel()
         return .failure(.cancelled(subject, transferred: 0))
@@ -184,7 +198,8 @@ public struct AIOChunks: AsyncSequence, Sendable {
       guard !isOver else { return .success(nil) }
       reads.removeFirst()
       transfers.removeFirst()
-      // What comes after the end of the file may have been read all the same: it has grown since.
+      // Later reads may have found data behind a short one, if the file has grown since: it is
+      // dropped.
       if count < read.count { cancel() } else { fill() }
       return .success(count == 0 ? nil : read.buffer[..<Swift.min(count, read.count)])
     }
@@ -194,14 +209,14 @@ public struct AIOChunks: AsyncSequence, Sendable {
       AIOError.Subject(.read(into: .buffers([])), source.file.file, offset, source.size)
     }
 
-    /// Makes requests, up to the read-ahead.
+    /// Makes requests until as many as the read-ahead allows are under way.
     private func fill() {
       let alignment = source.file.alignment
       while !isOver, reads.count < source.readAhead, offset < end {
-        // `offset` is 0 or more, and `end` a number: neither difference nor sum overflows.
+        // `offset` is at least 0 and below `end`: neither the difference nor the sum overflows.
         let count = Int(Swift.min(Int64(source.size), end - offset))
-        let buffer = stock.take()
-        // The file's end aside, a direct read has no odd length.
+        let buffer = pool.take()
+        // A direct read has an aligned length, also at the end of the range.
         let length = alignment.roundUp(count)
         let transfer = transfers.start {
           PendingTransfer(

@@ -2,35 +2,41 @@
 //
 // The verbs with `await`. Each suspends its task until the request's one completion.
 //
-// They take the isolation of their caller as theirs, and every closure within passes it on: so they
+// They inherit the isolation of their caller, and every closure within passes it on, so that they
 // run where their caller does, and an actor on the loop stays on the loop's thread.
 
 internal import Synchronization
 
-/// The same verbs for tasks: each returns when the request has completed, with the count of bytes,
-/// and throws ``AIOError`` where the other face throws, or completes with a failure.
+/// The same verbs for tasks.
 ///
-/// - **Room**: where the other face throws ``AIOError/Code/full``, these wait their turn, first come
-///   first served, without a thread.
-/// - **Cancellation**: if the task has been cancelled, nothing is submitted. If it is cancelled while
-///   the request waits, for room or behind the queue depth, the request is taken out at once. Both
-///   throw ``AIOError`` with the code ``AIOError/Code/cancelled``, which is to mean what
-///   `CancellationError` means elsewhere (the throws are typed, and so it cannot be that). A request
-///   that the kernel has is not disturbed: the call returns when it has completed, with what came of
-///   it.
+/// Each call returns the number of bytes when its request has completed, and throws ``AIOError``
+/// where the callback verbs throw or complete with a failure. As there, a read or a write transfers
+/// all that was asked for, or throws an error whose ``AIOError/transferred`` says how many bytes
+/// were transferred before; only the end of the file makes a read shorter.
+///
+/// - **Room**: where the callback verbs throw ``AIOError/Code/full``, these wait for a slot, in the
+///   order of the calls and without a thread. Meanwhile the callback verbs get `.full`.
+/// - **Cancellation**: if the task has been cancelled, nothing is submitted. If it is cancelled
+///   while the request waits, for a slot, to be submitted, or for an offload thread, the request is
+///   removed at once. Both throw ``AIOError`` with the code ``AIOError/Code/cancelled``, which
+///   stands for `CancellationError` (the throws are typed, so that it cannot be that). A request
+///   that the kernel has, or that an offload thread has begun, is not disturbed: the call returns
+///   its result when it has completed.
 /// - **Threads**: a call runs on its caller's actor, or task executor, and nowhere else
-///   (`isolation:` is not for you to give).
-/// - **Memory**: an ``AIOUniqueBuffer`` is the call's until it returns, by its type. An array of
-///   ``AIOBuffer`` is by rule: do not touch them until the call returns.
+///   (`isolation:` is not for the caller to give).
+/// - **Memory**: an ``AIOUniqueBuffer`` belongs to the call until it returns, by its type. The
+///   elements of an array of ``AIOBuffer`` do so by rule: they must not be touched before.
 extension AIOContext {
-  /// Reads from a file: `IOCB_CMD_PREAD`.
+  /// Reads from a file. Corresponds to `pread(2)` (`IOCB_CMD_PREAD`).
   ///
   /// - Parameters:
   ///   - file: The file, open for reading.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffer: Where to.
-  ///   - range: Which part of the buffer; all of it unless given.
-  /// - Returns: The number of bytes read: fewer than asked for at the end of the file, 0 beyond it.
+  ///   - offset: The offset in the file in bytes, 0 or more; for a direct file a multiple of its
+  ///     ``AIOFile/alignment``.
+  ///   - buffer: The buffer to read into.
+  ///   - range: The part of the buffer to read into; all of it unless given.
+  /// - Returns: The number of bytes read: fewer than asked for only if the file ends there, 0
+  ///   beyond its end.
   public func read(
     _ file: AIOFile, at offset: Int64, into buffer: inout AIOUniqueBuffer,
     range: Range<Int>? = nil,
@@ -39,13 +45,17 @@ extension AIOContext {
     try await perform(.read(into: .buffer(buffer.part(range))), file, offset)
   }
 
-  /// Reads from a file into several buffers, one after the other: `IOCB_CMD_PREADV`.
+  /// Reads from a file into several buffers, one after the other. Corresponds to `preadv(2)`
+  /// (`IOCB_CMD_PREADV`).
   ///
   /// - Parameters:
   ///   - file: The file, open for reading.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffers: Where to, up to 1024; not to be touched until the call returns.
-  /// - Returns: The number of bytes read: fewer than asked for at the end of the file, 0 beyond it.
+  ///   - offset: The offset in the file in bytes, 0 or more; for a direct file a multiple of its
+  ///     ``AIOFile/alignment``.
+  ///   - buffers: The buffers to read into, up to 1024, which must not be touched until the call
+  ///     returns.
+  /// - Returns: The number of bytes read: fewer than asked for only if the file ends there, 0
+  ///   beyond its end.
   public func read(
     _ file: AIOFile, at offset: Int64, into buffers: [AIOBuffer],
     isolation: isolated (any Actor)? = #isolation
@@ -53,15 +63,15 @@ extension AIOContext {
     try await perform(.read(into: .buffers(buffers)), file, offset)
   }
 
-  /// Writes to a file: `IOCB_CMD_PWRITE`.
+  /// Writes to a file. Corresponds to `pwrite(2)` (`IOCB_CMD_PWRITE`).
   ///
   /// - Parameters:
   ///   - file: The file, open for writing.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffer: What to write.
-  ///   - range: Which part of the buffer; all of it unless given.
-  /// - Returns: The number of bytes written: fewer than asked for when the disk became full on the
-  ///   way.
+  ///   - offset: The offset in the file in bytes, 0 or more; for a direct file a multiple of its
+  ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
+  ///   - buffer: The bytes to write.
+  ///   - range: The part of the buffer to write; all of it unless given.
+  /// - Returns: The number of bytes written, which is all that was asked for.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffer: borrowing AIOUniqueBuffer,
@@ -71,14 +81,16 @@ extension AIOContext {
     try await perform(.write(from: .buffer(buffer.part(range))), file, offset)
   }
 
-  /// Writes several buffers to a file, one after the other: `IOCB_CMD_PWRITEV`.
+  /// Writes several buffers to a file, one after the other. Corresponds to `pwritev(2)`
+  /// (`IOCB_CMD_PWRITEV`).
   ///
   /// - Parameters:
   ///   - file: The file, open for writing.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffers: What to write, up to 1024; not to be changed until the call returns.
-  /// - Returns: The number of bytes written: fewer than asked for when the disk became full on the
-  ///   way.
+  ///   - offset: The offset in the file in bytes, 0 or more; for a direct file a multiple of its
+  ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
+  ///   - buffers: The bytes to write, in up to 1024 buffers, which must not be changed until the
+  ///     call returns.
+  /// - Returns: The number of bytes written, which is all that was asked for.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffers: [AIOBuffer],
@@ -87,8 +99,12 @@ extension AIOContext {
     try await perform(.write(from: .buffers(buffers)), file, offset)
   }
 
-  /// Makes what was written to the file durable, and all that the file system knows of the file:
-  /// `IOCB_CMD_FSYNC`. It covers the writes that had completed when it was asked for.
+  /// Makes the data of a file durable, and its metadata. Corresponds to `fsync(2)`
+  /// (`IOCB_CMD_FSYNC`).
+  ///
+  /// It covers the writes that had completed before this call. After a failure, data written since
+  /// the last sync that succeeded may be lost and must be written again: see
+  /// ``AIOError/recoverySuggestion``.
   public func fsync(
     _ file: AIOFile,
     isolation: isolated (any Actor)? = #isolation
@@ -96,9 +112,10 @@ extension AIOContext {
     _ = try await perform(.fsync, file, 0)
   }
 
-  /// Makes what was written to the file durable, and of what the file system knows only what is
-  /// needed to read it back (the size, but not the times): `IOCB_CMD_FDSYNC`. It covers the writes
-  /// that had completed when it was asked for.
+  /// Makes the data of a file durable, and of its metadata only what is needed to read the data
+  /// back (the size, but not the times). Corresponds to `fdatasync(2)` (`IOCB_CMD_FDSYNC`).
+  ///
+  /// Everything else is as for ``fsync(_:isolation:)``.
   public func fdatasync(
     _ file: AIOFile,
     isolation: isolated (any Actor)? = #isolation
@@ -107,8 +124,7 @@ extension AIOContext {
   }
 
   /// Closes the context, and returns once everything has been freed: see
-  /// ``close(queue:completion:)``. Requests that wait for room get ``AIOError/Code/contextClosed``.
-  /// Not cut short by cancellation.
+  /// ``close(queue:completion:)``. Cancellation does not shorten it.
   public func close(isolation: isolated (any Actor)? = #isolation) async {
     // Resumed once: `close` calls back once.
     await suspended(isolation: isolation) { resumption in
@@ -135,15 +151,15 @@ extension AIOContext {
     }
   }
 
-  /// Makes a request, and waits for its completion; Swift resumes the task wherever it prefers to be.
+  /// Makes a request, and waits for its completion. Swift resumes the task on its preferred
+  /// executor.
   private func performHere(
     _ operation: Operation, _ file: AIOFile, _ offset: Int64, isolation: isolated (any Actor)?
   ) async throws(AIOError) -> Int {
     let loop = loop
     let state = CancellationState()
     let result = await withTaskCancellationHandler {
-      // Resumed once: by the one completion that every accepted request has, or at once when it is
-      // not accepted.
+      // Resumed once: by the one completion of an accepted request, or here if it is not accepted.
       await suspended(isolation: isolation) { (resumption: Resumption<Result<Int, AIOError>>) in
         if state.isCancelled {
           return resumption.resume(returning: .failure(cancelled(operation, file, offset)))
@@ -157,7 +173,7 @@ extension AIOContext {
           guard error.code == .full else {
             return resumption.resume(returning: .failure(error))
           }
-          // Before anybody else runs, so that whoever called first is first.
+          // In this call and not in a later one, so that waiters are in the order of the calls.
           let waiter = Waiter()
           acceptLater(operation, file, offset, waiter) { resumption.resume(returning: $0) }
           state.waits(waiter, for: loop)
@@ -170,7 +186,7 @@ extension AIOContext {
   }
 
   private func cancelled(_ operation: Operation, _ file: AIOFile, _ offset: Int64) -> AIOError {
-    // A request that would have been refused is refused as usual.
+    // A request with a mistake in it is refused for that, cancelled or not.
     do throws(AIOError) {
       let length = try operation.check(file.file, offset)
       return .cancelled(.init(operation, file.file, offset, length), transferred: 0)
@@ -179,10 +195,10 @@ extension AIOContext {
     }
   }
 
-  /// Gets a request in, behind those that wait already.
+  /// Adds a request behind those that wait for a slot.
   ///
-  /// - Parameter completion: called once: on the loop with what came of the request, or on whichever
-  ///   thread ends it, this one also, before it gets as far.
+  /// - Parameter completion: Called once: on the loop with the result of the request, or on the
+  ///   thread that ends it before it has a slot, which may be this one.
   func acceptLater(
     _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ waiter: Waiter,
     _ completion: @escaping AIOCompletion

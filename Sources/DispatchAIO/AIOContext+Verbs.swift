@@ -1,32 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The verbs: each checks what can be checked without the kernel, and hands the request to the loop.
+// The verbs. Each checks what can be checked without the kernel, and hands the request to the loop.
 
 public import Dispatch
 
 /// The limits of one request.
 extension AIOContext {
-  /// The most buffers of one vectored request: 1024, the kernel's UIO_MAXIOV.
+  /// The most buffers of one vectored request: 1024, the kernel's `UIO_MAXIOV`.
   public static var maximumBuffers: Int { SubmissionBatch.maximumElements }
 }
 
-/// Each verb returns when the request has been accepted, and throws, at once and with nothing
-/// accepted, when it is refused: ``AIOError/Code/full``, ``AIOError/Code/contextClosed``,
+/// Requests, whose results their completion handlers get.
+///
+/// Each verb returns as soon as the request has been accepted, and never blocks. It throws, at once
+/// and with nothing accepted, ``AIOError/Code/full``, ``AIOError/Code/contextClosed``,
 /// ``AIOError/Code/fileClosed``, ``AIOError/Code/wrongAccessMode``,
-/// ``AIOError/Code/misaligned``, ``AIOError/Code/invalidOffset``, ``AIOError/Code/tooLarge`` or
-/// ``AIOError/Code/tooManyBuffers``. Everything else is a result: the completion handler gets it.
+/// ``AIOError/Code/misaligned``, ``AIOError/Code/invalidOffset``, ``AIOError/Code/tooLarge``,
+/// ``AIOError/Code/tooManyBuffers`` or ``AIOError/Code/forked``. Everything else is a result: the
+/// completion handler gets it.
+///
+/// A read or a write may have any length. It transfers all that was asked for, in as many attempts
+/// as that takes, or completes with an error whose ``AIOError/transferred`` says how many bytes
+/// were transferred before; only the end of the file makes a read shorter.
 extension AIOContext {
-  /// Reads from a file into a buffer: `IOCB_CMD_PREAD`.
+  /// Reads from a file into a buffer. Corresponds to `pread(2)` (`IOCB_CMD_PREAD`).
   ///
   /// - Parameters:
   ///   - file: The file, open for reading.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffer: Where to; its count is how many bytes to read. Not to be touched until the
-  ///     completion.
-  ///   - queue: Where to run the completion handler; the context's queue unless given.
-  ///   - completion: Gets the number of bytes read: fewer than asked for at the end of the file, 0
-  ///     beyond it.
+  ///   - offset: The offset in the file in bytes, 0 or more; for a direct file a multiple of its
+  ///     ``AIOFile/alignment``.
+  ///   - buffer: The buffer to read into, whose count is the number of bytes to read. It must not
+  ///     be touched until the completion handler runs.
+  ///   - queue: The queue to run the completion handler on; the context's own queue unless given.
+  ///   - completion: Gets the number of bytes read: all of the buffer, fewer only if the file ends
+  ///     there, 0 beyond its end.
   /// - Returns: The request, for ``cancel(_:)``.
+  /// - Throws: ``AIOError``, with nothing accepted; its codes are listed at the top of this group.
   @discardableResult
   public func read(
     _ file: AIOFile, at offset: Int64, into buffer: AIOBuffer, queue: DispatchQueue? = nil,
@@ -35,9 +44,12 @@ extension AIOContext {
     try accept(.read(into: .buffer(buffer)), file, offset, queue, completion)
   }
 
-  /// Reads from a file into several buffers, one after the other: `IOCB_CMD_PREADV`.
+  /// Reads from a file into several buffers, one after the other. Corresponds to `preadv(2)`
+  /// (`IOCB_CMD_PREADV`).
   ///
-  /// As ``read(_:at:into:queue:completion:)-(_,_,AIOBuffer,_,_)``, with up to 1024 buffers.
+  /// The parameters, the result and the errors are those of
+  /// ``read(_:at:into:queue:completion:)-(_,_,AIOBuffer,_,_)``, with up to 1024 buffers; for a
+  /// direct file each of them must be aligned.
   @discardableResult
   public func read(
     _ file: AIOFile, at offset: Int64, into buffers: [AIOBuffer], queue: DispatchQueue? = nil,
@@ -46,7 +58,10 @@ extension AIOContext {
     try accept(.read(into: .buffers(buffers)), file, offset, queue, completion)
   }
 
-  /// Reads from a file into memory of the caller's: `IOCB_CMD_PREAD`.
+  /// Reads from a file into memory of the caller's. Corresponds to `pread(2)` (`IOCB_CMD_PREAD`).
+  ///
+  /// If pages of the memory are not resident, as those of a mapped file may be, the request is
+  /// offloaded, because the kernel reads them in while it takes the request.
   ///
   /// - Warning: The memory must stay allocated, and untouched, until the completion handler runs,
   ///   whatever happens in between. Nothing checks that; ``AIOBuffer`` takes care of it.
@@ -59,7 +74,8 @@ extension AIOContext {
     try unsafe accept(.read(into: .raw(memory)), file, offset, queue, completion)
   }
 
-  /// Reads from a file into several pieces of memory of the caller's: `IOCB_CMD_PREADV`.
+  /// Reads from a file into several pieces of memory of the caller's. Corresponds to `preadv(2)`
+  /// (`IOCB_CMD_PREADV`).
   ///
   /// - Warning: The memory must stay allocated, and untouched, until the completion handler runs.
   @discardableResult
@@ -71,16 +87,18 @@ extension AIOContext {
     try unsafe accept(.read(into: .raws(memory)), file, offset, queue, completion)
   }
 
-  /// Writes a buffer to a file: `IOCB_CMD_PWRITE`.
+  /// Writes a buffer to a file. Corresponds to `pwrite(2)` (`IOCB_CMD_PWRITE`).
   ///
   /// - Parameters:
   ///   - file: The file, open for writing.
-  ///   - offset: Where in the file, in bytes.
-  ///   - buffer: What to write; not to be changed until the completion.
-  ///   - queue: Where to run the completion handler; the context's queue unless given.
-  ///   - completion: Gets the number of bytes written: fewer than asked for when the disk became
-  ///     full on the way.
+  ///   - offset: The offset in the file in bytes, 0 or more; for a direct file a multiple of its
+  ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
+  ///   - buffer: The bytes to write, which must not be changed until the completion handler runs.
+  ///   - queue: The queue to run the completion handler on; the context's own queue unless given.
+  ///   - completion: Gets the number of bytes written, which is all of the buffer; or an error, for
+  ///     example ``AIOError/Code/noSpace``.
   /// - Returns: The request, for ``cancel(_:)``.
+  /// - Throws: ``AIOError``, with nothing accepted; its codes are listed at the top of this group.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffer: AIOBuffer, queue: DispatchQueue? = nil,
@@ -89,9 +107,12 @@ extension AIOContext {
     try accept(.write(from: .buffer(buffer)), file, offset, queue, completion)
   }
 
-  /// Writes several buffers to a file, one after the other: `IOCB_CMD_PWRITEV`.
+  /// Writes several buffers to a file, one after the other. Corresponds to `pwritev(2)`
+  /// (`IOCB_CMD_PWRITEV`).
   ///
-  /// As ``write(_:at:from:queue:completion:)-(_,_,AIOBuffer,_,_)``, with up to 1024 buffers.
+  /// The parameters, the result and the errors are those of
+  /// ``write(_:at:from:queue:completion:)-(_,_,AIOBuffer,_,_)``, with up to 1024 buffers; for a
+  /// direct file each of them must be aligned.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffers: [AIOBuffer], queue: DispatchQueue? = nil,
@@ -100,7 +121,10 @@ extension AIOContext {
     try accept(.write(from: .buffers(buffers)), file, offset, queue, completion)
   }
 
-  /// Writes memory of the caller's to a file: `IOCB_CMD_PWRITE`.
+  /// Writes memory of the caller's to a file. Corresponds to `pwrite(2)` (`IOCB_CMD_PWRITE`).
+  ///
+  /// If pages of the memory are not resident, as those of a mapped file may be, the request is
+  /// offloaded, because the kernel reads them in while it takes the request.
   ///
   /// - Warning: The memory must stay allocated, and unchanged, until the completion handler runs,
   ///   whatever happens in between. Nothing checks that; ``AIOBuffer`` takes care of it.
@@ -110,12 +134,13 @@ extension AIOContext {
     _ file: AIOFile, at offset: Int64, from memory: UnsafeRawBufferPointer,
     queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    // Mutable in name only: a write does not change it.
+    // The memory is mutable in name only: a write does not change it.
     let memory = unsafe UnsafeMutableRawBufferPointer(mutating: memory)
     return try unsafe accept(.write(from: .raw(memory)), file, offset, queue, completion)
   }
 
-  /// Writes several pieces of memory of the caller's to a file: `IOCB_CMD_PWRITEV`.
+  /// Writes several pieces of memory of the caller's to a file. Corresponds to `pwritev(2)`
+  /// (`IOCB_CMD_PWRITEV`).
   ///
   /// - Warning: The memory must stay allocated, and unchanged, until the completion handler runs.
   @discardableResult
@@ -128,14 +153,19 @@ extension AIOContext {
     return try unsafe accept(.write(from: .raws(memory)), file, offset, queue, completion)
   }
 
-  /// Makes what was written to the file durable, and all that the file system knows of the file:
-  /// `IOCB_CMD_FSYNC`. It covers the writes that had completed when it was asked for.
+  /// Makes the data of a file durable, and its metadata. Corresponds to `fsync(2)`
+  /// (`IOCB_CMD_FSYNC`).
+  ///
+  /// It covers the writes that had completed before this call. After a failure, data written since
+  /// the last sync that succeeded may be lost and must be written again: the kernel reports the
+  /// loss only once (see ``AIOError/recoverySuggestion``).
   ///
   /// - Parameters:
   ///   - file: The file.
-  ///   - queue: Where to run the completion handler; the context's queue unless given.
-  ///   - completion: Gets 0.
+  ///   - queue: The queue to run the completion handler on; the context's own queue unless given.
+  ///   - completion: Gets 0, or an error.
   /// - Returns: The request, for ``cancel(_:)``.
+  /// - Throws: ``AIOError``, with nothing accepted; its codes are listed at the top of this group.
   @discardableResult
   public func fsync(
     _ file: AIOFile, queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
@@ -143,11 +173,10 @@ extension AIOContext {
     try accept(.fsync, file, 0, queue, completion)
   }
 
-  /// Makes what was written to the file durable, and of what the file system knows only what is
-  /// needed to read it back (the size, but not the times): `IOCB_CMD_FDSYNC`. It covers the writes
-  /// that had completed when it was asked for.
+  /// Makes the data of a file durable, and of its metadata only what is needed to read the data
+  /// back (the size, but not the times). Corresponds to `fdatasync(2)` (`IOCB_CMD_FDSYNC`).
   ///
-  /// Parameters and result as for ``fsync(_:queue:completion:)``.
+  /// Everything else is as for ``fsync(_:queue:completion:)``.
   @discardableResult
   public func fdatasync(
     _ file: AIOFile, queue: DispatchQueue? = nil, completion: @escaping AIOCompletion

@@ -7,6 +7,8 @@ internal import SystemPackage
 /// Asynchronous file I/O on a Dispatch queue: a kernel AIO context whose completions are handled on
 /// a serial queue, beside the sockets and timers that the queue serves.
 ///
+/// Corresponds to `io_setup(2)`, `io_submit(2)` and `io_getevents(2)` with an `eventfd(2)`.
+///
 /// ```swift
 /// let loop = DispatchQueue(label: "loop")
 /// let context = try AIOContext(queueDepth: 64, queue: loop)
@@ -21,83 +23,100 @@ internal import SystemPackage
 /// ## Guarantees
 /// - Every accepted request completes exactly once: with a result, an error, or as cancelled.
 ///   A verb that throws has accepted nothing.
-/// - Every method may be called from any thread, and from inside completion handlers, but for
+/// - A read or a write transfers all that was asked for, or fails; only the end of the file makes a
+///   read shorter. An error says how many bytes were transferred before it
+///   (``AIOError/transferred``).
+/// - Every method may be called from any thread, and from inside completion handlers, except
 ///   ``process()`` and ``process(after:)``.
 /// - Completion handlers run on the context's queue, or on the queue that the request named, never
 ///   inside the call that made the request.
-/// - Requests go to the kernel in the order in which they were accepted, as far as there is room,
-///   and as far as they need not wait for the disk to be taken; the kernel completes them in any
-///   order.
-/// - The context's queue never sleeps in the disk. What would make the kernel sleep is offloaded to
-///   threads that may (``Options/offloadThreads``), and completes like the rest. (The exceptions, each
-///   with its bound, are listed in the README.)
+/// - The requests of a file go to the kernel in the order in which they were accepted, except those
+///   that are offloaded; the kernel completes them in any order. Files share its room fairly, so
+///   that one whose requests hang leaves room for the others.
+/// - The context's queue never sleeps in the disk. A request that would make the kernel sleep is
+///   offloaded to threads that may (``Options/offloadThreads``), and completes like the others. The
+///   README lists the exceptions, each with its bound.
 /// - A context that is dropped without ``close(queue:completion:)`` finishes its requests, runs
-///   their handlers, and then frees what it has.
-///
-/// Beneath are `io_submit(2)`, `io_getevents(2)` and an `eventfd(2)`.
+///   their handlers, and then frees its resources.
 public final class AIOContext: Sendable {
   /// Tuning options; the defaults suit most programs.
   public struct Options: Sendable {
-    /// How far the queue depth may be lowered where `fs.aio-max-nr` does not have room for all of
-    /// it, by halves; ``AIOContext/queueDepth`` tells what became of it. If `nil`, the depth is never lowered.
+    /// The lowest queue depth to accept, 1 to the depth asked for, if `fs.aio-max-nr` has no room
+    /// for all of it. The depth is halved until there is room; ``AIOContext/queueDepth`` says what
+    /// it has become. If `nil`, the depth is never lowered.
     public var minimumQueueDepth: Int?
 
-    /// How many threads may work at a time on what the loop must not block in; 1 to 64. A thread
-    /// whose system call takes longer than 20 ms does not count, and is replaced, up to eight times as
-    /// many in all. They exist while they have something to do.
+    /// The number of threads that work at a time on what the loop must not block in; 1 to 64.
+    ///
+    /// A thread whose system call takes longer than 20 ms does not count, and is replaced, up to
+    /// eight times this number in all. Of one file at most one write, one sync, and half of this
+    /// number of reads are under way on them. A thread exists while it has something to do.
     public var offloadThreads = 8
 
-    /// What to do where there is no kernel AIO.
+    /// The behaviour of a context where kernel AIO does not work.
     public enum WithoutKernelAIO: Sendable, Hashable {
-      /// Throw ``AIOError/Code/unavailable``.
+      /// Making the context throws ``AIOError/Code/unavailable``.
       case fail
-      /// Make every request a system call on the offload threads: much slower, and works.
+      /// Every request is a system call on an offload thread, which is much slower.
       case threads
     }
 
+    /// The behaviour where kernel AIO does not work, as in a sandbox that forbids it.
     public var withoutKernelAIO = WithoutKernelAIO.fail
 
-    /// How requests reach the kernel.
+    /// The thread from which a request reaches the kernel.
     public enum Submission: Sendable, Hashable {
-      /// From the loop what cannot make the kernel sleep; the rest from offload threads.
+      /// The loop submits what cannot make the kernel sleep, and offload threads the rest.
       case nonblocking
-      /// Everything from the loop, as it is, as other users of Linux AIO do: an append, a write
-      /// into a hole, or a buffered request stops the loop for as long as it takes. For comparison,
-      /// and for kernels whose `RWF_NOWAIT` does not work.
+      /// The loop submits everything as it is, as other users of Linux AIO do: an append, a write
+      /// into a hole, or a buffered request stops the loop for as long as it takes. This is for
+      /// comparison, and for kernels whose `RWF_NOWAIT` does not work.
       case inline
     }
 
+    /// The thread from which a request reaches the kernel.
     public var submission = Submission.nonblocking
 
-    /// How a turn of the loop waits for what it expects soon. To be woken through a source takes two
-    /// hand-overs between threads, which cost more than a fast disk does.
+    /// The way a turn of the loop waits for completions that it expects soon.
+    ///
+    /// A wakeup through the queue's source takes two hand-overs between threads, which cost more
+    /// than a read from a fast disk.
     public enum Waiting: Sendable, Hashable {
-      /// Asleep in the completion ring (`io_getevents(2)`), for up to 500 us at a time, while requests
-      /// are in flight and completions have been arriving that soon. Requests from other threads end
-      /// the wait. The queue's other blocks (sockets, timers) are kept waiting for no longer than one
-      /// such wait, 100 us of handlers, and the handler that runs then; while they make requests, the
-      /// loop does not wait.
+      /// The loop sleeps in the completion ring (`io_getevents(2)`), for up to 500 us at a time,
+      /// while requests are in flight and completions have been arriving that soon. Requests from
+      /// other threads end the wait. The queue's other blocks (sockets, timers) wait for no longer
+      /// than one such sleep, 100 us of completion handlers, and the batch of handlers that runs
+      /// then. While those blocks make requests themselves, the loop does not wait.
       case sleeping
-      /// As `sleeping`, but with one or two requests in flight looking at the ring over and over, for
-      /// up to so long at a time, 0 to 10 ms: the fastest there is on an idle machine, at up to twice
-      /// the processor time. A container with a processor quota is stopped for what it burns.
+      /// As `sleeping`, but while one or two requests are in flight the loop looks at the ring over
+      /// and over, for up to this duration at a time, 0 to 10 ms. This is the fastest on an idle
+      /// machine, at up to twice the processor time, for which a container with a processor quota
+      /// is stopped later.
       case spinning(upTo: Duration)
-      /// Never: the queue is given back at once, and the source wakes it.
+      /// The loop does not wait: it gives the queue back at once, and the source wakes it.
       case source
     }
 
+    /// The way a turn of the loop waits for completions that it expects soon.
     public var waiting = Waiting.sleeping
 
+    /// Makes options that all have their defaults.
     public init() {}
   }
 
-  /// How many requests the kernel works on at once, at the most.
+  /// The number of requests of one file that the kernel works on at once, at the most.
+  ///
+  /// Several files together may have half as many again, so that files whose requests hang leave
+  /// room for the others: a file gets at most twice the room that is left.
   public var queueDepth: Int { loop.settings.queueDepth }
 
-  /// How many requests can wait behind those.
+  /// The number of requests that the context accepts beyond ``queueDepth``.
+  ///
+  /// A request counts from its acceptance until its completion handler begins, also if that is on
+  /// another queue, so that a queue that does not keep up is noticed here and not in the memory.
   public var pendingLimit: Int { loop.settings.pendingLimit }
 
-  /// Whether requests go to kernel AIO, rather than to threads: see
+  /// Whether requests go to kernel AIO. If `false`, each is a system call on an offload thread: see
   /// ``Options/WithoutKernelAIO/threads``.
   public var usesKernelAIO: Bool { loop.settings.policy != .threadsOnly }
 
@@ -105,26 +124,30 @@ public final class AIOContext: Sendable {
   public var queue: DispatchQueue { loop.queue }
 
   let loop: Loop
-  /// Tells this context's requests from another's.
+  /// A number of this context's own, which its requests carry.
   let number: UInt32
   private static let numbers = Atomic<UInt32>(0)
 
-  /// Makes a context. `io_setup(2)`, which takes some time: not for one operation each.
+  /// Makes a context. Corresponds to `io_setup(2)`.
+  ///
+  /// A context is meant to last: the kernel takes tens of milliseconds to free one.
   ///
   /// - Parameters:
-  ///   - queueDepth: How many requests the kernel may work on at once: 1 to 65536. All contexts of
-  ///     the machine share `fs.aio-max-nr`, 65536 unless it was raised.
+  ///   - queueDepth: The number of requests of one file that the kernel may work on at once; 1 to
+  ///     65536. The kernel is asked for half as many again, for several files together. All
+  ///     contexts of the machine share `fs.aio-max-nr`, 65536 unless it was raised.
   ///   - queue: The serial queue to work on, and to run completion handlers on; a new one of the
-  ///     context's own unless given. A concurrent queue is a programmer error, and traps as soon as two turns of the
-  ///     loop meet.
-  ///   - pendingLimit: How many requests may wait behind those in the kernel: 0 to 524288. Beyond
-  ///     it, verbs throw ``AIOError/Code/full``.
-  ///   - options: What is seldom needed.
-  /// - Throws: ``AIOError`` with the code ``AIOError/Code/contextLimit`` when `fs.aio-max-nr` is
-  ///   used up, ``AIOError/Code/unavailable`` where there is no AIO,
-  ///   ``AIOError/Code/invalidOption``, ``AIOError/Code/forked`` in a process that was forked off one
-  ///   that had a context, or ``AIOError/Code/system``, for example when the
-  ///   process is out of file descriptors.
+  ///     context's own unless given. A concurrent queue is a programmer error, and traps as soon as
+  ///     two turns of the loop overlap.
+  ///   - pendingLimit: The number of requests to accept beyond `queueDepth`; 0 to 524288. A verb
+  ///     throws ``AIOError/Code/full`` once `queueDepth + pendingLimit` requests have been accepted
+  ///     whose completion handlers have not begun.
+  ///   - options: Tuning options; the defaults suit most programs.
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/invalidOption``,
+  ///   ``AIOError/Code/contextLimit`` if `fs.aio-max-nr` is used up, ``AIOError/Code/unavailable``
+  ///   if kernel AIO does not work here, ``AIOError/Code/descriptorLimit`` if there are too few
+  ///   file descriptors or epoll watches for the context and for Dispatch, ``AIOError/Code/forked``
+  ///   in a process that was forked off one with a context, or ``AIOError/Code/system``.
   public init(
     queueDepth: Int = 128, queue: DispatchQueue? = nil, pendingLimit: Int = 1024,
     options: Options = Options()
@@ -185,7 +208,7 @@ public final class AIOContext: Sendable {
     }
   }
 
-  /// - Parameter settings: what becomes of the queue depth, and of the policy.
+  /// - Parameter settings: Its queue depth and policy become those that the kernel allows.
   private static func makeKernel(
     _ settings: inout Loop.Settings, _ options: Options
   ) throws(Errno) -> LinuxKernel {
@@ -213,41 +236,49 @@ public final class AIOContext: Sendable {
     loop.close(nil)
   }
 
-  /// Takes in what was asked for, submits it, and runs the completions that are there, without
-  /// waiting for any. The context does this by itself whenever there is something to do; call it
-  /// to have it done now.
+  /// Runs a turn of the loop now: submits the requests that were made, reaps the completions that
+  /// are there, and runs their handlers. It never waits for a completion. The context does the same
+  /// by itself whenever there is something to do.
   ///
-  /// On the context's ``queue`` only, and neither from inside a completion handler nor by a task or an
-  /// actor that the loop runs: these are programmer errors, and trap.
+  /// The call must be made on the context's ``queue``, and neither inside a completion handler nor
+  /// by a task or an actor that the loop runs: anything else is a programmer error, and traps.
   ///
-  /// - Returns: How many completions were run, or sent to the queues they go to. When there are
-  ///   many, only part of them, and the rest follows by itself once the caller has left the queue;
-  ///   who stays on it calls again until this is 0. 0 after the context has closed.
+  /// - Returns: The number of completions that were run, or sent to the queues they are for; 0
+  ///   after the context has closed. A turn ends after 256 completions or about 1 ms. The rest
+  ///   follows by itself once the caller has left the queue; a caller that stays on it repeats the
+  ///   call until it returns 0.
   @discardableResult
   public func process() -> Int {
     loop.turnByHand()
   }
 
-  /// How much the context has done, and is doing. From any thread, and cheap.
+  /// The counts of what the context has done and is doing. May be read from any thread, and is
+  /// cheap.
   public var statistics: AIOStatistics { loop.statistics }
 
-  /// Cancels a request that has not reached the kernel. From any thread.
+  /// Cancels a request that has not reached the kernel: one that waits to be submitted, for its
+  /// file's share of the kernel's room, or for an offload thread. May be called from any thread,
+  /// and never blocks.
   ///
-  /// - Returns: Whether it will complete as cancelled. The kernel cancels no file I/O, so that a
-  ///   request it has (all up to ``queueDepth`` get there soon) completes normally.
+  /// - Returns: ``AIOCancellation/cancelled`` if the request completes as cancelled. The kernel
+  ///   cancels no file I/O, so that a request that it has, or that an offload thread has begun,
+  ///   completes normally.
   @discardableResult
   public func cancel(_ request: AIORequest) -> AIOCancellation {
     guard request.context == number else { return .alreadyCompleted }
     return loop.cancel(request.id)
   }
 
-  /// Closes the context: refuses new requests, lets the accepted ones complete, then frees the
-  /// kernel's context off the loop. Never blocks. From any thread, and from completion handlers.
+  /// Closes the context: refuses new requests, completes the accepted ones, then frees the kernel's
+  /// context off the loop. Corresponds to `io_destroy(2)`.
+  ///
+  /// May be called from any thread, and from completion handlers, and never blocks. Requests of
+  /// tasks that wait for a slot end with ``AIOError/Code/contextClosed``.
   ///
   /// - Parameters:
-  ///   - queue: Where to call back; the context's own queue unless given.
+  ///   - queue: The queue to call back on; the context's own queue unless given.
   ///   - completion: Called once everything has been freed, after every completion handler has
-  ///     returned. Closing again calls back too.
+  ///     returned. A second `close` calls back as well.
   public func close(queue: DispatchQueue? = nil, completion: (@Sendable () -> Void)? = nil) {
     guard let completion, let queue else { return loop.close(completion) }
     loop.close { queue.async(execute: completion) }

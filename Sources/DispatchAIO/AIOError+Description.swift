@@ -3,7 +3,8 @@
 internal import SystemPackage
 
 extension AIOError: CustomStringConvertible {
-  /// One sentence: what was tried, what went wrong, and where it helps what to do.
+  /// One sentence: the operation, what went wrong, how many bytes were transferred before, and
+  /// where it helps what to do.
   public var description: String {
     let sentence =
       switch detail {
@@ -16,8 +17,9 @@ extension AIOError: CustomStringConvertible {
         """
       case .full(let limit):
         """
-        all \(limit) requests that the context has room for are in use; try again when one has \
-        completed, or make the context with a larger pendingLimit
+        all \(limit) requests that the context has room for are in use, or tasks wait for the next \
+        that is free; try again when one has completed, or make the context with a larger \
+        pendingLimit
         """
       case .contextLimit(let asked, let inUse, let maximum):
         """
@@ -36,7 +38,12 @@ extension AIOError: CustomStringConvertible {
     return "\(errno) (errno \(errno.rawValue))" + (recoverySuggestion.map { "; \($0)" } ?? "")
   }
 
-  /// What to do about the kernel's answer, where the library knows; part of ``description``.
+  /// Advice on the errno that the kernel answered, which is a part of ``description``; `nil` if the
+  /// library has none, or refused without asking the kernel.
+  ///
+  /// After a failed sync it says that data written since the last sync that succeeded may be lost
+  /// and has to be written again: the kernel reports a failed write-back once, and counts the pages
+  /// as clean from then on.
   public var recoverySuggestion: String? {
     guard case .errno = detail else { return nil }
     if isLostWriteback { return lostWritebackSuggestion }
@@ -52,8 +59,8 @@ extension AIOError: CustomStringConvertible {
     }
   }
 
-  /// Whether a sync says that data was lost on the way to the disk: with whatever the write-back
-  /// failed, but for the answers that come before anything was tried.
+  /// Whether the error is that of a sync whose write-back failed, so that data may be lost. Any
+  /// errno says so, except those that the kernel answers before it tries.
   private var isLostWriteback: Bool {
     guard operation == .fsync || operation == .fdatasync, let errno else { return false }
     let untried: [Errno] = [
@@ -63,7 +70,7 @@ extension AIOError: CustomStringConvertible {
     return !untried.contains(errno)
   }
 
-  /// The kernel tells of a failed write-back once, and counts the pages as clean from then on.
+  /// The advice after a failed sync.
   private var lostWritebackSuggestion: String {
     let first =
       switch code {
@@ -93,9 +100,9 @@ extension AIOError: CustomStringConvertible {
 
   private func words(_ number: Int?) -> String { number.map(String.init) ?? "unknown" }
 
-  /// A round number with room for what was asked, twice what is needed.
+  /// A power of two with at least twice the room that is needed.
   private func suggestion(_ asked: Int, _ inUse: Int?) -> Int {
-    // What /proc says may be any number in a sandbox.
+    // In a sandbox, /proc may say any number.
     let needed = asked.addingReportingOverflow(inUse ?? 0).partialValue
     var round = 65536
     while round < 1 << 40, round < needed.multipliedReportingOverflow(by: 2).partialValue {

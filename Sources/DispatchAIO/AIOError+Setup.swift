@@ -3,8 +3,8 @@
 internal import SystemPackage
 
 extension AIOError {
-  /// Why there is no context: `io_setup(2)` or `eventfd(2)` answered an error, or Dispatch cannot have
-  /// what it needs (see ``DispatchProbe``).
+  /// The error for a context that could not be made: `io_setup(2)` or `eventfd(2)` failed, or
+  /// Dispatch cannot have what it needs (see ``DispatchProbe``).
   static func settingUp(errno: Errno, queueDepth: Int) -> AIOError {
     let subject = Subject(operation: .createContext)
     switch errno {
@@ -12,7 +12,8 @@ extension AIOError {
       return AIOError(
         .contextLimit, errno: errno, subject,
         .contextLimit(
-          asked: queueDepth, inUse: sysctl("aio-nr"), maximum: sysctl("aio-max-nr")))
+          asked: FileShares.room(queueDepth: queueDepth), inUse: sysctl("aio-nr"),
+          maximum: sysctl("aio-max-nr")))
     case .noFunction:
       return AIOError(
         .unavailable, errno: errno, subject,
@@ -42,13 +43,14 @@ extension AIOError {
           are needed for it and for Dispatch; close files that are not needed, or raise \(limit)
           """))
     case .noSpace:
+      let maximum = sysctl("epoll/max_user_watches").map(String.init) ?? "unknown"
       return AIOError(
         .descriptorLimit, errno: errno, subject,
         .text(
           """
           no event reaches the queue: the user's epoll watches are used up most likely \
-          (fs.epoll.max_user_watches is \(sysctl("epoll/max_user_watches").map(String.init) ?? "unknown")); \
-          raise it with sysctl, or close descriptors that are watched
+          (fs.epoll.max_user_watches is \(maximum)); raise it with sysctl, or close descriptors \
+          that are watched
           """))
     default:
       return AIOError(errno: errno.rawValue, subject)
@@ -62,7 +64,7 @@ extension AIOError {
         FilePath("/proc/sys/fs/\(name)"), .readOnly, options: .closeOnExec)
     else { return nil }
     defer { try? file.close() }
-    // Room for any number and its line feed.
+    // 32 bytes have room for any number and its line feed.
     let text = unsafe String(unsafeUninitializedCapacity: 32) { buffer in
       (try? unsafe file.read(into: UnsafeMutableRawBufferPointer(buffer))) ?? 0
     }

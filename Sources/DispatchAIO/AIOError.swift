@@ -2,13 +2,15 @@
 
 public import SystemPackage
 
-/// Why an operation was refused or failed: a ``code`` to switch on, the facts, and a sentence.
+/// The reason why an operation was refused or failed: a ``code`` to switch on, the facts, and a
+/// sentence.
 ///
-/// A refusal is thrown by the call that made the request, before anything was accepted: its
+/// A refusal is thrown by the call that made the request, before anything was accepted: the
 /// completion handler never runs. A failure of an accepted request is the `.failure` of its one
 /// completion.
 public struct AIOError: Error, Sendable {
-  /// What went wrong, to switch on. The set grows with time: keep a `default`.
+  /// The kind of an error, to switch on. The set grows with time, so that a `switch` needs a
+  /// `default`.
   public struct Code: Hashable, Sendable, CustomStringConvertible {
     private enum Name: String {
       case cancelled, full, contextClosed, fileClosed, forked
@@ -21,11 +23,15 @@ public struct AIOError: Error, Sendable {
 
     private let name: Name
     private init(name: Name) { self.name = name }
+    /// The name of the code.
     public var description: String { name.rawValue }
 
-    /// The request was cancelled before it reached the kernel.
+    /// The request was cancelled before it reached the kernel, or before the rest of it did: see
+    /// ``AIOError/transferred``.
     public static var cancelled: Code { Code(name: .cancelled) }
-    /// As many requests wait as the context was made for. Try again when one has completed.
+    /// Every slot of the context (``AIOContext/queueDepth`` + ``AIOContext/pendingLimit``) is
+    /// taken, or tasks wait for the next free ones. The same call can succeed once a request's
+    /// completion handler has begun. Verbs with `await` wait instead.
     public static var full: Code { Code(name: .full) }
     /// The context has been closed.
     public static var contextClosed: Code { Code(name: .contextClosed) }
@@ -33,46 +39,48 @@ public struct AIOError: Error, Sendable {
     public static var fileClosed: Code { Code(name: .fileClosed) }
     /// The process was forked off the one that made the context.
     public static var forked: Code { Code(name: .forked) }
-    /// A negative offset, or one so large that the end of the request has no number.
+    /// The offset is negative, or the end of the request is past 2^63 - 1.
     public static var invalidOffset: Code { Code(name: .invalidOffset) }
-    /// More bytes than one request can move (0x7ffff000).
+    /// The buffers of a vectored request have more bytes together than an `Int` can express. Any
+    /// other length is accepted.
     public static var tooLarge: Code { Code(name: .tooLarge) }
-    /// More than 1024 buffers in a vectored request.
+    /// A vectored request has more than 1024 buffers.
     public static var tooManyBuffers: Code { Code(name: .tooManyBuffers) }
-    /// Offset, length or memory is no multiple of what the file needs for direct I/O.
+    /// The offset, a length or a memory address is not a multiple of what the file needs for direct
+    /// I/O.
     public static var misaligned: Code { Code(name: .misaligned) }
-    /// A read from a file that is not open for reading, or a write to one not open for writing.
+    /// The file of a read is not open for reading, or that of a write is not open for writing.
     public static var wrongAccessMode: Code { Code(name: .wrongAccessMode) }
-    /// Neither a regular file nor a block device.
+    /// The file is neither a regular file nor a block device.
     public static var unsupportedFile: Code { Code(name: .unsupportedFile) }
-    /// The filesystem has no direct I/O (`O_DIRECT`).
+    /// The file system has no direct I/O (`O_DIRECT`).
     public static var directUnsupported: Code { Code(name: .directUnsupported) }
-    /// An option of the context outside of its range.
+    /// An option of the context is outside of its range.
     public static var invalidOption: Code { Code(name: .invalidOption) }
-    /// The machine's AIO contexts are used up (`fs.aio-max-nr`).
+    /// The machine's AIO requests are used up (`fs.aio-max-nr`).
     public static var contextLimit: Code { Code(name: .contextLimit) }
     /// The process or the machine has no more file descriptors (`EMFILE`, `ENFILE`), or the user no
     /// more epoll watches (`fs.epoll.max_user_watches`).
     public static var descriptorLimit: Code { Code(name: .descriptorLimit) }
     /// The kernel has no AIO, or this process may not use it.
     public static var unavailable: Code { Code(name: .unavailable) }
-    /// The filesystem or the quota is full (`ENOSPC`, `EDQUOT`).
+    /// The file system or the quota is full (`ENOSPC`, `EDQUOT`).
     public static var noSpace: Code { Code(name: .noSpace) }
-    /// The file would grow past `RLIMIT_FSIZE` or past what its filesystem can hold (`EFBIG`).
+    /// The file would grow past `RLIMIT_FSIZE` or past what its file system can hold (`EFBIG`).
     public static var fileSizeLimit: Code { Code(name: .fileSizeLimit) }
-    /// There is no such file (`ENOENT`).
+    /// The file does not exist (`ENOENT`).
     public static var notFound: Code { Code(name: .notFound) }
     /// The file exists already (`EEXIST`).
     public static var exists: Code { Code(name: .exists) }
-    /// Permission denied (`EACCES`, `EPERM`, `EROFS`).
+    /// The permission was denied (`EACCES`, `EPERM`, `EROFS`).
     public static var permissionDenied: Code { Code(name: .permissionDenied) }
     /// The device failed (`EIO`).
     public static var device: Code { Code(name: .device) }
-    /// Any other answer of the kernel: see ``AIOError/errno``.
+    /// The kernel gave another answer: see ``AIOError/errno``.
     public static var system: Code { Code(name: .system) }
   }
 
-  /// What was tried. The set grows with time, like ``Code``.
+  /// The operation that was refused or failed. The set grows with time, like ``Code``.
   public struct Operation: Hashable, Sendable, CustomStringConvertible {
     private enum Name: String {
       case createContext = "create context"
@@ -82,21 +90,32 @@ public struct AIOError: Error, Sendable {
 
     private let name: Name
     private init(name: Name) { self.name = name }
+    /// The name of the operation, as it stands in the sentence.
     public var description: String { name.rawValue }
 
+    /// Making an ``AIOContext``.
     public static var createContext: Operation { Operation(name: .createContext) }
+    /// Opening an ``AIOFile``.
     public static var open: Operation { Operation(name: .open) }
+    /// Taking ownership of a descriptor: ``AIOFile/init(adopting:path:)``.
     public static var adopt: Operation { Operation(name: .adopt) }
+    /// Asking for a file's size.
     public static var size: Operation { Operation(name: .size) }
+    /// Allocating room on the disk.
     public static var preallocate: Operation { Operation(name: .preallocate) }
+    /// Setting a file's size.
     public static var truncate: Operation { Operation(name: .truncate) }
+    /// Reading, into one buffer or several.
     public static var read: Operation { Operation(name: .read) }
+    /// Writing, from one buffer or several.
     public static var write: Operation { Operation(name: .write) }
+    /// Making data and metadata durable.
     public static var fsync: Operation { Operation(name: .fsync) }
+    /// Making data durable.
     public static var fdatasync: Operation { Operation(name: .fdatasync) }
   }
 
-  /// What the error is about. Kept apart from the error so that an error is one reference wide.
+  /// The call that the error is about. It is stored apart, so that an error is one reference wide.
   struct Subject: Hashable, Sendable {
     var operation: Operation
     var path: FilePath?
@@ -121,7 +140,7 @@ public struct AIOError: Error, Sendable {
     }
   }
 
-  /// The sentence, put into words only when somebody reads it.
+  /// The facts of the sentence, which is composed only when it is read.
   enum Detail: Sendable {
     /// The errno's own words and, where the library knows one, a recovery suggestion.
     case errno
@@ -140,7 +159,7 @@ public struct AIOError: Error, Sendable {
       code: code, errno: errno, subject: subject, detail: detail, transferred: transferred)
   }
 
-  /// An answer of the kernel's.
+  /// Makes the error for an errno that the kernel answered.
   init(errno: Int32, _ subject: Subject, transferred: Int = 0) {
     let errno = Errno(rawValue: errno)
     self.init(Code(errno), errno: errno, subject, .errno, transferred: transferred)
@@ -152,38 +171,41 @@ public struct AIOError: Error, Sendable {
       transferred: transferred)
   }
 
-  /// What went wrong.
+  /// The kind of the error.
   public var code: Code { storage.code }
 
-  /// The kernel's answer; `nil` where the library refused by itself.
+  /// The errno that the kernel answered; `nil` if the library refused without asking it.
   public var errno: Errno? { storage.errno }
 
-  /// What was tried.
+  /// The operation that was refused or failed.
   public var operation: Operation { storage.subject.operation }
 
-  /// The file, as it was opened; `nil` where there is none, or an adopted one without a name.
+  /// The path of the file, as it was opened; `nil` if there is no file, or an adopted one without a
+  /// name.
   public var file: FilePath? { storage.subject.path }
 
-  /// Where in the file, in bytes.
+  /// The offset in the file in bytes; `nil` if the operation has none.
   public var offset: Int64? { storage.subject.offset }
 
-  /// How many bytes were to be moved.
+  /// The number of bytes that were to be transferred; `nil` if the operation transfers none, or
+  /// there were too many buffers to add up.
   public var length: Int? { storage.subject.length }
 
-  /// How many bytes had been moved before the error came: for ``AIOContext`` verbs that finish short
-  /// transfers; else 0.
+  /// The number of bytes that a read or a write had transferred before it failed, counted from its
+  /// ``offset``; 0 for everything else. The bytes after those are unspecified.
   public var transferred: Int { storage.transferred }
 
   var detail: Detail { storage.detail }
   var descriptor: Int32? { storage.subject.descriptor }
 
-  /// Whether the same call can succeed later, when some request has completed, with nothing else
-  /// changed. Never after a failed sync: see ``recoverySuggestion``.
+  /// Whether the same call can succeed later with nothing else changed, once some request has
+  /// completed: `true` for ``Code/full`` only. It is never `true` after a failed sync: see
+  /// ``recoverySuggestion``.
   public var isRetryable: Bool { code == .full }
 }
 
 extension AIOError.Code {
-  /// The code of a kernel's answer.
+  /// The code for an errno that the kernel answered.
   init(_ errno: Errno) {
     switch errno {
     case .noSpace, .diskQuotaExceeded: self = .noSpace
@@ -200,11 +222,12 @@ extension AIOError.Code {
 }
 
 extension AIOError: Hashable {
-  /// Whether both say the same of the same: code, errno, operation, file, offset and length.
+  /// Whether both have the same code, errno, operation, file, offset and length.
   public static func == (a: AIOError, b: AIOError) -> Bool {
     a.code == b.code && a.errno == b.errno && a.storage.subject == b.storage.subject
   }
 
+  /// Hashes what `==` compares.
   public func hash(into hasher: inout Hasher) {
     hasher.combine(code)
     hasher.combine(storage.subject)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Jobs, the pieces that tasks run in, on a Dispatch queue. A job that comes from another thread goes
-// to a list under a lock, and one block of the queue takes all that pile up. A job that comes from
-// within a turn of the loop, as when a completion resumes a task, is put on a list that the same
-// turn runs: no lock, no block, and what the job asks for goes down with the turn's next submission.
+// Jobs, the pieces that tasks run in, on a Dispatch queue. A job from another thread is added to a
+// list under a lock, and one block of the queue takes all that pile up. A job from within a turn of
+// the loop, as when a completion resumes a task, is added to a list that the same turn runs:
+// without a lock or a block, and its requests go to the kernel with the turn's next submission.
 
 internal import CLinux
 public import Dispatch
@@ -23,49 +23,49 @@ internal import Synchronization
 /// }
 /// ```
 ///
-/// What such an actor awaits of its context changes no thread: the completion, and what the actor
-/// does next, run in one turn of the loop. Outside of tasks, on the queue (in a timer's handler, for
-/// one), `assumeIsolated` lets in, and it traps elsewhere.
+/// Requests that such an actor awaits change no thread: the completion, and what the actor does
+/// next, run in one turn of the loop. Code on the queue outside of tasks, for example in a timer's
+/// handler, enters the actor with `assumeIsolated`, which traps elsewhere.
 ///
-/// Swift resumes a task through its preferred executor, and only then goes to its actor. So tasks
-/// that call such an actor are fastest with ``AIOContext/taskExecutor`` as their preference; for
-/// others, each call prefers it for as long as it takes, which costs some 0.3 us.
+/// Swift resumes a task through its preferred executor first, and then moves it to its actor. Tasks
+/// that call such an actor are therefore fastest with ``AIOContext/taskExecutor`` as their
+/// preference; for other tasks each call prefers it for its duration, which costs some 0.3 us.
 ///
-/// - Important: An actor refers to its executor without holding it: let it hold the context, or the
-///   executor. Jobs run also after the context has closed.
+/// - Important: An actor refers to its executor without holding it, so that it has to hold the
+///   context or the executor itself. Jobs run also after the context has closed.
 ///
-/// - Safety: `@unchecked Sendable` because `jobs`, `running`, `isRunning` and `isPreferred` are touched on
-///   the queue only, which is serial; the rest is constant, atomic or locked.
+/// - Safety: `@unchecked Sendable` because `jobs`, `running`, `isRunning` and `isPreferred` are
+///   touched on the queue only, which is serial; the rest is constant, atomic or locked.
 public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
-  /// How many jobs run before the queue's other blocks get their turn.
+  /// The number of jobs after which the queue's other blocks run.
   static let jobsPerPass = 256
-  /// How long they may take before it does so, in nanoseconds; looked at between jobs.
+  /// The time after which they do so, in nanoseconds; the clock is read between jobs.
   static let longestPass: UInt64 = 100_000
 
   /// The serial queue that the jobs run on.
   public let queue: DispatchQueue
 
   private let onQueue = DispatchSpecificKey<Void>()
-  /// The thread that runs a turn of the loop, or a pass of this, which looks for jobs before it
-  /// ends; 0 when there is none.
+  /// The thread that runs a turn of the loop, or a pass of this executor, either of which looks for
+  /// jobs before it ends; 0 if there is none.
   private let passing = Atomic<UInt>(0)
-  /// What came from elsewhere; a pass is on its way while there is something.
+  /// Jobs from other threads. A pass is queued while there are any.
   private let arrived = Lock<[Job]>([])
-  /// What came from within a pass.
+  /// Jobs from within a turn or a pass.
   private var jobs: [Job] = []
-  /// What is being run, from `nextRunning` on; what jobs make in turn is in `jobs`.
+  /// The jobs that are being run, from `nextRunning` on. Jobs that these make are in `jobs`.
   private var running: [Job] = []
   private var nextRunning = 0
   private var isRunning = false
-  /// Whether the job that runs is of a task that prefers this queue.
+  /// Whether the job that runs belongs to a task that prefers this queue.
   private var isPreferred = false
 
-  /// - Safety: `@safe` because a job is run once, by `run`, and the executor it names is held by the
-  ///   task that prefers it.
+  /// - Safety: `@safe` because a job is run once, by `run`, and the executor it names is held by
+  ///   the task that prefers it.
   @safe
   fileprivate struct Job {
     let job: UnownedJob
-    /// The task executor that it was given to; `nil` when it came for an actor.
+    /// The task executor that it was enqueued on; `nil` if it was enqueued for an actor.
     let preference: UnownedTaskExecutor?
   }
 
@@ -80,12 +80,13 @@ public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
 
   // MARK: From any thread
 
+  /// Enqueues a job of an actor; called by Swift's runtime, from any thread.
   public func enqueue(_ job: consuming ExecutorJob) {
     unsafe enqueue(Job(job: UnownedJob(job), preference: nil))
   }
 
   fileprivate func enqueue(_ job: Job) {
-    // Only this thread can have stored its own number, and only a pass on the queue does.
+    // Only this thread can have stored its own number, and it does so only in a turn or a pass.
     if passing.load(ordering: .relaxed) == Self.thread {
       jobs.append(job)
       return
@@ -102,7 +103,7 @@ public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
     DispatchQueue.getSpecific(key: onQueue) != nil
   }
 
-  /// Traps when the caller is not on the queue.
+  /// Traps if the caller is not on the queue.
   public func checkIsolated() {
     guard DispatchQueue.getSpecific(key: onQueue) != nil else {
       fatalError("AIOExecutor: not on the queue of the executor, '\(queue.label)'")
@@ -111,26 +112,28 @@ public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
 
   // MARK: On the queue
 
-  /// Says that this thread will call `run` before it calls `leave` with what this returns.
+  /// Begins a turn or a pass on this thread, which then calls `run`, and `leave` with the result.
   @inline(__always)
   func enter() -> UInt { passing.exchange(Self.thread, ordering: .relaxed) }
 
-  /// - Parameter outer: what `enter` returned.
+  /// Ends the turn or pass.
+  ///
+  /// - Parameter outer: The result of `enter`.
   @inline(__always)
   func leave(_ outer: UInt) { passing.store(outer, ordering: .relaxed) }
 
-  /// Whether `run` has something to do.
+  /// Whether there are jobs for `run`.
   var hasJobs: Bool {
     @inline(__always) get { nextRunning < running.count || !jobs.isEmpty }
   }
 
-  /// Runs the jobs that are there, but for those that they make in turn, until so many have run or
-  /// so much time has passed. What is left stays in its order.
+  /// Runs the jobs that are there, except those that they make themselves, up to `jobsPerPass` of
+  /// them. The remaining ones keep their order.
   ///
-  /// - Parameter end: when to stop, by the monotonic clock; looked at between jobs.
-  /// - Returns: how many.
+  /// - Parameter end: The time to stop at, by the monotonic clock, which is read between jobs.
+  /// - Returns: The number of jobs that were run.
   func run(until end: UInt64) -> Int {
-    // Within a job, when it drives the loop by hand: a second job of the same actor must not run
+    // A job that drives the loop by hand may get here: a second job of the same actor must not run
     // before the first has ended.
     guard !isRunning, hasJobs else { return 0 }
     isRunning = true
@@ -152,9 +155,9 @@ public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
   }
 
   private func run(_ job: Job) {
-    // Somebody holds the executors that a job is on its way to: the actor this one, the task the
-    // one it prefers. A job that came without a preference must run without, or else it would be
-    // sent on at every step.
+    // The executors that a job refers to are held: this one by the actor, the preferred one by the
+    // task. A job without a preference must run without one, or it would change executors at every
+    // step.
     if let preference = unsafe job.preference {
       isPreferred = true
       unsafe job.job.runSynchronously(
@@ -165,24 +168,24 @@ public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
     }
   }
 
-  /// Whether a job is being run. On the queue.
+  /// Whether a job is being run. Asked on the queue only.
   var isRunningJob: Bool { isRunning }
 
-  /// Whether the caller is a job on this queue of a task that does not prefer the queue, and that
-  /// Swift would therefore resume elsewhere.
+  /// Whether the caller is a job on this queue of a task that does not prefer the queue, so that
+  /// Swift would resume the task elsewhere.
   var needsPreference: Bool {
     @inline(__always) get {
-      // The rest is this thread's while the number is.
+      // While `passing` is this thread, the other properties are this thread's, too.
       passing.load(ordering: .relaxed) == Self.thread && isRunning && !isPreferred
     }
   }
 
-  /// Makes a block of the queue run what is left.
+  /// Queues a block that runs the jobs that are left.
   func runLater() {
     queue.async { [self] in pass() }
   }
 
-  /// A block of the queue: runs jobs outside of a turn.
+  /// Runs jobs outside of a turn, as a block of the queue.
   private func pass() {
     let outer = enter()
     arrived.withLock { arrived in
@@ -203,26 +206,30 @@ public final class AIOExecutor: SerialExecutor, @unchecked Sendable {
   }
 }
 
-/// Runs on a context's queue what tasks do that no actor claims: from ``AIOContext/taskExecutor``.
+/// Runs the nonisolated code of tasks on a context's queue: from ``AIOContext/taskExecutor``.
 ///
-/// `Task(executorPreference: context.taskExecutor) { … }`
+/// ```swift
+/// Task(executorPreference: context.taskExecutor) { … }
+/// ```
 public final class AIOTaskExecutor: TaskExecutor {
-  /// What runs the jobs.
+  /// The executor that runs the jobs.
   private let executor: AIOExecutor
 
   init(_ executor: AIOExecutor) { self.executor = executor }
 
+  /// Enqueues a job of a task; called by Swift's runtime, from any thread.
   public func enqueue(_ job: consuming ExecutorJob) {
-    // The task that prefers this executor holds it.
+    // This executor is held by the task that prefers it.
     unsafe executor.enqueue(
       AIOExecutor.Job(job: UnownedJob(job), preference: asUnownedTaskExecutor()))
   }
 }
 
 extension AIOContext {
-  /// Runs actors on the context's ``queue``.
+  /// An executor that runs actors on the context's ``queue``.
   public var executor: AIOExecutor { loop.executor }
 
-  /// Runs tasks on the context's ``queue``, for `Task(executorPreference:)` and its like.
+  /// An executor that runs tasks on the context's ``queue``, for `Task(executorPreference:)` and
+  /// its like.
   public var taskExecutor: AIOTaskExecutor { loop.taskExecutor }
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What is a plain system call, for tasks: on a thread that may sleep.
+// The system calls on files that kernel AIO does not have, for tasks: on threads that may sleep.
 
 public import SystemPackage
 
-/// The plain system calls for tasks: the thread that sleeps in the disk is not the caller's. None of
-/// them is cut short by cancellation.
+/// The blocking calls for tasks: they block a thread of the library's, and not the caller's.
+/// Cancellation does not shorten them.
 extension AIOFile {
   private static func offloaded<Value: Sendable>(
     on device: UInt64?, _ body: @escaping @Sendable () throws(AIOError) -> Value,
@@ -17,8 +17,8 @@ extension AIOFile {
     }.get()
   }
 
-  /// Opens a file: see ``open(_:_:options:permissions:caching:)-(_,_,_,_,_)``, off the caller's
-  /// thread.
+  /// Opens a file off the caller's thread: see
+  /// ``open(_:_:options:permissions:caching:)-(_,_,_,_,_)``. Corresponds to `open(2)`.
   public static func open(
     _ path: FilePath, _ mode: FileDescriptor.AccessMode,
     options: FileDescriptor.OpenOptions = [],
@@ -31,30 +31,36 @@ extension AIOFile {
     }
   }
 
-  /// The file's size in bytes, off the caller's thread.
+  /// The file's size in bytes, asked for off the caller's thread: see ``size()-()``. Corresponds to
+  /// `fstat(2)`.
   public func size(isolation: isolated (any Actor)? = #isolation) async throws(AIOError) -> Int64 {
     try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in try size() }
   }
 
-  /// Takes room on the disk for the bytes of `range`: see ``preallocate(_:)-(_)``, off the caller's
-  /// thread.
+  /// Allocates room on the disk off the caller's thread: see ``preallocate(_:)-(_)``. Corresponds
+  /// to `fallocate(2)`.
   public func preallocate(
     _ range: Range<Int64>,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
-    try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in try preallocate(range) }
+    try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in
+      try preallocate(range)
+    }
   }
 
-  /// Sets the file's size: see ``truncate(to:)-(_)``, off the caller's thread.
+  /// Sets the file's size off the caller's thread: see ``truncate(to:)-(_)``. Corresponds to
+  /// `ftruncate(2)`.
   public func truncate(
     to size: Int64,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
-    try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in try truncate(to: size) }
+    try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in
+      try truncate(to: size)
+    }
   }
 
   /// Closes the file, and returns once its accepted requests have completed and its descriptor has
-  /// been closed.
+  /// been closed: see ``close(queue:completion:)``.
   public func close(isolation: isolated (any Actor)? = #isolation) async {
     // Resumed once: `close` calls back once.
     await suspended(isolation: isolation) { resumption in

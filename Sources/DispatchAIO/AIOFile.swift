@@ -7,16 +7,17 @@ public import SystemPackage
 
 /// An open regular file or block device, for the requests of any number of contexts.
 ///
-/// Opening, ``size()`` and ``preallocate(_:)`` are plain system calls: they can sleep in the disk,
-/// so call them off the loop. ``close(queue:completion:)`` returns at once.
+/// Opening, ``size()``, ``preallocate(_:)`` and ``truncate(to:)`` are blocking system calls, which
+/// may sleep in the disk: they are for other threads than the loop's, or for `await`.
+/// ``close(queue:completion:)`` never blocks.
 ///
 /// A file stays open until it has been closed, or its last reference is gone, and every accepted
 /// request on it has completed.
 public final class AIOFile: Sendable {
-  /// How reads and writes reach the disk.
+  /// The way that reads and writes take to the disk.
   public enum Caching: Sendable, Hashable {
-    /// Straight to the device (`O_DIRECT`): asynchronous all the way, with an ``AIOFile/alignment``
-    /// to keep.
+    /// Past the page cache (`O_DIRECT`): the device transfers asynchronously from and to the
+    /// buffers, which have to be aligned (``AIOFile/alignment``).
     case direct
     /// Through the page cache, at any alignment.
     case buffered
@@ -24,29 +25,30 @@ public final class AIOFile: Sendable {
 
   let file: OpenFile
 
-  /// Entered while the descriptor is open.
+  /// A group that is entered while the descriptor is open.
   private let isOpen = DispatchGroup()
 
-  /// Opens a file. `open(2)` with `O_CLOEXEC`, and with `O_DIRECT` unless buffered.
+  /// Opens a file. Corresponds to `open(2)` with `O_CLOEXEC`, and with `O_DIRECT` unless buffered.
   ///
-  /// What is no file is not opened at all, so that nothing happens to a tape, and nobody waits for the
-  /// other end of a pipe. Where the filesystem has no direct I/O, no file is left behind that was not
-  /// there before. As long as somebody else holds a lease on the file, the call waits.
+  /// Blocks the calling thread, also while another process holds a lease on the file. The path is
+  /// looked up before it is opened, so that opening has no side effects on a tape or a terminal,
+  /// and does not wait for the other end of a pipe. If the file system has no direct I/O, no new
+  /// file is left behind.
   ///
   /// - Parameters:
   ///   - path: The file's path.
-  ///   - mode: To read, to write, or both.
-  ///   - options: As for `FileDescriptor.open`: `.create`, `.truncate`, `.exclusiveCreate`, …. With
-  ///     `.append`, every write goes to the end of the file, whatever its offset.
-  ///   - permissions: Of the file, where it is created; less the process's umask.
-  ///   - caching: ``Caching/direct`` unless told otherwise.
+  ///   - mode: The access: reading, writing, or both.
+  ///   - options: The options of `FileDescriptor.open`: `.create`, `.truncate`, `.exclusiveCreate`,
+  ///     …. With `.append`, every write goes to the end of the file, whatever its offset.
+  ///   - permissions: The permissions of the file if it is created, less the process's umask.
+  ///   - caching: The way to the disk; ``Caching/direct`` unless given.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/notFound``,
   ///   ``AIOError/Code/permissionDenied``, ``AIOError/Code/exists``,
-  ///   ``AIOError/Code/directUnsupported`` where the filesystem has no direct I/O,
+  ///   ``AIOError/Code/directUnsupported`` if the file system has no direct I/O,
   ///   ``AIOError/Code/unsupportedFile`` for a directory, pipe, socket, terminal or other character
   ///   device, and for a symbolic link with `.noFollow`,
-  ///   ``AIOError/Code/wrongAccessMode`` where a file to be read only was to be truncated,
-  ///   ``AIOError/Code/descriptorLimit`` (two descriptors are needed for the moment), or
+  ///   ``AIOError/Code/wrongAccessMode`` for `.truncate` of a file that is opened for reading only,
+  ///   ``AIOError/Code/descriptorLimit`` (two descriptors are needed during the call), or
   ///   ``AIOError/Code/system``.
   public static func open(
     _ path: FilePath, _ mode: FileDescriptor.AccessMode,
@@ -72,16 +74,16 @@ public final class AIOFile: Sendable {
     }
   }
 
-  /// Takes over an open file descriptor, and closes it in the end.
+  /// Takes ownership of an open file descriptor, which is closed with the file.
   ///
-  /// How the file was opened decides: with `O_DIRECT` its requests are direct.
+  /// Requests are direct if the descriptor was opened with `O_DIRECT`.
   ///
   /// - Parameters:
-  ///   - descriptor: Of a regular file or a block device.
-  ///   - path: A name for error messages.
+  ///   - descriptor: A descriptor of a regular file or a block device.
+  ///   - path: A name for error messages; `nil` names the descriptor's number instead.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/unsupportedFile``,
-  ///   ``AIOError/Code/wrongAccessMode`` for one of `O_PATH`, or ``AIOError/Code/system``; the
-  ///   descriptor is then still the caller's.
+  ///   ``AIOError/Code/wrongAccessMode`` if it was opened with `O_PATH`, or
+  ///   ``AIOError/Code/system``; the descriptor then stays the caller's.
   public convenience init(
     adopting descriptor: FileDescriptor, path: FilePath? = nil
   ) throws(AIOError) {
@@ -106,7 +108,7 @@ public final class AIOFile: Sendable {
         .wrongAccessMode, subject,
         .text("it was opened with O_PATH, neither to read nor to write; open it without"))
     }
-    // Asked for by the caller of `open`; nothing that an open file needs.
+    // The caller of `open` asked for it while opening; an open file does not need it.
     if operation == .open, flags & O_NONBLOCK != 0 {
       _ = fcntl(descriptor.rawValue, F_SETFL, flags & ~O_NONBLOCK)
     }
@@ -118,8 +120,8 @@ public final class AIOFile: Sendable {
       traits: traits,
       size: kind.isBlockDevice ? .max : Int64(status.st_size)
     ) { descriptor in
-      // The last close of a file can take long (an unlinked file is freed by it; NFS and FUSE flush),
-      // and it may be a completion on the loop that releases last.
+      // The last close of a file can take long (it frees an unlinked file; NFS and FUSE flush), and
+      // a completion on the loop may be the last to release it.
       BlockingCalls.run(on: traits.device) {
         Glibc.close(descriptor)
         isOpen.leave()
@@ -134,18 +136,20 @@ public final class AIOFile: Sendable {
   /// The file's path, as it was opened or adopted.
   public var path: FilePath? { file.path }
 
-  /// The descriptor, for calls this library does not have. It stays the file's: do not close it.
+  /// The descriptor, for calls that this library does not have. The file owns it: it must not be
+  /// closed.
   public var fileDescriptor: FileDescriptor { FileDescriptor(rawValue: file.descriptor) }
 
-  /// Whether requests go straight to the device. A file that was opened direct says buffered where
-  /// its filesystem takes `O_DIRECT` and then does buffered I/O, as ext4 does with `data=journal`.
+  /// The way that requests take to the disk. A file that was opened ``Caching/direct`` is
+  /// ``Caching/buffered`` if its file system accepts `O_DIRECT` and then does buffered I/O, as ext4
+  /// does with `data=journal`.
   public var caching: Caching { file.traits.isDirect ? .direct : .buffered }
 
-  /// What requests on this file must be aligned to; 1 and 1 for a buffered file.
+  /// The alignment that requests on this file need, in bytes; 1 and 1 for a buffered file.
   public var alignment: AIOAlignment { file.traits.alignment }
 
-  /// The file's size in bytes: `fstat(2)`, or `BLKGETSIZE64` for a block device. Blocks the calling
-  /// thread.
+  /// The file's size in bytes. Corresponds to `fstat(2)`, or `BLKGETSIZE64` for a block device.
+  /// Blocks the calling thread.
   ///
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/fileClosed`` or ``AIOError/Code/system``.
   public func size() throws(AIOError) -> Int64 {
@@ -162,13 +166,15 @@ public final class AIOFile: Sendable {
     return size
   }
 
-  /// Takes room on the disk for the bytes of `range`, and grows the file to cover it:
-  /// `fallocate(2)`. What was not written reads as zeros. Blocks the calling thread, for long.
+  /// Allocates room on the disk for the bytes of `range`, and grows the file to cover it.
+  /// Corresponds to `fallocate(2)`. Bytes that were never written read as zeros. Blocks the calling
+  /// thread, possibly for long.
   ///
+  /// - Parameter range: The bytes, in offsets from 0 on; an empty range changes nothing.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/noSpace``,
   ///   ``AIOError/Code/fileSizeLimit``, ``AIOError/Code/wrongAccessMode``,
   ///   ``AIOError/Code/invalidOffset``, ``AIOError/Code/fileClosed``, or ``AIOError/Code/system``
-  ///   where the filesystem cannot.
+  ///   if the file system does not support it.
   public func preallocate(_ range: Range<Int64>) throws(AIOError) {
     guard range.lowerBound >= 0 else {
       throw .negative(subject(.preallocate, offset: range.lowerBound))
@@ -183,13 +189,14 @@ public final class AIOFile: Sendable {
     file.predictor.extended(to: range.upperBound)
   }
 
-  /// Sets the file's size: `ftruncate(2)`. What is cut off is lost; what is added is a hole, and
-  /// reads as zeros. Blocks the calling thread.
+  /// Sets the file's size. Corresponds to `ftruncate(2)`. Bytes beyond a smaller size are lost; a
+  /// larger size adds a hole, which reads as zeros. Blocks the calling thread.
   ///
-  /// - Parameter size: In bytes, 0 or more.
+  /// - Parameter size: The size in bytes, 0 or more.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/invalidOffset``,
   ///   ``AIOError/Code/wrongAccessMode``, ``AIOError/Code/fileClosed``,
-  ///   ``AIOError/Code/fileSizeLimit``, or ``AIOError/Code/system``, as for a block device.
+  ///   ``AIOError/Code/fileSizeLimit``, or ``AIOError/Code/system``, for example for a block
+  ///   device.
   public func truncate(to size: Int64) throws(AIOError) {
     let subject = subject(.truncate, offset: size)
     guard size >= 0 else { throw .negative(subject) }
@@ -200,15 +207,16 @@ public final class AIOFile: Sendable {
     guard answer == 0 else { throw AIOError(errno: -answer, subject) }
   }
 
-  /// Closes the file: refuses new requests, lets accepted ones complete, then closes the
-  /// descriptor. Never blocks. Closing again changes nothing.
+  /// Closes the file: refuses new requests, completes the accepted ones, then closes the descriptor
+  /// on another thread. Corresponds to `close(2)`, whose answer is not reported. Never blocks, and
+  /// may be called from any thread.
   ///
-  /// `close(2)` tells nothing of data that has not reached the disk: `fdatasync` first, where it
-  /// matters.
+  /// `close(2)` does not make data durable: ``AIOContext/fdatasync(_:queue:completion:)`` does.
   ///
   /// - Parameters:
-  ///   - queue: Where to call back; a global queue unless given.
-  ///   - completion: Called once the descriptor has been closed.
+  ///   - queue: The queue to call back on; a global queue unless given.
+  ///   - completion: Called once the descriptor has been closed; also if the file was closed
+  ///     before.
   public func close(queue: DispatchQueue? = nil, completion: (@Sendable () -> Void)? = nil) {
     file.close()
     if let completion { isOpen.notify(queue: queue ?? .global(), execute: completion) }
@@ -227,9 +235,11 @@ public final class AIOFile: Sendable {
 }
 
 extension OpenFile.Traits {
+  /// Reads the traits of an open regular file or block device.
+  ///
   /// - Parameters:
-  ///   - flags: what `fcntl(2)` says the descriptor was opened with.
-  ///   - status: what `fstat(2)` says, of a regular file or a block device.
+  ///   - flags: The flags that the descriptor was opened with, from `fcntl(2)`.
+  ///   - status: The answer of `fstat(2)`.
   fileprivate init(_ descriptor: Int32, _ flags: Int32, _ status: stat) {
     let isBlockDevice = FileKind(status).isBlockDevice
     let fileSystem = FileSystemKind.ask(descriptor, isBlockDevice: isBlockDevice)

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Bytes of any number, written in aligned blocks. What comes in pieces is gathered in a block; a
-// chunk that is aligned by itself goes down as it is, without a copy. The last block of a direct
-// file is padded to the alignment, and the file then cut to its size.
+// Any number of bytes, written in aligned blocks. Small pieces are gathered in a block; a large
+// piece that is aligned by itself is submitted as it is, without a copy. The last block of a direct
+// file is padded to the alignment, and the file then truncated to its size.
 
 internal import SystemPackage
 
-/// Writes a file from its beginning, in order, in pieces of any size.
+/// Writes a file from its beginning, in order, in pieces of any size. Corresponds to `pwrite(2)`
+/// for each block, and `ftruncate(2)` at the end.
 ///
 /// ```swift
 /// var writer = AIOFileWriter(file, on: context)
@@ -14,43 +15,48 @@ internal import SystemPackage
 /// try await writer.finish()
 /// ```
 ///
-/// - Writes are under way while the caller goes on; when there are as many as allowed, ``write(_:)``
-///   waits.
-/// - ``finish()`` makes the file end where the writer does, exactly, whatever it was before; it does
-///   not make it durable (``AIOContext/fdatasync(_:)`` does). Without it, what the file has is
-///   undefined; its size may be too large by less than its alignment.
-/// - A failure ends it: the error comes from the call that meets it, and from each one after, which
-///   takes nothing. Other writes may then be under way still, until ``finish()`` has returned or
-///   thrown, or, when the writer is dropped without it, until the file has been closed.
-/// - A block device cannot be cut: its last block ends in zeros.
+/// - Writes are under way while the caller continues; ``write(_:)`` waits once there are as many as
+///   allowed.
+/// - ``finish()`` sets the size of the file to exactly what was written, whatever it was before. It
+///   does not make the file durable (``AIOContext/fdatasync(_:)`` does). Without it, the contents
+///   of the file are unspecified; its size may be too large by less than its alignment.
+/// - A failure ends the writer: the call that meets it throws the error, and so does each later
+///   call, which writes nothing. Other writes may still be under way then, until ``finish()`` has
+///   returned or thrown, or, if the writer is dropped without it, until the file has been closed.
+/// - A block device cannot be truncated: the last block written to it is padded with zeros.
 ///
-/// It cannot be copied: one task at a time writes, and nothing compiles that uses it after `finish`.
+/// The writer cannot be copied: one task at a time writes, and code that uses it after `finish`
+/// does not compile.
 public struct AIOFileWriter: ~Copyable, Sendable {
   private struct Write: Sendable {
     let count: Int
     let transfer: PendingTransfer
   }
 
-  /// Pieces that are smaller are gathered.
-  private static var worthARequest: Int { 128 << 10 }
+  /// The size in bytes below which pieces are gathered: copying them costs less than a request.
+  private static var copyThreshold: Int { 128 << 10 }
 
   private let context: AIOContext
   private let file: AIOFile
-  private let mostInFlight: Int
-  private var stock: BufferStock
+  private let maximumInFlight: Int
+  private var pool: BufferPool
   private var writes: [Write] = []
-  /// What is being gathered, and how much of it there is.
+  /// The block that is being filled, and the number of bytes in it.
   private var block: AIOBuffer?
   private var gathered = 0
-  /// Where the gathered bytes go: a multiple of the alignment.
+  /// The offset in the file of the gathered bytes: a multiple of the alignment.
   private var offset: Int64 = 0
   private var failure: AIOError?
 
+  /// Makes a writer, which begins at the beginning of the file. A `blockSize` or `inFlight` below 1
+  /// traps; a file that cannot be written makes the first call throw.
+  ///
   /// - Parameters:
-  ///   - file: Open for writing, and not with `O_APPEND`.
-  ///   - context: What makes the requests.
-  ///   - blockSize: How many bytes to gather for one request; rounded up to the file's alignment.
-  ///   - inFlight: How many requests may be under way; 1 or more.
+  ///   - file: The file, open for writing, and not with `.append`.
+  ///   - context: The context that makes the requests.
+  ///   - blockSize: The number of bytes to gather for one request, 1 or more; rounded up to the
+  ///     file's alignment.
+  ///   - inFlight: The number of requests that may be under way; 1 or more.
   public init(
     _ file: AIOFile, on context: AIOContext, blockSize: Int = 1 << 20, inFlight: Int = 4
   ) {
@@ -63,8 +69,8 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     }
     self.context = context
     self.file = file
-    mostInFlight = inFlight
-    stock = BufferStock(
+    maximumInFlight = inFlight
+    pool = BufferPool(
       size: file.alignment.roundUp(blockSize), limit: inFlight == .max ? .max : inFlight + 1)
     if file.file.traits.appends {
       failure = AIOError(
@@ -77,17 +83,19 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     for write in writes { write.transfer.cancel() }
   }
 
-  /// How many bytes have been taken, including what was skipped.
+  /// The number of bytes accepted so far, skipped ones included.
   public var count: Int64 {
-    // `reserve` sees to it that the sum has a number.
+    // `reserve` has made sure that the sum does not overflow.
     offset + Int64(gathered)
   }
 
-  /// Writes a buffer, or a slice of one. Not to be changed until ``finish()`` returns, since it may
-  /// go down as it is; where it does not suit, it is copied.
+  /// Writes a buffer, or a slice of one, of any size. It returns when the bytes have been accepted.
   ///
-  /// - Throws: ``AIOError`` with the code ``AIOError/Code/invalidOffset`` where a file has no such
-  ///   offset, or whatever a write failed with.
+  /// - Parameter buffer: The bytes to write. They must not be changed until ``finish()`` returns,
+  ///   since the memory may be submitted as it is; it is copied where it is small or not aligned.
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/invalidOffset`` if the file would become
+  ///   larger than 2^63 - 1 bytes, ``AIOError/Code/cancelled`` if the task has been cancelled, or
+  ///   the error of this or an earlier write.
   public mutating func write(
     _ buffer: AIOBuffer, isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
@@ -96,14 +104,13 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     let alignment = file.alignment
     if gathered == 0, isAligned(buffer) {
       let whole = alignment.roundDown(buffer.count)
-      // To copy a small piece costs less than a request.
-      if whole >= Swift.min(stock.size, Self.worthARequest) {
+      if whole >= Swift.min(pool.size, Self.copyThreshold) {
         try await send(buffer[..<whole], isolation: isolation)
         rest = buffer[whole...]
       }
     }
     while rest.count > 0 {
-      let block = self.block ?? stock.take()
+      let block = self.block ?? pool.take()
       self.block = block
       let part = Swift.min(rest.count, block.count - gathered)
       copy(rest[..<part], to: block[gathered..<gathered + part])
@@ -114,7 +121,7 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     if let failure { throw failure }
   }
 
-  /// Writes a copy of bytes.
+  /// Writes an array of bytes, which are copied. The errors are those of ``write(_:isolation:)``.
   public mutating func write(
     _ bytes: [UInt8], isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
@@ -124,33 +131,36 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     try await write(buffer, isolation: isolation)
   }
 
-  /// Leaves a hole, as far as the alignment lets it, which reads as zeros in a file that is new or was
-  /// truncated; elsewhere, what the file has there stays.
+  /// Skips bytes, whose whole blocks are left as they are in the file: a hole, which reads as
+  /// zeros, if the file is new or was truncated.
   ///
-  /// - Parameter count: How many bytes; 0 or more.
-  /// - Throws: ``AIOError`` with the code ``AIOError/Code/invalidOffset`` for a negative count, or one
-  ///   that a file has no offset for, or whatever a write failed with.
+  /// - Parameter count: The number of bytes; 0 or more.
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/invalidOffset`` if the count is negative
+  ///   or the file would become larger than 2^63 - 1 bytes, or the error of this or an earlier
+  ///   write.
   public mutating func skip(
     _ count: Int64, isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
     try reserve(count)
     var left = count
     let alignment = file.alignment
-    // Zeros up to a boundary, then nothing, then zeros again.
+    // Zeros up to the next block, then a hole, then zeros for the part of a block that remains.
     let head = Swift.min(left, Int64(alignment.roundUp(gathered) - gathered))
     if head > 0 { try await write(AIOBuffer(count: Int(head)), isolation: isolation) }
     left -= head
     guard left > 0 else { return }
     try await flush(isolation: isolation)
     let tail = left % Int64(alignment.offset)
-    // Reserved above; `offset` is a multiple of the alignment, and stays one.
+    // `reserve` has checked the sum; `offset` stays a multiple of the alignment.
     offset += left - tail
     if tail > 0 { try await write(AIOBuffer(count: Int(tail)), isolation: isolation) }
   }
 
-  /// Writes what is left, waits for all writes, also when it throws, and sets the file's size.
+  /// Writes the bytes that are left, waits for all writes, also if it throws, and sets the file's
+  /// size.
   ///
   /// - Returns: The size of the file, in bytes.
+  /// - Throws: ``AIOError``: the first error of any write, or that of `ftruncate(2)`.
   @discardableResult
   public consuming func finish(
     isolation: isolated (any Actor)? = #isolation
@@ -162,17 +172,17 @@ public struct AIOFileWriter: ~Copyable, Sendable {
       gathered = padded
     }
     do throws(AIOError) { try await flush(isolation: isolation) } catch { failure = error }
-    while !writes.isEmpty { await settle(isolation: isolation) }
+    while !writes.isEmpty { await awaitFirstWrite(isolation: isolation) }
     if let failure { throw failure }
-    // A block device has the size it has.
+    // The size of a block device is fixed.
     if !file.file.traits.isBlockDevice { try await file.truncate(to: size, isolation: isolation) }
     return size
   }
 
   // MARK: Beneath
 
-  /// Makes sure that nothing has failed, and that the file can have so many bytes more. What cannot
-  /// be taken is a failure of the writer's: who overlooks it does not get a file with a gap.
+  /// Makes sure that nothing has failed, and that the file can have so many more bytes. A refusal
+  /// is a failure of the writer, so that overlooking it does not leave a gap in the file.
   private mutating func reserve(_ count: Int64) throws(AIOError) {
     if failure == nil, count < 0 {
       let subject = subject(0)
@@ -184,7 +194,7 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     if let failure { throw failure }
   }
 
-  /// A write of so many bytes at the writer's end.
+  /// The subject of a write of so many bytes at the writer's end.
   private func subject(_ length: Int) -> AIOError.Subject {
     AIOError.Subject(.write(from: .buffers([])), file.file, count, length)
   }
@@ -194,7 +204,7 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     return address % UInt(file.alignment.memory) == 0
   }
 
-  /// Sends what has been gathered: a multiple of the alignment, or the end.
+  /// Submits the gathered bytes: a multiple of the alignment, or the end of the file.
   private mutating func flush(isolation: isolated (any Actor)?) async throws(AIOError) {
     guard gathered > 0, let block else { return }
     let part = block[..<gathered]
@@ -203,17 +213,17 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     try await send(part, isolation: isolation)
   }
 
-  /// Starts a write at `offset`, when there is room for it.
+  /// Starts a write at `offset`, once fewer than `maximumInFlight` are under way.
   private mutating func send(
     _ buffer: AIOBuffer, isolation: isolated (any Actor)?
   ) async throws(AIOError) {
-    while writes.count >= mostInFlight { await settle(isolation: isolation) }
+    while writes.count >= maximumInFlight { await awaitFirstWrite(isolation: isolation) }
     if failure == nil && Task.isCancelled {
       failure = .cancelled(
         .init(.write(from: .buffer(buffer)), file.file, offset, buffer.count), transferred: 0)
     }
     if failure == nil, offset > Int64.max - Int64(buffer.count) {
-      // The padding of the last block.
+      // The bytes themselves fit; the padding of the last block does not.
       failure = .pastLargestOffset(
         .init(.write(from: .buffer(buffer)), file.file, offset, buffer.count))
     }
@@ -225,8 +235,8 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     offset += Int64(buffer.count)
   }
 
-  /// Waits for the write that was started first, and takes note of how it ended.
-  private mutating func settle(isolation: isolated (any Actor)?) async {
+  /// Waits for the write that was started first, and keeps its error if it is the first one.
+  private mutating func awaitFirstWrite(isolation: isolated (any Actor)?) async {
     let write = writes.removeFirst()
     do throws(AIOError) {
       _ = try await write.transfer.value(isolation: isolation)

@@ -1,54 +1,62 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// How much a context has done, and is doing. From ``AIOContext/statistics``.
+/// Counts of what a context has done and is doing, from ``AIOContext/statistics``.
 ///
-/// All counts are since the context was made. They are taken at the end of a turn of the loop, each
-/// by itself: what happens meanwhile may be in one and not yet in another.
+/// Totals count from when the context was made. The loop publishes all of them together whenever it
+/// has delivered what there was, and at the end of each turn, so that what has happened since then
+/// is in none of them. A request that waits for a slot is counted once it has one.
 public struct AIOStatistics: Sendable, Hashable {
-  /// Requests accepted.
+  /// The number of requests accepted.
   public var submitted = 0
-  /// Requests that succeeded.
+  /// The number of requests that succeeded.
   public var completed = 0
-  /// Requests that ended with an error.
+  /// The number of requests that failed, other than by cancellation.
   public var failed = 0
-  /// Requests that were cancelled.
+  /// The number of requests that were cancelled.
   public var cancelled = 0
 
-  /// Requests that wait for room in the kernel, now.
+  /// The number of requests that wait to be submitted now: for room in the kernel, for their file's
+  /// share of it, or for the next turn.
   public var pending = 0
-  /// Requests that the kernel has, now, including those on the sleeping side.
+  /// The number of requests that the loop has submitted and whose completions it has not reaped
+  /// yet.
   public var inKernel = 0
-  /// Requests on the sleeping side, now: waiting for one of its threads, submitted by one, or being
-  /// done by one.
+  /// The number of offloaded requests now: they wait for an offload thread, are with one, or were
+  /// submitted by one and have not completed. None of them is in ``inKernel``.
   public var offloaded = 0
 
-  /// Calls of `io_submit(2)` from the loop.
+  /// The number of calls of `io_submit(2)` that the loop made.
   public var submitCalls = 0
-  /// Requests that the kernel took in those calls; divided by ``submitCalls``, the mean batch.
+  /// The number of requests that the kernel accepted in those calls; divided by ``submitCalls``, it
+  /// is the mean batch.
   public var submittedByCalls = 0
-  /// The most requests that it took in one call.
+  /// The number of requests in the largest batch that the kernel accepted in one call.
   public var largestBatch = 0
-  /// The longest that one such call took: for how long the loop could do nothing else.
+  /// The duration of the longest such call by the wall clock, during which the loop could do
+  /// nothing else.
   public var longestSubmit = Duration.zero
-  /// Turns of the loop.
+  /// The number of turns of the loop, those of ``AIOContext/process()`` included.
   public var turns = 0
-  /// Turns that began because the kernel had counted a completion on the eventfd.
+  /// The number of times that the completion eventfd woke the queue through its source.
   public var wakeups = 0
-  /// Times the loop waited for a completion itself, rather than go to sleep at once: see
-  /// ``AIOContext/Options/polling``.
+  /// The number of times that the loop waited in the completion ring before it gave the queue back:
+  /// see ``AIOContext/Options/waiting``.
   public var waits = 0
-  /// How many of those waits one came in.
+  /// The number of those waits that ended with a completion, or with something from another thread,
+  /// rather than in vain.
   public var waitHits = 0
-  /// Blocks sent to other queues with completions.
+  /// The number of blocks that carried completions to other queues: one for each queue and batch.
   public var queueHops = 0
 
-  /// Attempts that the kernel would have slept over, and that were made again on the sleeping side.
+  /// The number of attempts with `RWF_NOWAIT` that the kernel refused because it would have had to
+  /// sleep, or because the file has no such thing; such a request is offloaded.
   public var nowaitRefusals = 0
-  /// Attempts made by the sleeping side.
+  /// The number of attempts handed to the offload threads, as an `io_submit(2)` or a system call.
   public var offloadSubmits = 0
-  /// Attempts made again because the kernel said, unasked, that nothing was done.
+  /// The number of attempts repeated because the kernel answered `EAGAIN` or `EINTR`, though it was
+  /// not told to refuse what would sleep.
   public var retries = 0
-  /// Short transfers that ``AIOContext/readFully(_:at:into:queue:completion:)-(_,_,AIOBuffer,_,_)``
-  /// and its like went on with.
+  /// The number of attempts that resumed a transfer, because an answer was short, or the rest was
+  /// more than one system call transfers.
   public var continuations = 0
 }

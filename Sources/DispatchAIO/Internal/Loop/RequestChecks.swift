@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What can be wrong with a request that nobody has to ask the kernel for. The kernel would accept
-// a misaligned one and answer EINVAL later, with no word on what was wrong.
+// The checks of a request that do not need the kernel, which would accept a misaligned request and
+// answer EINVAL later, without saying what was wrong.
 
 extension Operation {
-  /// - Returns: how many bytes the operation moves.
-  /// - Throws: why the request is refused.
+  /// Checks a request on a file.
+  ///
+  /// - Returns: The number of bytes that the operation transfers; 0 for a sync.
+  /// - Throws: ``AIOError``, which refuses the request.
   @inline(__always)
   func check(_ file: OpenFile, _ offset: Int64) throws(AIOError) -> Int {
     switch self {
@@ -39,7 +41,8 @@ extension Operation {
     let alignment = file.traits.alignment
     let lengthMask = UInt(bitPattern: alignment.offset &- 1)
     let memoryMask = UInt(bitPattern: alignment.memory &- 1)
-    // All that must be aligned, in one word each, so that the good case is one test.
+    // Everything that must be aligned is collected in one word each, so that a good request takes
+    // one test.
     var length = 0
     var lengths: UInt = 0
     var addresses: UInt = 0
@@ -69,7 +72,7 @@ extension Operation {
       .text("the buffers have more bytes together than a number can say: use fewer"))
   }
 
-  /// Finds what it is that is not aligned; `nil` when everything is.
+  /// Makes the error that names what is not aligned; `nil` if everything is.
   private func misaligned(
     _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ length: Int
   ) -> AIOError? {
@@ -109,7 +112,7 @@ extension AIOError.Subject {
   }
 }
 
-/// Refusals that more than one place has to make.
+/// Refusals that are made in more than one place.
 extension AIOError {
   static func closed(_ subject: Subject) -> AIOError {
     AIOError(

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the engine answers in errnos, in the words of the public face.
+// The errors of the public face for the errnos that the engine answers.
 
 internal import Glibc
 
 extension Request<Delivery> {
-  /// For the error, if it comes to one.
+  /// The subject of the request's error, should it fail.
   var subject: AIOError.Subject { AIOError.Subject(operation, file, offset, length) }
 }
 
 extension AIOError {
-  /// Why an accepted request did not succeed.
+  /// The error of an accepted request that did not succeed.
   static func failed(_ request: borrowing Request<Delivery>, errno: Int32) -> AIOError {
     if errno == ECANCELED {
       return .cancelled(request.subject, transferred: request.transferred)

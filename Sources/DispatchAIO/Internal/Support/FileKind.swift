@@ -2,10 +2,10 @@
 
 internal import Glibc
 
-/// What a path or a descriptor stands for, as `fstat(2)` tells it.
+/// The kind of a file, from the answer of `fstat(2)`.
 struct FileKind {
   private let type: mode_t
-  /// The device that a device node stands for.
+  /// The device number of a device node.
   private let device: dev_t
 
   init(_ status: stat) {
@@ -15,10 +15,10 @@ struct FileKind {
 
   var isBlockDevice: Bool { type == S_IFBLK }
 
-  /// Whether requests can be made on it.
+  /// Whether the library supports requests on files of this kind.
   var isSupported: Bool { type == S_IFREG || type == S_IFBLK }
 
-  /// The refusal of a kind that no requests can be made on: what it is, and what to use instead.
+  /// The error for a kind that is not supported, which names it and says what to use instead.
   func refusal(_ subject: AIOError.Subject) -> AIOError {
     let (name, advice) = words
     return AIOError(
@@ -46,13 +46,14 @@ struct FileKind {
     }
   }
 
-  /// The numbers of Documentation/admin-guide/devices.txt, so that nothing need be opened to know:
-  /// consoles, serial lines, and both ends of pseudo-terminals.
+  /// Whether the device is a console, a serial line, or either end of a pseudo-terminal, by the
+  /// major numbers of Documentation/admin-guide/devices.txt, so that it need not be opened.
   private var isTerminal: Bool {
     [2, 3, 4, 5, 166, 188, 204, 229].contains(major) || (136...143).contains(major)
   }
 
   private var isTape: Bool { [9, 37, 206].contains(major) }
 
+  /// The major number, as glibc's `gnu_dev_major` takes it from a device number.
   private var major: UInt64 { UInt64(device) >> 8 & 0xfff | UInt64(device) >> 32 & ~0xfff }
 }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a path is opened. To open is to do something: a FIFO waits for its other end, a tape rewinds, a
-// terminal may hang up; and O_NONBLOCK, which would not wait, does not wait for the holder of a lease
-// either, as open(2) does. So one looks first (O_PATH opens nothing), and what is a file is then
-// opened by way of /proc/self/fd, which names the very file that was looked at.
+// The way a path is opened. Opening has side effects: a FIFO waits for its other end, a tape
+// rewinds, a terminal may hang up. O_NONBLOCK would avoid them, but then open(2) does not wait for
+// the holder of a lease either. So the path is looked up first (O_PATH opens nothing), and a
+// regular file or a block device is then opened through /proc/self/fd, which names exactly the file
+// that was found.
 //
-// A file that is not there is made with O_EXCL and without O_DIRECT: the kernel makes the file before
-// it finds that it cannot be opened so, and only who made it may remove it.
+// A file that does not exist is created with O_EXCL and without O_DIRECT, because the kernel
+// creates the file before it finds that O_DIRECT is not supported, and only its creator may remove
+// it.
 
 internal import CLinux
 internal import Glibc
@@ -14,17 +16,16 @@ internal import SystemPackage
 
 /// One call of ``AIOFile/open(_:_:options:permissions:caching:)-(_,_,_,_,_)``.
 struct FileOpening {
-  /// How often to begin anew when others make and remove the file meanwhile.
+  /// The number of attempts while other processes create and remove the file.
   private static let attemptLimit = 64
-  /// As many symbolic links as the kernel follows.
+  /// The number of symbolic links to follow: as many as the kernel does.
   private static let linkLimit = 40
 
-  /// Where to look next: symbolic links that point to nothing, to what is to be made, are followed
-  /// here.
+  /// The path to look up next. A symbolic link whose target is to be created is followed here.
   private var path: FilePath
   private let options: FileDescriptor.OpenOptions
-  /// The access mode and the options as flags of open(2), without those that tell how to find or
-  /// make the file.
+  /// The access mode and the options as flags of open(2), without those that say how to find or
+  /// create the file.
   private let flags: Int32
   private let permissions: FilePermissions
   private let isDirect: Bool
@@ -40,7 +41,7 @@ struct FileOpening {
     self.isDirect = isDirect
     self.subject = subject
     var kept = options.subtracting([.create, .noFollow])
-    // Without O_CREAT it asks to have a block device alone.
+    // Without O_CREAT, O_EXCL asks for exclusive use of a block device.
     if options.contains(.create) { kept.remove(.exclusiveCreate) }
     flags = mode.rawValue | kept.rawValue | O_CLOEXEC
   }
@@ -48,7 +49,7 @@ struct FileOpening {
   /// Opens the file.
   mutating func run() throws(AIOError) -> FileDescriptor {
     if options.rawValue & clinux_o_tmpfile == clinux_o_tmpfile {
-      // A file without a name, in the directory that the path names.
+      // O_TMPFILE: a file without a name, in the directory that the path names.
       return try orThrow(call(path, flags | directFlag), isDirect: isDirect)
     }
     for _ in 0..<Self.attemptLimit {
@@ -70,19 +71,19 @@ struct FileOpening {
       .text("others made and removed the file over and over while it was being opened"))
   }
 
-  // MARK: What is there
+  // MARK: A file that exists
 
-  /// A file that was found, and not opened yet.
+  /// A file that was found, and has not been opened yet.
   private struct Found {
-    /// Of O_PATH.
+    /// A descriptor with O_PATH.
     let descriptor: FileDescriptor
     let status: stat
     var kind: FileKind { FileKind(status) }
   }
 
-  /// Finds out what the path names.
+  /// Looks the path up.
   ///
-  /// - Returns: `nil` when there is nothing, and it is to be made.
+  /// - Returns: `nil` if nothing exists there, and a file is to be created.
   private func look() throws(AIOError) -> Found? {
     let noFollow = options.contains(.noFollow) ? O_NOFOLLOW : 0
     let answer = call(path, clinux_o_path | O_CLOEXEC | noFollow)
@@ -99,17 +100,17 @@ struct FileOpening {
 
   /// Opens the file that was found.
   ///
-  /// - Returns: `nil` when the path names another by now.
+  /// - Returns: `nil` if the path names another file by now.
   private func reopen(_ found: Found) throws(AIOError) -> FileDescriptor? {
     var flags = flags | directFlag
-    // The kernel protects the users of a directory like /tmp from files that others have put in the
-    // way of theirs (fs.protected_regular), but only if it is asked to create, by the path.
+    // In a directory like /tmp the kernel refuses to open a file that another user has put there
+    // (fs.protected_regular), but only if it is asked to create by the path.
     let isOthers = options.contains(.create) && found.status.st_uid != geteuid()
     if isOthers {
       flags |= O_CREAT
     } else {
       let answer = call(Self.name(found.descriptor), flags)
-      // Without a /proc, or where a sandbox forbids to use it, there is the path.
+      // Without a /proc, or if a sandbox forbids to use it, the path has to do.
       guard answer < 0, [ENOENT, ENOTDIR, EACCES, EPERM, ELOOP].contains(-answer) else {
         return try orThrow(answer, isDirect: isDirect)
       }
@@ -126,17 +127,17 @@ struct FileOpening {
     return nil
   }
 
-  // MARK: What is not there
+  // MARK: A file that does not exist
 
-  /// Makes the file.
+  /// Creates the file.
   ///
-  /// - Returns: `nil` when there is one, or a symbolic link.
+  /// - Returns: `nil` if the path names a file, or a symbolic link, by now.
   private func create() throws(AIOError) -> FileDescriptor? {
     let answer = call(path, flags | O_CREAT | O_EXCL)
     if answer == -EEXIST { return nil }
     let made = try orThrow(answer)
     guard isDirect else { return made }
-    // Opened anew, because some file systems (SMB) look at O_DIRECT at that moment only.
+    // The file is opened once more, because some file systems (SMB) look at O_DIRECT only then.
     let direct = call(Self.name(made), (flags & ~O_TRUNC) | directFlag)
     if direct >= 0 {
       try? made.close()
@@ -144,7 +145,7 @@ struct FileOpening {
     }
     var errno = -direct
     if errno != EINVAL {
-      // There is no /proc, or the file's own permissions forbid to open it.
+      // There is no /proc, or the file's own permissions forbid opening it.
       let flags = fcntl(made.rawValue, F_GETFL)
       if fcntl(made.rawValue, F_SETFL, flags | directFlag) == 0 { return made }
       errno = Glibc.errno
@@ -155,7 +156,7 @@ struct FileOpening {
     return nil
   }
 
-  /// Removes the file that `create` made, unless the path names another by now.
+  /// Removes the file that `create` made, unless the path names another file by now.
   private func removeMade(_ made: FileDescriptor) {
     // The path's bytes and the status are used during the calls only.
     var (ours, named) = (stat(), stat())
@@ -168,19 +169,20 @@ struct FileOpening {
 
   private var linksFollowed = 0
 
-  /// If the path names a symbolic link, which points to nothing, goes on with what it points to.
+  /// If the path names a symbolic link whose target does not exist, replaces the path by the
+  /// target.
   private mutating func followDanglingLink() throws(AIOError) {
     let capacity = Int(PATH_MAX) + 1
     let target = unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: capacity) {
       buffer -> FilePath? in
-      // Allocated for this closure, with room for the 0 at the end; the path is a copy of it.
+      // The buffer is this closure's, with room for the 0 at the end; the path is a copy.
       guard let base = buffer.baseAddress else { return nil }
       let count = unsafe path.withPlatformString { unsafe readlink($0, base, capacity - 1) }
       guard count > 0 else { return nil }
       unsafe base[count] = 0
       return unsafe FilePath(platformString: base)
     }
-    // It was removed meanwhile, or was a file: the next look will tell.
+    // The link was removed in the meantime, or is a file by now: the next look-up says which.
     guard let target else { return }
     linksFollowed += 1
     guard linksFollowed <= Self.linkLimit else { throw AIOError(errno: ELOOP, subject) }
@@ -191,7 +193,7 @@ struct FileOpening {
 
   private var directFlag: Int32 { isDirect ? clinux_o_direct : 0 }
 
-  /// What names the file of a descriptor, whatever has become of its path.
+  /// A path that names the file of a descriptor, also after the file was renamed.
   private static func name(_ descriptor: FileDescriptor) -> FilePath {
     FilePath("/proc/self/fd/\(descriptor.rawValue)")
   }
@@ -200,11 +202,12 @@ struct FileOpening {
     a.st_dev == b.st_dev && a.st_ino == b.st_ino
   }
 
-  /// open(2), which has done with the path's bytes when it returns.
+  /// Calls open(2), and repeats it when a signal interrupts it.
   ///
-  /// - Returns: the descriptor, or a negative errno.
+  /// - Returns: The descriptor, or a negative errno.
   private func call(_ path: FilePath, _ flags: Int32) -> Int32 {
     while true {
+      // The path's bytes are used during the call only.
       let answer = unsafe path.withPlatformString {
         unsafe Glibc.open($0, flags, permissions.rawValue)
       }
@@ -213,7 +216,9 @@ struct FileOpening {
     }
   }
 
-  /// - Parameter isDirect: whether the call asked for O_DIRECT.
+  /// Turns an answer of `call` into a descriptor or an error.
+  ///
+  /// - Parameter isDirect: Whether the call asked for O_DIRECT.
   private func orThrow(
     _ answer: Int32, isDirect: Bool = false
   ) throws(AIOError) -> FileDescriptor {

@@ -2,23 +2,23 @@
 
 internal import CLinux
 
-/// What a file system is made of, as far as it decides which system calls can sleep, and for how long.
+/// The kind of a file system, as far as it decides which system calls can sleep, and for how long.
 enum FileSystemKind: Sendable {
   /// A file system on a disk of this machine, or a disk itself.
   case local
-  /// Pages and nothing beneath: tmpfs, ramfs, hugetlbfs.
+  /// A file system of pages without a disk beneath: tmpfs, ramfs, hugetlbfs.
   case memory
-  /// A process answers.
+  /// A file system that a process serves.
   case fuse
-  /// Another machine answers, or has to be asked first.
+  /// A file system that another machine serves, or has to be asked about first.
   case network
-  /// The kernel makes the bytes up: /proc, /sys and their like.
+  /// A file system whose bytes the kernel generates: /proc, /sys and their like.
   case pseudo
-  /// Unknown, or made of others: overlayfs.
+  /// A file system that is unknown, or made of others, as overlayfs is.
   case other
 
-  /// - Parameter magic: what `fstatfs(2)` says (`f_type`). The numbers are those of
-  ///   `linux/magic.h`, and of file systems whose drivers keep them to themselves.
+  /// - Parameter magic: The `f_type` of `fstatfs(2)`. The numbers are those of `linux/magic.h`, and
+  ///   of file systems whose drivers define them privately.
   init(magic: UInt32) {
     switch magic {
     case 0xef53,  // ext2, ext3, ext4
@@ -81,12 +81,12 @@ enum FileSystemKind: Sendable {
     }
   }
 
-  /// Asks what an open file is on.
+  /// Asks the kernel for the file system of an open file, by `fstatfs(2)`.
   ///
-  /// - Returns: the kind, and whether every write to the file waits for the disk because the file
+  /// - Returns: The kind, and whether every write to the file waits for the disk because the file
   ///   system is mounted with `-o sync`.
   static func ask(_ descriptor: Int32, isBlockDevice: Bool) -> (kind: Self, isSynchronous: Bool) {
-    // The file system of a device's node, devtmpfs, tells nothing of the device.
+    // The file system of a device node, devtmpfs, says nothing about the device.
     if isBlockDevice { return (.local, false) }
     var answer = clinux_file_system()
     guard unsafe clinux_file_system(descriptor, &answer) == 0 else { return (.other, false) }

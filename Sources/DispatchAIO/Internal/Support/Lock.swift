@@ -2,13 +2,14 @@
 
 internal import Glibc
 
-/// A `pthread_mutex_t` around a value: for short sections, never held across a system call.
+/// A value under a `pthread_mutex_t`, for short sections: it is never held across a call that can
+/// sleep.
 ///
-/// Not `Synchronization.Mutex`, whose waiting the Thread Sanitizer cannot see: it reports races that
-/// are none.
+/// `Synchronization.Mutex` is not used, because the Thread Sanitizer does not see it synchronize,
+/// and reports races that do not exist.
 ///
-/// - Safety: `@unchecked Sendable` because the value is touched under the mutex only, and what
-///   goes in and comes out is `sending`: nobody else has it.
+/// - Safety: `@unchecked Sendable` because the value is touched under the mutex only, and
+///   everything that enters or leaves it is `sending`, so that nothing else refers to it.
 @safe
 final class Lock<Value>: @unchecked Sendable {
   private var value: Value
@@ -25,14 +26,15 @@ final class Lock<Value>: @unchecked Sendable {
     unsafe mutex.deallocate()
   }
 
+  /// Calls `body` with the value, under the mutex.
   func withLock<Result>(_ body: (inout sending Value) -> sending Result) -> sending Result {
     unsafe pthread_mutex_lock(mutex)
     defer { unsafe pthread_mutex_unlock(mutex) }
     return body(&value)
   }
 
-  /// As `withLock`, but `nil` where somebody has the lock: for a child of fork, in which that
-  /// somebody may not exist.
+  /// Calls `body` with the value unless the mutex is locked, in which case it returns `nil`. It is
+  /// for a child of fork, in which the thread that locked it may not exist.
   func withLockIfAvailable<Result>(
     _ body: (inout sending Value) -> sending Result
   ) -> sending Result? {

@@ -2,14 +2,14 @@
 
 internal import CLinux
 
-/// What lets a suspended task go on: used exactly once, on any thread.
+/// The continuation of a suspended task, to be resumed exactly once, on any thread.
 ///
-/// An `UnsafeContinuation`, with a word to the Thread Sanitizer: when the continuation is resumed
-/// before its task has got as far as suspending itself, Swift's runtime lets the task go on without
-/// telling the sanitizer that what came before the resumption has happened.
+/// It is an `UnsafeContinuation` that also informs the Thread Sanitizer: if a continuation is
+/// resumed before its task has suspended itself, Swift's runtime continues the task without telling
+/// the sanitizer that everything before the resumption has happened.
 ///
-/// - Safety: `@safe` because the one thing that may go wrong with the continuation, using it twice
-///   or never, is ruled out by whoever suspends: each place says why.
+/// - Safety: `@safe` because the only misuse of the continuation, resuming it twice or never, is
+///   ruled out by each caller of `suspended`, which says why.
 @safe
 struct Resumption<Value: Sendable>: Sendable {
   private let continuation: UnsafeContinuation<Value, Never>
@@ -18,15 +18,16 @@ struct Resumption<Value: Sendable>: Sendable {
     unsafe self.continuation = continuation
   }
 
-  /// A number that is this suspension's own as long as it lasts.
+  /// A number that no other suspension has while this one lasts.
   fileprivate var identity: UInt {
-    // A continuation is a pointer to its task, and this is only ever compared.
+    // A continuation is a pointer to its task. The number is only compared.
     unsafe unsafeBitCast(continuation, to: UInt.self)
   }
 
+  /// Resumes the task.
   func resume(returning value: Value) {
     clinux_happens_before(identity)
-    // Once: so says the user of this type.
+    // Resumed once, by the rule of this type.
     unsafe continuation.resume(returning: value)
   }
 }
@@ -35,13 +36,13 @@ extension Resumption<Void> {
   func resume() { resume(returning: ()) }
 }
 
-/// Suspends the task until the resumption that `body` gets is used.
+/// Suspends the task until the resumption that `body` gets is resumed, and returns its value.
 @inline(__always)
 func suspended<Value: Sendable>(
   isolation: isolated (any Actor)?, _ body: (Resumption<Value>) -> Void
 ) async -> Value {
   var identity: UInt = 0
-  // Resumed once: so says the user of this function.
+  // Resumed once: the caller of this function says why.
   let value = await unsafe withUnsafeContinuation(isolation: isolation) { continuation in
     let resumption = unsafe Resumption<Value>(continuation)
     identity = resumption.identity

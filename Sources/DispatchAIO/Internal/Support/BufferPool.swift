@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Buffers of one size that are used again once everybody has let go of them: new memory costs more
-/// than the disk takes to fill it.
-struct BufferStock {
+/// Buffers of one size, which are reused once nobody holds them any more: allocating and clearing
+/// new memory takes longer than a fast disk takes to fill it.
+struct BufferPool {
   let size: Int
-  /// At most so many are kept; any number may be out.
+  /// The most buffers to keep. Any number may be in use.
   let limit: Int
   private var buffers: [AIOBuffer] = []
-  /// Where to look next: those handed out longest ago come back first.
+  /// The buffer to look at first: the one handed out longest ago is the most likely to be free.
   private var next = 0
 
   init(size: Int, limit: Int) {
@@ -15,7 +15,7 @@ struct BufferStock {
     self.limit = limit
   }
 
-  /// A buffer that nobody else has, with whatever is in it.
+  /// Takes a buffer to which nobody else has a reference, with unspecified contents.
   mutating func take() -> AIOBuffer {
     for _ in buffers.indices {
       let index = next
