@@ -3,7 +3,8 @@
 import Foundation
 import XCTest
 
-/// Whether the READMEs, of the package and of each example, are true: programs, commands, options, paths.
+/// Whether the READMEs, of the package and of each example, are true: programs, commands, options,
+/// paths.
 final class ReadmeTests: XCTestCase {
   private static let package = URL(fileURLWithPath: #filePath)
     .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
@@ -12,7 +13,8 @@ final class ReadmeTests: XCTestCase {
     try String(contentsOf: Self.package.appendingPathComponent(path), encoding: .utf8)
   }
 
-  /// The programs in the README are the ones that are compiled, and as short as they are said to be.
+  /// The programs in the README are the ones that are compiled, and as short as they are said to
+  /// be.
   func testTheProgramsAreThoseThatAreCompiled() throws {
     for (name, lines) in [("FirstWrite", 15), ("OneQueue", 40)] {
       let program = try text("Examples/\(name)/main.swift")
@@ -197,7 +199,8 @@ final class ReadmeTests: XCTestCase {
     }
   }
 
-  /// The benchmark, which is a package of its own; `nil` if it has not been built since it was changed.
+  /// The benchmark, which is a package of its own; `nil` if it has not been built since it was
+  /// changed.
   private static func benchmark() throws -> String? {
     let folder = package.appendingPathComponent("Examples/Benchmark")
     let program = folder.appendingPathComponent(".build/release/aio-bench").path
