@@ -77,7 +77,7 @@ public struct AIOError: Error, Sendable {
     private enum Name: String {
       case createContext = "create context"
       case open, adopt, size, preallocate, truncate
-      case read, write, fsync, fdatasync
+      case read, write, fsync, fdatasync, poll
     }
 
     private let name: Name
@@ -94,6 +94,7 @@ public struct AIOError: Error, Sendable {
     public static var write: Operation { Operation(name: .write) }
     public static var fsync: Operation { Operation(name: .fsync) }
     public static var fdatasync: Operation { Operation(name: .fdatasync) }
+    public static var poll: Operation { Operation(name: .poll) }
   }
 
   /// What the error is about. Kept apart from the error so that an error is one reference wide.

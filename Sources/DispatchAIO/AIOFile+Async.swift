@@ -42,7 +42,9 @@ extension AIOFile {
     _ range: Range<Int64>,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
-    try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in try preallocate(range) }
+    try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in
+      try preallocate(range)
+    }
   }
 
   /// Sets the file's size: see ``truncate(to:)-(_)``, off the caller's thread.
@@ -50,7 +52,9 @@ extension AIOFile {
     to size: Int64,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
-    try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in try truncate(to: size) }
+    try await Self.offloaded(on: file.traits.device) { [self] () throws(AIOError) in
+      try truncate(to: size)
+    }
   }
 
   /// Closes the file, and returns once its accepted requests have completed and its descriptor has

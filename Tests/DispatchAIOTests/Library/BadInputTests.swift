@@ -431,7 +431,8 @@ final class BadInputTests: XCTestCase {
     let run = try ChildProcess.run(
       ChildProcess.built("dispatch-aio-probe"), ["file-size-limit", directory.path.string])
     // Within the limit; across it, as much as fits; beyond it.
-    XCTAssertEqual(run.output, "0 8192\n4096 fileSizeLimit 4096\n8192 fileSizeLimit 0\n", run.errors)
+    XCTAssertEqual(
+      run.output, "0 8192\n4096 fileSizeLimit 4096\n8192 fileSizeLimit 0\n", run.errors)
   }
 
   func testFullDisk() throws {

@@ -307,7 +307,9 @@ private final class Simulation {
     let result = completion.result
     if ask.outcome != nil { throw Violation("request \(number) completed twice") }
     asks[number].outcome = result
-    if table.phase(of: ask.id) != nil { throw Violation("\(number): completed, its ID is not stale") }
+    if table.phase(of: ask.id) != nil {
+      throw Violation("\(number): completed, its ID is not stale")
+    }
     let told = kernel.results[ask.submission.tag]?.last
     if ask.wasCancelled {
       guard result == -Int(ECANCELED) else {
@@ -317,7 +319,8 @@ private final class Simulation {
       try checkSucceeded(number, result, told)
     } else {
       // Failed, refused at submission, or a write that gets no further.
-      guard told == result || [EINVAL, EBADF, EPERM].contains(Int32(-result)) || result == -Int(EIO)
+      guard
+        told == result || [EINVAL, EBADF, EPERM].contains(Int32(-result)) || result == -Int(EIO)
       else { throw Violation("\(number): \(result), the kernel said \(told as Any)") }
       // That RWF_NOWAIT is refused, or not there, is no answer to the request.
       guard result != -Int(EOPNOTSUPP) else { throw Violation("\(number): EOPNOTSUPP") }

@@ -24,7 +24,8 @@ final class NeverSleepsTests: XCTestCase {
     let outcome = try context.outcome(request)
     let after = try now()
     return (
-      outcome, after.submittedByCalls - before.submittedByCalls, after.nowaitRefusals - before.nowaitRefusals,
+      outcome, after.submittedByCalls - before.submittedByCalls,
+      after.nowaitRefusals - before.nowaitRefusals,
       after.offloadSubmits - before.offloadSubmits
     )
   }

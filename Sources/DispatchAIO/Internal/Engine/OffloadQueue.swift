@@ -280,7 +280,8 @@ final class OffloadQueue: Sendable {
   /// Puts a file at the end of the runnable ones, if something of it may begin now.
   private func makeRunnable(_ file: UInt32, _ state: inout State) {
     let entry = state.files[Int(file)]
-    guard !entry.isRunnable, mayBegin(.sync, entry) || mayBegin(.write, entry) || mayBegin(.read, entry)
+    guard !entry.isRunnable,
+      mayBegin(.sync, entry) || mayBegin(.write, entry) || mayBegin(.read, entry)
     else { return }
     state.files[Int(file)].isRunnable = true
     state.files[Int(file)].nextRunnable = .max
