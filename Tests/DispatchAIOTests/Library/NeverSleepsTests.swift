@@ -132,6 +132,22 @@ final class NeverSleepsTests: XCTestCase {
     try context.closeAndWait()
   }
 
+  /// Appends that wait for a thread are made together, each with its own result, also where the file
+  /// may not grow that far.
+  func testAppendsAreMadeTogether() throws {
+    let directory = try temporaryDirectory()
+    let log = try SystemCallLog(
+      tracing: "pwritev", ChildProcess.built("dispatch-aio-probe"),
+      ["appends", directory.path.string], in: directory)
+    XCTAssertEqual(log.run.status, 0, log.run.errors)
+    // Within the limit all; one in part; none behind it.
+    XCTAssertEqual(
+      log.run.output,
+      "whole 50\nfileSizeLimit after 1024\nfileSizeLimit after 0: 13\nbytes as written\n",
+      log.run.errors)
+    XCTAssertLessThan(log.calls(with: "pwritev(").count, 50)
+  }
+
   func testPlainSubmission() throws {
     let directory = try temporaryDirectory()
     var options = AIOContext.Options()

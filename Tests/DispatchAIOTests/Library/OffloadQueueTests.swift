@@ -12,13 +12,17 @@ final class OffloadQueueTests: XCTestCase {
     let queue: OffloadQueue
     let cancelled = Locked<Set<UInt32>>([])
     var threads: [Int: OffloadQueue.Work] = [:]
+    /// What was taken together with another item, by the latter.
+    var more: [UInt32: [UInt32]] = [:]
     var now: UInt64 = 1
 
     init(base: Int, limit: Int, sharesFiles: Bool = false) {
       let cancelled = cancelled
-      queue = OffloadQueue(base: base, limit: limit, sharesFiles: sharesFiles) { item in
-        cancelled.withLock { !$0.contains(item) }
-      }
+      // Items up to 1000 do not continue each other; those from there on do, by tens.
+      queue = OffloadQueue(
+        base: base, limit: limit, sharesFiles: sharesFiles,
+        continues: { $0 >= 1000 && $1 == $0 + 1 && $1 % 10 != 0 },
+        claim: { item in cancelled.withLock { !$0.contains(item) } })
     }
 
     func append(_ items: Range<UInt32>, file: UInt32, _ kind: OffloadKind = .read) {
@@ -32,8 +36,12 @@ final class OffloadQueueTests: XCTestCase {
 
     func step(_ thread: Int, finished: OffloadQueue.Work?) {
       threads[thread] = nil
-      let step = queue.next(for: thread, finished: finished, now: now)
-      if let work = step.work { threads[thread] = work }
+      var following: [UInt32] = []
+      let step = queue.next(for: thread, finished: finished, now: now, more: &following)
+      if let work = step.work {
+        threads[thread] = work
+        more[work.item] = following
+      }
       if let another = step.threadToStart { self.step(another, finished: nil) }
     }
 
@@ -113,6 +121,33 @@ final class OffloadQueueTests: XCTestCase {
     }
     XCTAssertEqual(finished, 20)
     XCTAssertFalse(scene.queue.isBacklogged)
+  }
+
+  func testWritesThatContinueAreTakenTogether() {
+    let scene = Scene(base: 1, limit: 1)
+    scene.append(1000..<1025, file: 0, .write)
+    scene.append(2000..<2010, file: 1, .read)
+    _ = scene.cancelled.withLock { $0.insert(1015) }
+    scene.start()
+    XCTAssertEqual(scene.active, [1000])
+    XCTAssertEqual(scene.more[1000], Array(1001..<1010))
+    scene.finish(1000)
+    XCTAssertEqual(scene.more[2000], [], "reads are not")
+    scene.finish(2000)
+    // One that was cancelled ends a run.
+    XCTAssertEqual(scene.more[1010], Array(1011..<1015))
+    scene.finish(1010)
+    scene.finish(2001)
+    XCTAssertEqual(scene.more[1016], Array(1017..<1020))
+  }
+
+  func testWhatOneCallMeansForEachWrite() {
+    for (count, whole, rest) in [
+      (0, 0, 0), (1, 0, 1), (10, 1, 0), (29, 1, 19), (30, 2, 0), (35, 2, 5), (60, 3, 0),
+    ] {
+      let split = WriteRun.split(count, [10, 20, 30])
+      XCTAssertTrue(split == (whole, rest), "\(count): \(split)")
+    }
   }
 
   func testWhatIsCancelledIsNotTaken() {

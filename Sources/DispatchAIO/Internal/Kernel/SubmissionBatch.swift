@@ -158,6 +158,17 @@ struct SubmissionBatch: ~Copyable {
     return vectorCount - first
   }
 
+  /// Adds the elements of what is left of a write's memory, for `withVectors`.
+  mutating func appendVectors<Attachment>(of request: borrowing Request<Attachment>) {
+    guard case .write(let memory) = request.operation else { return }
+    _ = append(memory, from: request.resumeOffset, most: request.chunkLimit)
+  }
+
+  /// Calls `body` with the elements that were added.
+  mutating func withVectors<Result>(_ body: (UnsafePointer<iovec>, Int) -> Result) -> Result {
+    unsafe body(vectors, vectorCount)
+  }
+
   /// Calls `body` with the elements of what is left of a request's memory, as system calls take them.
   mutating func withVectors<Attachment, Result>(
     of memory: Memory, _ request: borrowing Request<Attachment>,

@@ -106,8 +106,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
     let limit = settings.offloadThreads * Self.offloadGrowth
     let offloadQueue = OffloadQueue(
       base: settings.offloadThreads, limit: limit,
-      sharesFiles: settings.policy == .threadsOnly
-    ) { table.claim($0) }
+      sharesFiles: settings.policy == .threadsOnly,
+      continues: { table.continues($0, $1) }, claim: { table.claim($0) })
     unsafe engine = .allocate(capacity: 1)
     unsafe engine.initialize(
       to: Engine(
@@ -118,8 +118,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
     self.scheduler = scheduler
     offloadPool = OffloadPool(queue: offloadQueue, limit: limit) {
       let worker = WorkerBox(OffloadWorker(kernel: kernel, table: table, event: event.rawValue))
-      return { slot in
-        if worker.inner.perform(slot) { scheduler.scheduleTurn() }
+      return { slot, more in
+        if worker.inner.perform(slot, more) { scheduler.scheduleTurn() }
       }
     }
     self.queue.setSpecific(key: onQueue, value: ())
