@@ -20,6 +20,8 @@ let package = Package(
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+    // The heap of the timers.
+    .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
     // What only the examples need; a package that depends on the library builds none of it.
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
@@ -31,6 +33,7 @@ let package = Package(
       name: "DispatchAIO",
       dependencies: [
         "CLibAIO", "CLinux",
+        .product(name: "HeapModule", package: "swift-collections"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       // Lifetimes: what the borrowed spans of AIOBuffer are declared with.

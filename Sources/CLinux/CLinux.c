@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -62,6 +63,57 @@ int clinux_epoll_try(int fd) {
   int result = epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
   close(set);
   return result;
+}
+
+int clinux_epoll_create(void) {
+  int set = epoll_create1(EPOLL_CLOEXEC);
+  return set < 0 ? -errno : set;
+}
+
+int clinux_epoll_add(int set, int fd, uint32_t events, uint64_t data) {
+  struct epoll_event event = {.events = events, .data.u64 = data};
+  return epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+int clinux_epoll_modify(int set, int fd, uint32_t events, uint64_t data) {
+  struct epoll_event event = {.events = events, .data.u64 = data};
+  return epoll_ctl(set, EPOLL_CTL_MOD, fd, &event) < 0 ? -errno : 0;
+}
+
+int clinux_epoll_remove(int set, int fd) {
+  return epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL) < 0 ? -errno : 0;
+}
+
+int clinux_epoll_ready(int set, struct clinux_readiness *ready, int capacity) {
+  struct epoll_event events[64];
+  if (capacity > 64) capacity = 64;
+  int count;
+  do {
+    count = epoll_wait(set, events, capacity, 0);
+  } while (count < 0 && errno == EINTR);
+  if (count < 0) return -errno;
+  for (int index = 0; index < count; index++) {
+    ready[index].events = events[index].events;
+    ready[index].data = events[index].data.u64;
+  }
+  return count;
+}
+
+int clinux_timerfd(void) {
+  int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+  return fd < 0 ? -errno : fd;
+}
+
+int clinux_timerfd_set(int fd, uint64_t nanoseconds) {
+  struct itimerspec when = {
+      .it_value = {.tv_sec = (time_t)(nanoseconds / 1000000000),
+                   .tv_nsec = (long)(nanoseconds % 1000000000)}};
+  return timerfd_settime(fd, TFD_TIMER_ABSTIME, &when, NULL) < 0 ? -errno : 0;
+}
+
+int64_t clinux_bytes_available(int fd) {
+  int count = 0;
+  return ioctl(fd, FIONREAD, &count) < 0 ? -errno : count;
 }
 
 // struct statx as the kernel lays it out, up to the fields of STATX_DIOALIGN: the headers of

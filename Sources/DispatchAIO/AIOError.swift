@@ -85,7 +85,7 @@ public struct AIOError: Error, Sendable {
     private enum Name: String {
       case createContext = "create context"
       case open, adopt, size, preallocate, truncate
-      case read, write, fsync, fdatasync
+      case read, write, fsync, fdatasync, poll
     }
 
     private let name: Name
@@ -113,6 +113,7 @@ public struct AIOError: Error, Sendable {
     public static var fsync: Operation { Operation(name: .fsync) }
     /// Making data durable.
     public static var fdatasync: Operation { Operation(name: .fdatasync) }
+    public static var poll: Operation { Operation(name: .poll) }
   }
 
   /// The call that the error is about. It is stored apart, so that an error is one reference wide.

@@ -26,6 +26,7 @@ enum Command: String {
   case writePastLimit = "write-past-limit"
   case fewDescriptors = "few-descriptors"
   case createLate = "create-late"
+  case appends
   case open
   case openWithoutProc = "open-without-proc"
   case alignment
@@ -162,6 +163,7 @@ case .growPastLimit: try growPastFileSizeLimit()
 case .writePastLimit: try writePastFileSizeLimitOnMainQueue()
 case .fewDescriptors: try createWithFewDescriptors()
 case .createLate: try createLate()
+case .appends: try appendTogether(try file())
 case .open: openPath(directory)
 case .openWithoutProc: try openWithoutProc()
 case .alignment: try printAlignment(directory)
@@ -327,4 +329,48 @@ case .actorThreads:
 case .faultFileSystem:
   // Serves a file system at DIRECTORY until standard input ends.
   exit(cfaultfs_run(directory.string))
+}
+
+/// 64 appends in one turn, of which the file may have 50 and a bit.
+func appendTogether(_ file: AIOFile) throws {
+  var limit = rlimit(rlim_cur: 50 * 2048 + 1024, rlim_max: 50 * 2048 + 1024)
+  setrlimit(__rlimit_resource_t(RLIMIT_FSIZE.rawValue), &limit)
+  let context = try AIOContext(queueDepth: 64)
+  let blocks = (0..<64).map { number in
+    let block = AIOBuffer(count: 2048)
+    block.withUnsafeMutableBytes {
+      _ = $0.initializeMemory(as: UInt8.self, repeating: UInt8(number))
+    }
+    return block
+  }
+  let (group, lock) = (DispatchGroup(), NSLock())
+  nonisolated(unsafe) var results = [Result<Int, AIOError>?](repeating: nil, count: 64)
+  try context.queue.sync {
+    for (number, block) in blocks.enumerated() {
+      group.enter()
+      try context.write(file, at: Int64(number * 2048), from: block) { result in
+        lock.withLock { results[number] = result }
+        group.leave()
+      }
+    }
+  }
+  group.wait()
+  print("whole", results.prefix { $0 == .success(2048) }.count)
+  var untouched = 0
+  for case .failure(let error)? in results {
+    if error.transferred > 0 {
+      print(error.code, "after", error.transferred)
+    } else if error.code == .fileSizeLimit {
+      untouched += 1
+    }
+  }
+  print("fileSizeLimit after 0:", untouched)
+  let bytes = AIOBuffer(count: 50 * 2048)
+  let read = try outcome { try context.read(file, at: 0, into: bytes, completion: $0) }
+  let isAsWritten =
+    read == .success(bytes.count)
+    && bytes.withUnsafeBytes { bytes in
+      bytes.enumerated().allSatisfy { $0.element == UInt8($0.offset / 2048) }
+    }
+  print(isAsWritten ? "bytes as written" : "wrong bytes")
 }

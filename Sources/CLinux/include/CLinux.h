@@ -32,6 +32,31 @@ int clinux_eventfd_signal(int fd);
 // -ENOSPC for one when the user has no more watches.
 int clinux_epoll_try(int fd);
 
+// An epoll(7) set, close-on-exec.
+int clinux_epoll_create(void);
+
+// epoll_ctl(2): adds a descriptor to a set, level-triggered, with what it waits for (poll(2)'s masks) and
+// what it is called; changes both; removes it.
+int clinux_epoll_add(int set, int fd, uint32_t events, uint64_t data);
+int clinux_epoll_modify(int set, int fd, uint32_t events, uint64_t data);
+int clinux_epoll_remove(int set, int fd);
+
+struct clinux_readiness {
+  uint64_t data;
+  uint32_t events;
+};
+
+// epoll_wait(2), which does not wait: what is ready, up to 64 of it. Answers how many.
+int clinux_epoll_ready(int set, struct clinux_readiness *ready, int capacity);
+
+// A timerfd(2) on CLOCK_MONOTONIC, non-blocking and close-on-exec; and when it is to be readable, in
+// nanoseconds of that clock, 0 for never.
+int clinux_timerfd(void);
+int clinux_timerfd_set(int fd, uint64_t nanoseconds);
+
+// How many bytes can be read from a descriptor without waiting (FIONREAD).
+int64_t clinux_bytes_available(int fd);
+
 // What statx(2) says of direct I/O on an open file (STATX_DIOALIGN, Linux 6.1).
 struct clinux_dio_alignment {
   uint32_t memory;  // stx_dio_mem_align, bytes; 0 when direct I/O is not supported

@@ -84,11 +84,15 @@ private final class Simulation {
   var inInbox = 0
   /// What each offload thread that runs is doing.
   var threads: [Int: OffloadQueue.Work?] = [:]
+  /// … and the writes that go down with that.
+  var following: [Int: [UInt32]] = [:]
   /// The tags of requests that offload threads have made system calls for.
   var offloaded = Set<UInt64>()
   /// The offload threads' clock, in nanoseconds.
   var now: UInt64 = 1
   var acceptedCount: Int { asks.count }
+  /// How many writes were made together with others.
+  var joined = 0
 
   let event: Int32 = 77
   let files: [OpenFile]
@@ -105,9 +109,9 @@ private final class Simulation {
     policy = generator.oneIn(8) ? .inline : generator.oneIn(12) ? .threadsOnly : .nonblocking
     let table = RequestTable<Int>(capacity: depth + limit)
     self.table = table
-    offloadQueue = OffloadQueue(base: 3, limit: 9, sharesFiles: policy == .threadsOnly) {
-      table.claim($0)
-    }
+    offloadQueue = OffloadQueue(
+      base: 3, limit: 9, sharesFiles: policy == .threadsOnly,
+      continues: { table.continues($0, $1) }, claim: { table.claim($0) })
     engine = Engine(
       kernel: kernel, table: table, offloadQueue: offloadQueue, queueDepth: depth, event: event,
       policy: policy)
@@ -239,8 +243,10 @@ private final class Simulation {
     }
     guard let thread = threads.keys.sorted().randomElement(using: &generator) else { return }
     let finished = threads[thread]!
-    if let finished { try perform(finished.item) }
-    let step = offloadQueue.next(for: thread, finished: finished, now: now)
+    if let finished { try perform([finished.item] + (following[thread] ?? [])) }
+    var more: [UInt32] = []
+    let step = offloadQueue.next(for: thread, finished: finished, now: now, more: &more)
+    following[thread] = more
     let another = step.threadToStart
     if let another {
       guard threads[another] == nil || another == thread else { throw Violation("it runs already") }
@@ -251,6 +257,16 @@ private final class Simulation {
     } else if another != thread {
       threads[thread] = nil
     }
+  }
+
+  private func perform(_ slots: [UInt32]) throws {
+    guard slots.count > 1 else { return try perform(slots[0]) }
+    // As the worker does it, without a real file.
+    joined += slots.count
+    for (slot, next) in zip(slots, slots.dropFirst()) {
+      guard table.continues(slot, next) else { throw Violation("writes with a gap are joined") }
+    }
+    for slot in slots { try perform(slot) }
   }
 
   private func perform(_ slot: UInt32) throws {
@@ -307,7 +323,9 @@ private final class Simulation {
     let result = completion.result
     if ask.outcome != nil { throw Violation("request \(number) completed twice") }
     asks[number].outcome = result
-    if table.phase(of: ask.id) != nil { throw Violation("\(number): completed, its ID is not stale") }
+    if table.phase(of: ask.id) != nil {
+      throw Violation("\(number): completed, its ID is not stale")
+    }
     let told = kernel.results[ask.submission.tag]?.last
     if ask.wasCancelled {
       guard result == -Int(ECANCELED) else {
@@ -317,7 +335,8 @@ private final class Simulation {
       try checkSucceeded(number, result, told)
     } else {
       // Failed, refused at submission, or a write that gets no further.
-      guard told == result || [EINVAL, EBADF, EPERM].contains(Int32(-result)) || result == -Int(EIO)
+      guard
+        told == result || [EINVAL, EBADF, EPERM].contains(Int32(-result)) || result == -Int(EIO)
       else { throw Violation("\(number): \(result), the kernel said \(told as Any)") }
       // That RWF_NOWAIT is refused, or not there, is no answer to the request.
       guard result != -Int(EOPNOTSUPP) else { throw Violation("\(number): EOPNOTSUPP") }

@@ -12,6 +12,8 @@ final class EngineTests: XCTestCase {
     descriptor: SimulatedKernel.badDescriptor, path: nil, traits: .init()
   ) { _ in }
 
+  private var more: [UInt32] = []
+
   private struct Scene: ~Copyable {
     let kernel: SimulatedKernel
     let table: RequestTable<Int>
@@ -127,7 +129,7 @@ final class EngineTests: XCTestCase {
     try scene.accept(1, file)
     XCTAssertEqual(scene.submit(), .stalled)
     XCTAssertNotNil(scene.offloadQueue.threadToStart(now: 1))
-    XCTAssertNotNil(scene.offloadQueue.next(for: 0, finished: nil, now: 1).work)
+    XCTAssertNotNil(scene.offloadQueue.next(for: 0, finished: nil, now: 1, more: &more).work)
     XCTAssertEqual(scene.submit(), .stalled)
     scene.kernel.faults = .none
     XCTAssertEqual(scene.submit(), .settled)
@@ -218,14 +220,15 @@ final class EngineTests: XCTestCase {
     let ids = try (0..<10).map { try scene.accept($0, slow) }
     XCTAssertEqual(scene.submit(), .settled)
     let thread = try XCTUnwrap(scene.offloadQueue.threadToStart(now: 1))
-    let work = try XCTUnwrap(scene.offloadQueue.next(for: thread, finished: nil, now: 1).work)
+    let work = try XCTUnwrap(
+      scene.offloadQueue.next(for: thread, finished: nil, now: 1, more: &more).work)
     XCTAssertFalse(scene.table.cancel(ids[0]), "the system call has begun")
     for id in ids.dropFirst() { XCTAssertTrue(scene.table.cancel(id)) }
     _ = scene.submit()
     XCTAssertEqual(scene.drain(), Array(1..<10))
     scene.table[work.item].answer = 0
     scene.table.offloadResults.push(work.item)
-    XCTAssertNil(scene.offloadQueue.next(for: thread, finished: work, now: 2).work)
+    XCTAssertNil(scene.offloadQueue.next(for: thread, finished: work, now: 2, more: &more).work)
     _ = scene.submit()
     XCTAssertEqual(scene.drain(), [0])
     XCTAssertEqual(scene.table.free.count, 24)
@@ -260,11 +263,11 @@ final class EngineTests: XCTestCase {
       _ = scene.submit()
       // The first attempt is cut short with RWF_NOWAIT, and so the others are an offload thread's.
       if let thread = scene.offloadQueue.threadToStart(now: 1),
-        let work = scene.offloadQueue.next(for: thread, finished: nil, now: 1).work
+        let work = scene.offloadQueue.next(for: thread, finished: nil, now: 1, more: &more).work
       {
         var worker = OffloadWorker(kernel: scene.kernel, table: scene.table, event: 7)
         XCTAssertFalse(worker.perform(work.item))
-        XCTAssertNil(scene.offloadQueue.next(for: thread, finished: work, now: 1).work)
+        XCTAssertNil(scene.offloadQueue.next(for: thread, finished: work, now: 1, more: &more).work)
       }
       scene.kernel.completeAll()
       _ = scene.engine.reap()

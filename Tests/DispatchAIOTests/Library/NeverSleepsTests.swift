@@ -24,7 +24,8 @@ final class NeverSleepsTests: XCTestCase {
     let outcome = try context.outcome(request)
     let after = try now()
     return (
-      outcome, after.submittedByCalls - before.submittedByCalls, after.nowaitRefusals - before.nowaitRefusals,
+      outcome, after.submittedByCalls - before.submittedByCalls,
+      after.nowaitRefusals - before.nowaitRefusals,
       after.offloadSubmits - before.offloadSubmits
     )
   }
@@ -129,6 +130,22 @@ final class NeverSleepsTests: XCTestCase {
       (1...3 as ClosedRange<UInt8>).flatMap { [UInt8](repeating: $0, count: 4096) })
     XCTAssertEqual(context.statistics.submitCalls, 0)
     try context.closeAndWait()
+  }
+
+  /// Appends that wait for a thread are made together, each with its own result, also where the file
+  /// may not grow that far.
+  func testAppendsAreMadeTogether() throws {
+    let directory = try temporaryDirectory()
+    let log = try SystemCallLog(
+      tracing: "pwritev", ChildProcess.built("dispatch-aio-probe"),
+      ["appends", directory.path.string], in: directory)
+    XCTAssertEqual(log.run.status, 0, log.run.errors)
+    // Within the limit all; one in part; none behind it.
+    XCTAssertEqual(
+      log.run.output,
+      "whole 50\nfileSizeLimit after 1024\nfileSizeLimit after 0: 13\nbytes as written\n",
+      log.run.errors)
+    XCTAssertLessThan(log.calls(with: "pwritev(").count, 50)
   }
 
   func testPlainSubmission() throws {

@@ -31,7 +31,9 @@ final class RetryRulesTests: XCTestCase {
       ("a sync", attempt(.fsync, .inline, 0, direct, length: 0), .succeeded(0)),
       ("nothing asked for", attempt(.write, .inline, 0, direct, length: 0), .succeeded(0)),
       ("all of a chunk", attempt(.read, .nowait, 4096, direct, chunk: 4096), goesOn(4096)),
-      ("all of a chunk, written", attempt(.write, .nowait, 4096, direct, chunk: 4096), goesOn(4096)),
+      (
+        "all of a chunk, written", attempt(.write, .nowait, 4096, direct, chunk: 4096), goesOn(4096)
+      ),
 
       // The end of a file.
       ("nothing more", attempt(.read, .nowait, 0, buffered, from: 5000), .succeeded(5000)),
@@ -62,7 +64,8 @@ final class RetryRulesTests: XCTestCase {
       ),
       (
         "no further, time after time",
-        attempt(.write, .offload, 904, direct, from: 4096, done: 5000, mayRetry: false), .failed(EIO)
+        attempt(.write, .offload, 904, direct, from: 4096, done: 5000, mayRetry: false),
+        .failed(EIO)
       ),
       // Nothing may be appended twice.
       ("appended to a boundary", attempt(.write, .syscall, 8192, appending), goesOn(8192)),

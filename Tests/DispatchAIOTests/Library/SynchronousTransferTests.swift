@@ -40,6 +40,49 @@ final class SynchronousTransferTests: XCTestCase {
 
   func testBufferedSyncWritesOnXFSAreOffloaded() throws { try assertOffloaded(O_SYNC, "O_SYNC") }
 
+  // MARK: Cut short
+
+  /// A buffered write of whose pages the last has to be read first: the kernel does the others, and
+  /// with NOWAIT stops there (8092 of 8192 bytes, seen with `pwritev2`).
+  private func assertFinished(
+    line: UInt = #line,
+    _ write: (AIOContext, AIOFile, AIOBuffer, @escaping AIOCompletion) throws -> Void
+  ) throws {
+    let directory = try temporaryDirectory()
+    let disk = try SmallDisk(in: directory, megabytes: 320, type: "xfs")
+    let path = disk.path.appending("file")
+    let file = try AIOFile.open(path, .readWrite, options: .create, caching: .buffered)
+    let descriptor = file.fileDescriptor
+    _ = try descriptor.writeAll([UInt8](repeating: 1, count: 65536))
+    fsync(descriptor.rawValue)
+    posix_fadvise(descriptor.rawValue, 0, 0, POSIX_FADV_RANDOM)
+    posix_fadvise(descriptor.rawValue, 0, 0, POSIX_FADV_DONTNEED)
+    // The first page is there.
+    var page = [UInt8](repeating: 0, count: 4096)
+    XCTAssertEqual(pread(descriptor.rawValue, &page, 4096, 0), 4096, line: line)
+    let context = try AIOContext(queueDepth: 8)
+    let buffer = AIOBuffer([UInt8](repeating: 2, count: 8192))
+    let outcome = try context.outcome { try write(context, file, buffer, $0) }
+    XCTAssertEqual(outcome, .success(8192), line: line)
+    let expected =
+      [UInt8](repeating: 1, count: 100) + [UInt8](repeating: 2, count: 8192)
+      + [UInt8](repeating: 1, count: 65536 - 8292)
+    XCTAssertEqual(try directory.contents("disk/file"), expected, line: line)
+    try context.closeAndWait()
+  }
+
+  func testABufferedWriteThatIsCutShortIsFinished() throws {
+    try assertFinished { try $0.write($1, at: 100, from: $2, completion: $3) }
+  }
+
+  func testAVectoredBufferedWriteThatIsCutShortIsFinished() throws {
+    try assertFinished { context, file, buffer, completion in
+      try context.write(
+        file, at: 100, from: [buffer[..<5], buffer[5..<8100], buffer[8100...]],
+        completion: completion)
+    }
+  }
+
   // MARK: Memory that is not resident
 
   /// 64 pages of a file on a slow disk, mapped, none of them read yet.

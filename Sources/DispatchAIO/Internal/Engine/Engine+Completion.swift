@@ -24,12 +24,17 @@ extension Engine {
   /// - Returns: whether it could look. If not, look once more after a while: the eventfd has been
   ///   cleared, and will not tell of completions that are in the ring already.
   mutating func reap(waiting nanoseconds: UInt64 = 0) -> Bool {
-    guard events.isEmpty, shares.held > 0 || nanoseconds > 0 else { return true }
+    guard events.isEmpty, shares.held > 0 || isPollArmed || nanoseconds > 0 else { return true }
     for attempt in 0..<8 {
       let answer = events.refill(from: kernel, waiting: attempt == 0 ? nanoseconds : 0)
       // Interrupted: none was taken.
       if answer == -Int(EINTR) { continue }
       guard answer >= 0 else { return false }
+      if events.hasPollEvent {
+        events.hasPollEvent = false
+        isPollArmed = false
+        isPollReady = true
+      }
       if answer > 0 { account() }
       batchLimit = firstBatch
       return true

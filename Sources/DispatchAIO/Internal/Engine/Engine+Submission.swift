@@ -12,11 +12,20 @@ extension Engine {
   mutating func submit() -> Submission {
     while true {
       let isOverBudget = !fillBatch()
+      // Last, so that it shares the call with what the handlers of the last event have asked for.
+      let poll = pollDescriptor >= 0 && !isPollArmed ? batch.count : -1
+      if poll >= 0 {
+        batch.appendPoll(pollDescriptor, tag: LinuxKernel.pollTag, event: event)
+      }
       var done = 0
       while done < batch.count {
         let answer = callKernel(from: done)
         switch answer {
         case let taken where taken > 0:
+          if (done..<done + taken).contains(poll) {
+            isPollArmed = true
+            inKernel -= 1
+          }
           done += taken
           inKernel += taken
         case -Int(EINTR):
@@ -25,6 +34,10 @@ extension Engine {
           putBack(from: done)
           checkAccounts()
           return .stalled
+        case _ where done == poll:
+          isPollUnsupported = true
+          pollDescriptor = -1
+          done += 1
         case let refusal:
           // The first of the array is at fault, whatever the rest is like.
           let slot = slot(ofTag: batch.tag(at: done))
@@ -50,7 +63,7 @@ extension Engine {
     counts.count(submission: answer, took: took)
     submitNanoseconds &+= took
     if took > FileSystemHealth.slowSubmit, answer > 0 {
-      for taken in index..<index + answer {
+      for taken in index..<index + answer where batch.tag(at: taken) != LinuxKernel.pollTag {
         let slot = slot(ofTag: batch.tag(at: taken))
         guard table[request: slot].verb == .write else { continue }
         table[request: slot].file.predictor.submissionTook(took, now: ended)
@@ -173,7 +186,8 @@ extension Engine {
 
   /// What the kernel had no room for goes back to the head of the queue, in its order.
   private mutating func putBack(from first: Int) {
-    for index in (first..<batch.count).reversed() {
+    for index in (first..<batch.count).reversed()
+    where batch.tag(at: index) != LinuxKernel.pollTag {
       let slot = slot(ofTag: batch.tag(at: index))
       noLongerUnsignalled(slot)
       releaseRoom(slot)

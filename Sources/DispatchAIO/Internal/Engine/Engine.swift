@@ -93,6 +93,16 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// Whether `submit` has put something into the offload queue since the driver looked last.
   var hasOffloaded = false
 
+  /// The epoll set that a poll request is kept in flight for; -1: there is none, or the kernel has no
+  /// such request.
+  var pollDescriptor: Int32 = -1
+  /// Whether the poll request is in flight.
+  var isPollArmed = false
+  /// Whether something of the set is ready; the driver's to reset.
+  var isPollReady = false
+  /// Whether the kernel has refused a poll request.
+  var isPollUnsupported = false
+
   /// What this turn has copied, and for how long it has been in `io_submit`.
   var copiedBytes = 0
   var submitNanoseconds: UInt64 = 0

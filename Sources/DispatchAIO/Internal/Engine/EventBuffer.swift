@@ -9,6 +9,8 @@ struct EventBuffer: ~Copyable {
   private let events: UnsafeMutablePointer<io_event>
   private var first = 0
   private var end = 0
+  /// Whether the poll request has completed; the owner's to reset.
+  var hasPollEvent = false
 
   init(capacity: Int) {
     self.capacity = capacity
@@ -37,8 +39,12 @@ struct EventBuffer: ~Copyable {
     guard answer > 0 else { return answer }
     for index in 0..<answer {
       let event = unsafe events[index]
-      // What ends a wait is no request's.
-      if unsafe event.data == UnsafeMutableRawPointer(bitPattern: UInt(LinuxKernel.wakeTag)) { continue }
+      let tag = unsafe UInt64(UInt(bitPattern: event.data))
+      // What ends a wait, and the poll request, are in no slot.
+      if tag >= LinuxKernel.pollTag {
+        if tag == LinuxKernel.pollTag { hasPollEvent = true }
+        continue
+      }
       if end != index { unsafe events[end] = unsafe event }
       end += 1
     }

@@ -9,6 +9,8 @@
 //     same inode lock), one sync, and `readsPerFile` reads; a sync does not wait behind writes.
 //   - An item is *claimed* when a thread takes it, right before the system call: until then its
 //     request can be cancelled.
+//   - Writes of a file that continue each other are taken together, for one system call: the kernel
+//     would take them one by one under the inode's lock.
 //   - `base` threads work at a time. One whose call has taken longer than `stuckAfter` does not
 //     count, and is replaced, up to `limit` threads in all.
 
@@ -30,6 +32,9 @@ enum OffloadKind: Int {
 final class OffloadQueue: Sendable {
   /// After how long in one call a thread counts as stuck, in nanoseconds.
   static let stuckAfter: UInt64 = 20_000_000
+
+  /// How many writes are taken together with another.
+  private static let mostContinuations = 127
 
   /// What a thread is to do.
   struct Work {
@@ -102,21 +107,26 @@ final class OffloadQueue: Sendable {
   private let readsPerFile: Int
   private let writesPerFile: Int
   private let claim: @Sendable (UInt32) -> Bool
+  private let continues: @Sendable (UInt32, UInt32) -> Bool
 
   /// - Parameters:
   ///   - base: how many threads work at a time while none is stuck.
   ///   - limit: how many threads there are at the most, stuck ones included.
   ///   - sharesFiles: whether one file may have all of the threads.
   ///   - claim: makes an item the taker's; `false` when somebody has cancelled it. Called under the
-  ///     queue's lock.
+  ///     queue's lock, as is the next.
+  ///   - continues: whether one write goes on where another ends, so that one call may do both.
   init(
-    base: Int, limit: Int, sharesFiles: Bool = false, claim: @escaping @Sendable (UInt32) -> Bool
+    base: Int, limit: Int, sharesFiles: Bool = false,
+    continues: @escaping @Sendable (UInt32, UInt32) -> Bool = { _, _ in false },
+    claim: @escaping @Sendable (UInt32) -> Bool
   ) {
     precondition(base >= 1 && limit >= base)
     self.base = base
     readsPerFile = sharesFiles ? base : max(1, base / 2)
     writesPerFile = sharesFiles ? base : 1
     self.claim = claim
+    self.continues = continues
     state = Lock(State(threads: Array(repeating: Thread(), count: limit)))
   }
 
@@ -174,9 +184,14 @@ final class OffloadQueue: Sendable {
 
   /// What a thread that was started has to see to now.
   ///
-  /// - Parameter finished: what it has just done; `nil` the first time.
-  func next(for thread: Int, finished: Work?, now: UInt64) -> Step {
-    state.withLock { state in
+  /// - Parameters:
+  ///   - finished: what it has just done; `nil` the first time.
+  ///   - more: becomes the writes that are to be done in one call with the work's own item, in order.
+  func next(
+    for thread: Int, finished: Work?, now: UInt64, more: inout [UInt32]
+  ) -> Step {
+    more.removeAll(keepingCapacity: true)
+    return state.withLock { state in
       if let finished {
         addActive(-1, finished.file, finished.kind, &state)
         makeRunnable(finished.file, &state)
@@ -184,7 +199,7 @@ final class OffloadQueue: Sendable {
         state.starting -= 1
       }
       state.threads[thread].since = 0
-      guard !isCrowded(now, &state), let work = take(&state) else {
+      guard !isCrowded(now, &state), let work = take(&state, &more) else {
         state.threads[thread].isRunning = false
         state.running -= 1
         return step(nil, now, &state)
@@ -228,13 +243,14 @@ final class OffloadQueue: Sendable {
     return count
   }
 
-  private func take(_ state: inout State) -> Work? {
+  private func take(_ state: inout State, _ more: inout [UInt32]) -> Work? {
     while let file = popRunnable(&state) {
       for kind in [OffloadKind.sync, .write, .read] where mayBegin(kind, state.files[Int(file)]) {
         while case let item = state.files[Int(file)][kind].first, item != .max {
           unlink(item, &state)
           // Cancelled: whoever did it completes the request.
           guard claim(item) else { continue }
+          if kind == .write { takeContinuations(of: item, file, &state, &more) }
           addActive(1, file, kind, &state)
           makeRunnable(file, &state)
           return Work(item: item, file: file, kind: kind)
@@ -242,6 +258,21 @@ final class OffloadQueue: Sendable {
       }
     }
     return nil
+  }
+
+  /// Takes the writes that go on where the one before ends.
+  private func takeContinuations(
+    of first: UInt32, _ file: UInt32, _ state: inout State, _ more: inout [UInt32]
+  ) {
+    var last = first
+    while case let item = state.files[Int(file)].waiting.write.first, item != .max,
+      more.count < Self.mostContinuations, continues(last, item)
+    {
+      unlink(item, &state)
+      guard claim(item) else { return }
+      more.append(item)
+      last = item
+    }
   }
 
   private func unlink(_ item: UInt32, _ state: inout State) {
@@ -280,7 +311,8 @@ final class OffloadQueue: Sendable {
   /// Puts a file at the end of the runnable ones, if something of it may begin now.
   private func makeRunnable(_ file: UInt32, _ state: inout State) {
     let entry = state.files[Int(file)]
-    guard !entry.isRunnable, mayBegin(.sync, entry) || mayBegin(.write, entry) || mayBegin(.read, entry)
+    guard !entry.isRunnable,
+      mayBegin(.sync, entry) || mayBegin(.write, entry) || mayBegin(.read, entry)
     else { return }
     state.files[Int(file)].isRunnable = true
     state.files[Int(file)].nextRunnable = .max

@@ -20,18 +20,65 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     self.event = event
   }
 
-  /// Does a request that was claimed. May sleep, for long.
+  /// Does a request that was claimed, and writes that continue it, if there are any. May sleep, for
+  /// long.
   ///
-  /// - Returns: whether it has returned the request, so that the loop has to look; else its
-  ///   completion comes through the eventfd, and may have come already.
-  mutating func perform(_ slot: UInt32) -> Bool {
+  /// - Returns: whether it has returned a request, so that the loop has to look; else the completion
+  ///   arrives through the eventfd, and may have arrived already.
+  mutating func perform(_ slot: UInt32, _ more: [UInt32] = []) -> Bool {
     guard table[request: slot].verb == .write else { return attempt(slot) }
     // The request, and so its file, may be gone when `attempt` returns.
     let predictor = table[request: slot].file.predictor
     let start = clinux_monotonic_nanoseconds()
     predictor.offloadedWriteBegins()
     defer { predictor.offloadedWriteEnded(start: start, now: clinux_monotonic_nanoseconds()) }
+    guard more.isEmpty else {
+      writeRun(slot, more)
+      return true
+    }
     return attempt(slot)
+  }
+
+  /// Makes several writes, which continue each other, by as few calls as it takes: one, unless the
+  /// kernel takes a part of it, or refuses; the write that is at fault gets the answer, and those
+  /// behind it are made by the next call.
+  private mutating func writeRun(_ slot: UInt32, _ more: [UInt32]) {
+    let table = table
+    var slots = [slot] + more
+    while !slots.isEmpty {
+      let answer = callSystem(table, slots)
+      let (whole, rest) = WriteRun.split(
+        max(0, answer), slots.lazy.map { table[request: $0].chunkLength })
+      for slot in slots.prefix(whole) { give(slot, table[request: slot].chunkLength) }
+      if whole < slots.count, rest > 0 || answer <= 0 {
+        give(slots[whole], rest > 0 ? rest : answer)
+        slots.removeFirst(whole + 1)
+      } else {
+        slots.removeFirst(whole)
+      }
+    }
+  }
+
+  private func give(_ slot: UInt32, _ answer: Int) {
+    table[slot].answer = answer
+    table.offloadResults.push(slot)
+  }
+
+  /// `pwritev(2)` of all that the writes have.
+  private mutating func callSystem(_ table: RequestTable<Attachment>, _ slots: [UInt32]) -> Int {
+    batch.removeAll()
+    for slot in slots { batch.appendVectors(of: table[request: slot]) }
+    let (file, offset) = (
+      table[request: slots[0]].file.descriptor, off_t(table[request: slots[0]].chunkOffset)
+    )
+    var answer: Int
+    repeat {
+      answer = unsafe batch.withVectors { vectors, count in
+        unsafe pwritev(file, vectors, Int32(count), offset)
+      }
+      if answer < 0 { answer = -Int(errno) }
+    } while answer == -Int(EINTR)
+    return answer
   }
 
   private mutating func attempt(_ slot: UInt32) -> Bool {

@@ -11,11 +11,12 @@ internal import SystemPackage
 ///   of a context from any thread at once.
 @safe
 struct LinuxKernel: Kernel, @unchecked Sendable {
-  /// Names the completion that `wake` makes: no request has it.
+  /// Names the completion that `wake` makes, and that of the poll request: no slot has them.
   static let wakeTag = UInt64.max
-  /// Room for completions that `wake` makes: several threads may be about to, while the loop has
-  /// stopped waiting already.
-  private static let wakeRoom = 4
+  static let pollTag = UInt64.max - 1
+  /// Room for the poll request, and for completions that `wake` makes: several threads may be about
+  /// to, while the loop has stopped waiting already.
+  private static let extraRoom = 5
   /// A descriptor that is always readable: an eventfd that has counted one, and is never read.
   private static let readableDescriptor: Int32 = {
     let descriptor = clinux_eventfd()
@@ -31,7 +32,7 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   ///   completions of exactly that many, and a few more.
   init(room: Int) throws(Errno) {
     var context: io_context_t?
-    let answer = unsafe io_setup(Int32(room + Self.wakeRoom), &context)
+    let answer = unsafe io_setup(Int32(room + Self.extraRoom), &context)
     guard answer == 0 else { throw Errno(rawValue: -answer) }
     unsafe self.context = unsafe context
   }
@@ -82,11 +83,7 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   /// itself.
   func wake() {
     guard unsafe context != nil, Self.readableDescriptor >= 0 else { return }
-    var block = unsafe iocb()
-    unsafe block.data = UnsafeMutableRawPointer(bitPattern: UInt(Self.wakeTag))
-    unsafe block.aio_fildes = Self.readableDescriptor
-    unsafe block.aio_lio_opcode = Int16(IO_CMD_POLL.rawValue)
-    unsafe block.u.poll.events = Int32(POLLIN)
+    var block = unsafe SubmissionBatch.poll(Self.readableDescriptor, tag: Self.wakeTag)
     unsafe withUnsafeMutablePointer(to: &block) { block in
       var pointer: UnsafeMutablePointer<iocb>? = unsafe block
       _ = unsafe submit(&pointer, count: 1)

@@ -23,7 +23,8 @@ struct SubmissionBatch: ~Copyable {
   private var vectorCount = 0
 
   init(capacity: Int) {
-    self.capacity = min(capacity, Self.maximumCount)
+    // One more for the poll request.
+    self.capacity = min(capacity, Self.maximumCount) + 1
     unsafe blocks = .allocate(capacity: self.capacity)
     unsafe blocks.initialize(repeating: iocb(), count: self.capacity)
     unsafe pointers = .allocate(capacity: self.capacity)
@@ -48,7 +49,7 @@ struct SubmissionBatch: ~Copyable {
   /// Whether the batch has room for one more, with that much memory.
   @inline(__always)
   func hasRoom(for operation: Operation) -> Bool {
-    guard count < capacity else { return false }
+    guard count < capacity - 1 else { return false }
     switch operation {
     case .read(let memory), .write(let memory):
       return !memory.isVector || vectorCount + memory.elements <= Self.maximumElements
@@ -95,6 +96,26 @@ struct SubmissionBatch: ~Copyable {
     count += 1
   }
 
+  /// Adds a poll request for a descriptor to be readable, if there is room for it.
+  mutating func appendPoll(_ descriptor: Int32, tag: UInt64, event: Int32) {
+    guard count < capacity else { return }
+    var block = unsafe Self.poll(descriptor, tag: tag)
+    unsafe block.u.c.flags = 1  // IOCB_FLAG_RESFD
+    unsafe block.u.c.resfd = UInt32(bitPattern: event)
+    unsafe blocks[count] = unsafe block
+    count += 1
+  }
+
+  /// A request that completes once a descriptor is readable: `IOCB_CMD_POLL`.
+  static func poll(_ descriptor: Int32, tag: UInt64) -> iocb {
+    var block = unsafe iocb()
+    unsafe block.data = UnsafeMutableRawPointer(bitPattern: UInt(tag))
+    unsafe block.aio_fildes = descriptor
+    unsafe block.aio_lio_opcode = Int16(IO_CMD_POLL.rawValue)
+    unsafe block.u.poll.events = Int32(POLLIN)
+    return unsafe block
+  }
+
   /// - Parameters:
   ///   - start: how many bytes of the memory to leave out, at its beginning.
   ///   - most: how many bytes after those to take.
@@ -135,6 +156,17 @@ struct SubmissionBatch: ~Copyable {
       vectorCount += 1
     }
     return vectorCount - first
+  }
+
+  /// Adds the elements of what is left of a write's memory, for `withVectors`.
+  mutating func appendVectors<Attachment>(of request: borrowing Request<Attachment>) {
+    guard case .write(let memory) = request.operation else { return }
+    _ = append(memory, from: request.resumeOffset, most: request.chunkLimit)
+  }
+
+  /// Calls `body` with the elements that were added.
+  mutating func withVectors<Result>(_ body: (UnsafePointer<iovec>, Int) -> Result) -> Result {
+    unsafe body(vectors, vectorCount)
   }
 
   /// Calls `body` with the elements of what is left of a request's memory, as system calls take them.

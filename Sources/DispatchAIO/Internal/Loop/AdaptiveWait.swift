@@ -56,10 +56,11 @@ struct AdaptiveWait {
   /// - Parameters:
   ///   - inKernel: how many requests of the loop's are in flight.
   ///   - offloaded: how many are with offload threads.
-  mutating func way(inKernel: Int, offloaded: Int) -> Way? {
-    guard inKernel + offloaded > 0 else { return nil }
+  ///   - isPolling: whether descriptors or timers may become ready.
+  mutating func way(inKernel: Int, offloaded: Int, isPolling: Bool) -> Way? {
+    guard inKernel + offloaded > 0 || isPolling else { return nil }
     let way: Way
-    if settings.spinBound > 0, inKernel <= Self.mostToSpin {
+    if settings.spinBound > 0, inKernel + offloaded > 0, inKernel <= Self.mostToSpin {
       way = .spin
     } else {
       guard settings.sleepBound > 0 else { return nil }

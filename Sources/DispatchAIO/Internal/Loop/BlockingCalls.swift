@@ -34,7 +34,7 @@ enum BlockingCalls {
   private static let state = Lock(State())
   private static let queue = OffloadQueue(base: threads.base, limit: threads.limit) { _ in true }
   private static let pool = OffloadPool(queue: queue, limit: threads.limit) {
-    { item in perform(item) }
+    { item, _ in perform(item) }
   }
 
   /// Runs a block on a thread that may sleep.

@@ -37,6 +37,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   let queue: DispatchQueue
   let settings: Settings
   let table: RequestTable<Delivery>
+  /// Descriptors and timers.
+  let readiness = Readiness()
   /// Requests of tasks that wait for a slot.
   let admission = AdmissionQueue()
   /// Runs what completions resume within the turn.
@@ -54,8 +56,19 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private let turnThread = Atomic<UInt>(0)
   /// Whether new requests are refused.
   private let isClosing = Atomic<Bool>(false)
+  /// Whether the epoll set is polled.
+  private let isPolling = Atomic<Bool>(false)
   /// Marks `queue`, so that one can ask whether one is on it.
   private let onQueue = DispatchSpecificKey<Void>()
+
+  /// Where the kernel has no AIO poll: tells that something of the epoll set is ready.
+  private var readinessSource: (any DispatchSourceRead)?
+  private var isPollRefused = false
+  /// See `beforeSubmit`; and a spare, so that no memory is allocated for each turn.
+  private var submitHooks: [@Sendable () -> Void] = []
+  private var spareHooks: [@Sendable () -> Void] = []
+  /// Blocks that `async` was given, and what it takes to run them.
+  private let blocks = LoopBlocks()
 
   private var crossQueueBatch = CrossQueueBatch()
   /// Entered while handlers are on their way to other queues.
@@ -93,8 +106,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
     let limit = settings.offloadThreads * Self.offloadGrowth
     let offloadQueue = OffloadQueue(
       base: settings.offloadThreads, limit: limit,
-      sharesFiles: settings.policy == .threadsOnly
-    ) { table.claim($0) }
+      sharesFiles: settings.policy == .threadsOnly,
+      continues: { table.continues($0, $1) }, claim: { table.claim($0) })
     unsafe engine = .allocate(capacity: 1)
     unsafe engine.initialize(
       to: Engine(
@@ -105,8 +118,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
     self.scheduler = scheduler
     offloadPool = OffloadPool(queue: offloadQueue, limit: limit) {
       let worker = WorkerBox(OffloadWorker(kernel: kernel, table: table, event: event.rawValue))
-      return { slot in
-        if worker.inner.perform(slot) { scheduler.scheduleTurn() }
+      return { slot, more in
+        if worker.inner.perform(slot, more) { scheduler.scheduleTurn() }
       }
     }
     self.queue.setSpecific(key: onQueue, value: ())
@@ -157,6 +170,9 @@ final class Loop: SlotOwner, @unchecked Sendable {
       return id
     }
     let id = table.accept(request, in: slot)
+    // From a block that somebody put on the queue, as the handler of a Dispatch source: more of those
+    // cannot run while the loop waits.
+    if DispatchQueue.getSpecific(key: onQueue) != nil { wait.deferToOthers() }
     scheduler.scheduleTurn()
     return id
   }
@@ -206,6 +222,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     if Fork.isChild { return }
     isClosing.store(true, ordering: .sequentiallyConsistent)
     admission.close()
+    readiness.close()
     queue.async { [self] in
       if let completion {
         guard life != .closed else { return completion() }
@@ -269,6 +286,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     if byHand { scheduler.turnByHandBegins() }
     turns += 1
     let outerPass = byHand ? 0 : executor.enter()
+    preparePolling()
     var share = TurnShare(byHand: byHand)
     unsafe engine.pointee.beginTurn()
     while iterate(&share) {}
@@ -287,7 +305,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private func iterate(_ share: inout TurnShare) -> Bool {
     let isBehind = takeInAndSubmit(&share)
     let hasJobs = !share.byHand && executor.hasJobs
-    guard unsafe engine.pointee.hasCompletions || hasJobs else {
+    let isReady = unsafe engine.pointee.isPollReady || readiness.hasHandlers || !blocks.isEmpty
+    guard unsafe engine.pointee.hasCompletions || hasJobs || isReady else {
       flush()
       guard isBehind else { return !waitOrSleep(&share) }
       guard share.byHand && !share.isUsedUp else {
@@ -303,6 +322,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
       scheduler.yield()
       return false
     }
+    if isReady { runReady(&share) }
     deliver(&share)
     if hasJobs || !share.byHand && executor.hasJobs { share.jobs += executor.run(until: share.end) }
     return true
@@ -315,7 +335,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private func takeInAndSubmit(_ share: inout TurnShare) -> Bool {
     var isBehind = false
     if admission.hasWaiters { isBehind = !admitWaiters() }
-    if !table.inbox.isEmpty { wait.deferToOthers() }
+    if !submitHooks.isEmpty { runSubmitHooks() }
     if unsafe !engine.pointee.collect() { isBehind = true }
     switch unsafe engine.pointee.submit() {
     case .settled: scheduler.retrySucceeded()
@@ -326,8 +346,95 @@ final class Loop: SlotOwner, @unchecked Sendable {
       unsafe engine.pointee.hasOffloaded = false
       offloadPool.start(for: self)
     }
+    if unsafe engine.pointee.isPollUnsupported { watchReadinessByDispatch() }
     if unsafe !engine.pointee.reap() { scheduler.retryLater() }
     return isBehind
+  }
+
+  // MARK: Readiness and blocks
+
+  /// Something changed that the turn has to look at: a descriptor to poll for the first time, or a
+  /// handler to run. From any thread.
+  func readinessChanged(hasHandlers: Bool) {
+    if hasHandlers || !isPolling.load(ordering: .relaxed) { scheduler.scheduleTurn() }
+  }
+
+  /// Runs a block in a turn. From any thread.
+  func async(_ body: @escaping @Sendable () -> Void) {
+    if blocks.append(body) {
+      scheduler.scheduleTurn()
+    } else {
+      queue.async(execute: body)
+    }
+  }
+
+  /// Runs a block before the next submission. On the queue only.
+  func beforeSubmit(_ body: @escaping @Sendable () -> Void) {
+    guard DispatchQueue.getSpecific(key: onQueue) != nil else {
+      fatalError(
+        "AIOContext: beforeSubmit was not called on the context's queue, '\(queue.label)'")
+    }
+    submitHooks.append(body)
+    scheduler.scheduleTurn()
+  }
+
+  private func runSubmitHooks() {
+    swap(&submitHooks, &spareHooks)
+    for hook in spareHooks { hook() }
+    spareHooks.removeAll(keepingCapacity: true)
+  }
+
+  /// Runs the handlers of what is ready, and blocks.
+  private func runReady(_ share: inout TurnShare) {
+    if unsafe engine.pointee.isPollReady {
+      unsafe engine.pointee.isPollReady = false
+      for (source, poll, events) in readiness.ready() {
+        share.jobs += 1
+        if let source {
+          readiness.handler(of: source)?()
+        } else {
+          poll?.completion(.success(events))
+        }
+      }
+    }
+    if readiness.hasHandlers {
+      let (handlers, polls) = readiness.takeHandlers()
+      for handler in handlers { handler() }
+      for (poll, error) in polls { poll.completion(.failure(error)) }
+      share.jobs += handlers.count + polls.count
+    }
+    if !blocks.isEmpty { share.jobs += blocks.run(until: share.end) }
+  }
+
+  /// Has the engine poll the epoll set, once there is one.
+  private func preparePolling() {
+    guard !isPolling.load(ordering: .relaxed), let descriptor = readiness.descriptor else { return }
+    isPolling.store(true, ordering: .relaxed)
+    if unsafe isPollRefused || engine.pointee.policy == .threadsOnly {
+      unsafe engine.pointee.isPollUnsupported = true
+    } else {
+      unsafe engine.pointee.pollDescriptor = descriptor
+    }
+  }
+
+  /// For tests: as on a kernel without AIO poll. On the queue, before the first source is made.
+  func pretendThatPollIsUnsupported() { isPollRefused = true }
+
+  /// For tests: calls of `io_submit` so far. On the queue.
+  var submitCallsOfThisMoment: Int { unsafe engine.pointee.counts.submitCalls }
+
+  /// The kernel has no AIO poll: a source of Dispatch's takes its place.
+  private func watchReadinessByDispatch() {
+    unsafe engine.pointee.isPollUnsupported = false
+    guard readinessSource == nil, let descriptor = readiness.descriptor else { return }
+    let source = DispatchSource.makeReadSource(fileDescriptor: descriptor, queue: queue)
+    source.setEventHandler { [self] in
+      unsafe engine.pointee.isPollReady = true
+      turn()
+    }
+    source.setCancelHandler { [self] in readiness.destroy() }
+    source.activate()
+    readinessSource = source
   }
 
   /// Gives free slots to those who wait for one, or ends them when the context closes.
@@ -402,7 +509,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// Whether other threads have left something.
   private func hasArrivals() -> Bool {
-    table.hasArrivals || !admission.isEmpty && table.free.count > 0
+    table.hasArrivals || !admission.isEmpty && table.free.count > 0 || !blocks.isEmpty
+      || readiness.hasHandlers
   }
 
   private enum Waited {
@@ -418,7 +526,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// - Parameter isLate: whether the queue's other blocks are to run before.
   private func waitInRing(isLate: Bool) -> Waited {
     let (inKernel, offloaded) = unsafe (engine.pointee.inKernel, engine.pointee.offloaded)
-    guard let way = wait.way(inKernel: inKernel, offloaded: offloaded) else { return .nothing }
+    guard
+      let way = unsafe wait.way(
+        inKernel: inKernel, offloaded: offloaded, isPolling: engine.pointee.isPollArmed)
+    else { return .nothing }
     if isLate { return .yields }
     let began = clinux_monotonic_nanoseconds()
     let longest = wait.longest(way)
@@ -433,7 +544,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
         }
       }
       waited = clinux_monotonic_nanoseconds() &- began
-      if unsafe engine.pointee.hasCompletions || table.hasArrivals {
+      if unsafe engine.pointee.hasCompletions || engine.pointee.isPollReady || hasArrivals() {
         wait.waited(waited, successfully: true)
         return .something
       }
@@ -475,13 +586,17 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// Ends the loop if every slot is free, which means that no request is left anywhere.
   private func endIfIdle() {
-    guard life == .open, table.free.count == table.capacity, admission.isEmpty else { return }
+    guard life == .open, table.free.count == table.capacity, admission.isEmpty,
+      !readiness.hasHandlers, submitHooks.isEmpty, blocks.close()
+    else { return }
     life = .ending
     scheduler.prepareToClose()
     // Handlers on other queues have run before close calls back; and io_destroy takes tens of
     // milliseconds, so it gets a thread of its own.
     crossQueueHandlers.notify(queue: DispatchQueue(label: "DispatchAIO.teardown")) { [self] in
+      // Which cancels the poll request: after that, its epoll set may be closed.
       kernel.destroy()
+      if let readinessSource { readinessSource.cancel() } else { readiness.destroy() }
       scheduler.close()
     }
   }

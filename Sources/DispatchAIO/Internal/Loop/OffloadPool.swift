@@ -9,15 +9,18 @@ internal import Synchronization
 
 /// Threads that make the system calls the loop must not block in.
 final class OffloadPool: Sendable {
-  /// What does one item: made for each thread, on its first one, and then used by that thread only.
-  typealias Worker = (UInt32) -> Void
+  /// Does an item, and those that are to be done in one call with it: made for each thread, when it has
+  /// its first one, and then used by that thread only.
+  typealias Worker = (_ item: UInt32, _ more: [UInt32]) -> Void
 
   /// A serial queue, which has a thread while it has something to do.
   ///
-  /// - Safety: `@unchecked Sendable` because `worker` is touched on the queue only.
+  /// - Safety: `@unchecked Sendable` because `worker` and `more` are touched on the queue only.
   private final class Thread: @unchecked Sendable {
     let queue: DispatchQueue
     lazy var worker = makeWorker()
+    /// What is to be done in one call with the item at hand.
+    var more: [UInt32] = []
     private let makeWorker: @Sendable () -> Worker
 
     init(_ label: String, _ makeWorker: @escaping @Sendable () -> Worker) {
@@ -56,11 +59,11 @@ final class OffloadPool: Sendable {
       var finished: OffloadQueue.Work?
       while true {
         let step = queue.next(
-          for: number, finished: finished, now: clinux_monotonic_nanoseconds())
+          for: number, finished: finished, now: clinux_monotonic_nanoseconds(), more: &thread.more)
         if let another = step.threadToStart { run(another, for: owner) }
         if step.isBacklogged { watch(for: owner) }
         guard let work = step.work else { break }
-        thread.worker(work.item)
+        thread.worker(work.item, thread.more)
         finished = work
       }
     }

@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Sockets, pipes and timers in the ring. A context has one epoll set, made when it is first needed, and
+// the engine keeps one poll request for that set in flight: ten thousand descriptors cost one slot.
+// When the request completes, the loop asks here what is ready, and runs the handlers.
+//
+// Everything is under one lock, so that sources are made, suspended, resumed and cancelled on any
+// thread; what is under it are short system calls that do not sleep. Handlers run outside of it, on the
+// loop's queue.
+
+internal import CLinux
+internal import HeapModule
+internal import SystemPackage
+
+final class Readiness: Sendable {
+  /// How many descriptors one pass looks at, at the most.
+  static let descriptorsPerPass = 64
+  /// What the timerfd is called in the set.
+  private static let timerNumber = UInt64.max
+
+  /// What is to be run, on the loop's queue.
+  enum Event {
+    case handler(@Sendable () -> Void)
+    case poll(OneShotPoll, AIOPollEvents)
+  }
+
+  /// A descriptor in the set.
+  struct Watched {
+    var generation: UInt32
+    var reader: AIOSource?
+    var writer: AIOSource?
+    var polls: [OneShotPoll] = []
+    /// What the set waits for; `nil` while it does not have the descriptor.
+    var events: UInt32?
+
+    var isUnused: Bool { reader == nil && writer == nil && polls.isEmpty }
+
+    /// What the set is to wait for.
+    var wanted: UInt32 {
+      var wanted: UInt32 = 0
+      if let reader, reader.isRunning { wanted |= AIOPollEvents.readable.rawValue }
+      if let writer, writer.isRunning { wanted |= AIOPollEvents.writable.rawValue }
+      for poll in polls { wanted |= poll.events.rawValue }
+      return wanted
+    }
+  }
+
+  fileprivate struct TimerEntry: Comparable {
+    let deadline: UInt64
+    let number: UInt64
+    let timer: AIOTimerSource
+
+    static func < (a: TimerEntry, b: TimerEntry) -> Bool {
+      (a.deadline, a.number) < (b.deadline, b.number)
+    }
+    static func == (a: TimerEntry, b: TimerEntry) -> Bool { a.number == b.number }
+  }
+
+  struct State {
+    var set: PollSet?
+    var watched: [Int32: Watched] = [:]
+    var generation: UInt32 = 0
+    /// Registration and cancel handlers that are to run.
+    var handlers: [@Sendable () -> Void] = []
+    /// One-shot polls that have ended without an event.
+    var endedPolls: [(OneShotPoll, AIOError)] = []
+    var isClosed = false
+
+    fileprivate var timers = Heap<TimerEntry>()
+    fileprivate var activeTimers: Set<ObjectIdentifier> = []
+    fileprivate var timerDescriptor: Int32?
+    fileprivate var lastTimerNumber: UInt64 = 0
+    /// When the timerfd fires; 0 for never.
+    fileprivate var armedDeadline: UInt64 = 0
+    fileprivate var staleEntries = 0
+  }
+
+  private let state = Lock(State())
+
+  init() {}
+
+  /// The set's descriptor, for the poll request; `nil` while there is none.
+  var descriptor: Int32? { state.withLock { $0.set?.descriptor } }
+
+  func withLock<Result>(_ body: (inout sending State) -> sending Result) -> sending Result {
+    state.withLock(body)
+  }
+
+  // MARK: Descriptors
+
+  /// Adds a source for a descriptor, which does not wait for anything yet.
+  ///
+  /// - Throws: the errno of `epoll_create1(2)` or `epoll_ctl(2)`; `EEXIST` when the descriptor has a
+  ///   source of that kind; `ECANCELED` when the context has been closed.
+  func add(_ source: AIOSource, isWriter: Bool) throws(Errno) {
+    try change(source.fd) { watched in
+      guard (isWriter ? watched.writer : watched.reader) == nil else { return .fileExists }
+      if isWriter { watched.writer = source } else { watched.reader = source }
+      return nil
+    }
+  }
+
+  func add(_ poll: OneShotPoll) throws(Errno) {
+    try change(poll.fd) { watched in
+      watched.polls.append(poll)
+      return nil
+    }
+  }
+
+  private func change(_ fd: Int32, _ body: (inout Watched) -> Errno?) throws(Errno) {
+    let failure = state.withLock { state -> Errno? in
+      if state.isClosed { return .canceled }
+      do throws(Errno) {
+        let set = try Self.set(&state)
+        var watched = state.watched[fd] ?? Self.watched(&state)
+        if let refusal = body(&watched) { return refusal }
+        try update(fd, &watched, set)
+        state.watched[fd] = watched
+        return nil
+      } catch {
+        return error
+      }
+    }
+    if let failure { throw failure }
+  }
+
+  private static func set(_ state: inout State) throws(Errno) -> PollSet {
+    if let set = state.set { return set }
+    let set = try PollSet()
+    state.set = set
+    return set
+  }
+
+  private static func watched(_ state: inout State) -> Watched {
+    state.generation &+= 1
+    return Watched(generation: state.generation)
+  }
+
+  /// Has the set wait for what is wanted of a descriptor.
+  private func update(_ fd: Int32, _ watched: inout Watched, _ set: PollSet) throws(Errno) {
+    let wanted = watched.wanted
+    guard watched.events != wanted else { return }
+    let number = UInt64(UInt32(bitPattern: fd)) | UInt64(watched.generation) << 32
+    if watched.events == nil {
+      try set.add(fd, events: wanted, number: number)
+    } else {
+      try set.modify(fd, events: wanted, number: number)
+    }
+    watched.events = wanted
+  }
+
+  /// Has the set wait for what is wanted of a descriptor, after a source was resumed or suspended.
+  func update(_ fd: Int32, _ state: inout State) {
+    guard let set = state.set, var watched = state.watched[fd] else { return }
+    // The descriptor was in the set: what may fail failed when it was added.
+    try? update(fd, &watched, set)
+    state.watched[fd] = watched
+  }
+
+  /// Removes a source that was cancelled.
+  func remove(_ source: AIOSource, _ state: inout State) {
+    if let timer = source as? AIOTimerSource {
+      if state.activeTimers.remove(ObjectIdentifier(timer)) != nil { state.staleEntries += 1 }
+      return
+    }
+    guard var watched = state.watched[source.fd] else { return }
+    if watched.reader === source { watched.reader = nil }
+    if watched.writer === source { watched.writer = nil }
+    settle(source.fd, watched, &state)
+  }
+
+  /// Removes a poll that has not ended.
+  ///
+  /// - Returns: whether it was there.
+  func remove(_ poll: OneShotPoll) -> Bool {
+    state.withLock { state in
+      guard var watched = state.watched[poll.fd],
+        let index = watched.polls.firstIndex(where: { $0 === poll })
+      else { return false }
+      watched.polls.remove(at: index)
+      settle(poll.fd, watched, &state)
+      return true
+    }
+  }
+
+  private func settle(_ fd: Int32, _ watched: Watched, _ state: inout State) {
+    guard let set = state.set else { return }
+    if watched.isUnused {
+      if watched.events != nil { set.remove(fd) }
+      state.watched[fd] = nil
+    } else {
+      var watched = watched
+      try? update(fd, &watched, set)
+      state.watched[fd] = watched
+    }
+  }
+
+  // MARK: On the loop's queue
+
+  /// What is ready now.
+  ///
+  /// - Returns: what to run, in order; each is to be asked for by `handler(of:)` first, since the one
+  ///   before may have suspended or cancelled it.
+  func ready() -> [(source: AIOSource?, poll: OneShotPoll?, events: AIOPollEvents)] {
+    state.withLock { state in
+      guard let set = state.set else { return [] }
+      var result: [(AIOSource?, OneShotPoll?, AIOPollEvents)] = []
+      unsafe withUnsafeTemporaryAllocation(
+        of: PollSet.Readiness.self, capacity: Self.descriptorsPerPass
+      ) { buffer in
+        let count = unsafe set.ready(into: buffer)
+        for index in 0..<count {
+          let readiness = unsafe buffer[index]
+          if readiness.data == Self.timerNumber {
+            collectTimers(&state, into: &result)
+          } else {
+            collect(readiness, set, &state, into: &result)
+          }
+        }
+      }
+      return result
+    }
+  }
+
+  private func collect(
+    _ readiness: PollSet.Readiness, _ set: PollSet, _ state: inout State,
+    into result: inout [(AIOSource?, OneShotPoll?, AIOPollEvents)]
+  ) {
+    let fd = Int32(bitPattern: UInt32(truncatingIfNeeded: readiness.data))
+    // Another may have got the number since.
+    guard var watched = state.watched[fd],
+      watched.generation == UInt32(truncatingIfNeeded: readiness.data >> 32)
+    else { return }
+    let events = AIOPollEvents(rawValue: readiness.events)
+    let (ends, before): (AIOPollEvents, Int) = ([.hangUp, .error], result.count)
+    if let reader = watched.reader, reader.isRunning,
+      !events.isDisjoint(with: ends.union([.readable, .priority, .readHangUp]))
+    {
+      result.append((reader, nil, events))
+    }
+    if let writer = watched.writer, writer.isRunning,
+      !events.isDisjoint(with: ends.union(.writable))
+    {
+      result.append((writer, nil, events))
+    }
+    watched.polls.removeAll { poll in
+      let answer = events.intersection(poll.events.union(ends))
+      guard !answer.isEmpty else { return false }
+      result.append((nil, poll, answer))
+      return true
+    }
+    if result.count == before {
+      // A hang-up or an error, which the set tells of unasked, of a descriptor that nobody waits for
+      // now: until somebody does.
+      set.remove(fd)
+      watched.events = nil
+      state.watched[fd] = watched.isUnused ? nil : watched
+    } else {
+      settle(fd, watched, &state)
+    }
+  }
+
+  /// The handler of a source that was ready, if it is to run still.
+  func handler(of source: AIOSource) -> (@Sendable () -> Void)? {
+    state.withLock { _ in
+      guard source.isRunning else { return nil }
+      source.willRun()
+      return source.eventHandler
+    }
+  }
+
+  /// Registration and cancel handlers, and polls that have ended.
+  func takeHandlers() -> (handlers: [@Sendable () -> Void], polls: [(OneShotPoll, AIOError)]) {
+    state.withLock { state in
+      defer {
+        state.handlers.removeAll(keepingCapacity: true)
+        state.endedPolls.removeAll(keepingCapacity: true)
+      }
+      return (state.handlers, state.endedPolls)
+    }
+  }
+
+  /// Whether `takeHandlers` has something.
+  var hasHandlers: Bool { state.withLock { !$0.handlers.isEmpty || !$0.endedPolls.isEmpty } }
+
+  /// Cancels everything, and refuses what is new.
+  func close() {
+    state.withLock { state in
+      guard !state.isClosed else { return }
+      state.isClosed = true
+      for (_, watched) in state.watched {
+        watched.reader?.cancel(&state)
+        watched.writer?.cancel(&state)
+        for poll in watched.polls {
+          state.endedPolls.append((poll, .contextClosed(poll.subject)))
+        }
+      }
+      state.watched = [:]
+      var timers: [AIOTimerSource] = []
+      for entry in state.timers.unordered { timers.append(entry.timer) }
+      for timer in timers { timer.cancel(&state) }
+      state.timers = Heap()
+    }
+  }
+
+  /// Frees what the kernel has. The poll request must be over.
+  func destroy() {
+    state.withLock { state in
+      state.set?.close()
+      state.set = nil
+      if let descriptor = state.timerDescriptor {
+        try? FileDescriptor(rawValue: descriptor).close()
+      }
+      state.timerDescriptor = nil
+    }
+  }
+
+  // MARK: Timers
+
+  /// Makes sure that there is a timerfd.
+  func prepareTimers() throws(Errno) {
+    let failure = state.withLock { state -> Errno? in
+      if state.isClosed { return .canceled }
+      guard state.timerDescriptor == nil else { return nil }
+      let descriptor = clinux_timerfd()
+      guard descriptor >= 0 else { return Errno(rawValue: -descriptor) }
+      do throws(Errno) {
+        let set = try Self.set(&state)
+        try set.add(
+          descriptor, events: AIOPollEvents.readable.rawValue, number: Self.timerNumber)
+        state.timerDescriptor = descriptor
+        return nil
+      } catch {
+        try? FileDescriptor(rawValue: descriptor).close()
+        return error
+      }
+    }
+    if let failure { throw failure }
+  }
+
+  /// Puts a timer where its deadline is, in place of where it was.
+  func schedule(_ timer: AIOTimerSource, _ state: inout State) {
+    if !state.activeTimers.insert(ObjectIdentifier(timer)).inserted { state.staleEntries += 1 }
+    state.lastTimerNumber += 1
+    timer.number = state.lastTimerNumber
+    state.timers.insert(
+      TimerEntry(deadline: timer.deadline, number: timer.number, timer: timer))
+    if state.staleEntries > 64, state.staleEntries > state.timers.count / 2 { dropStale(&state) }
+    arm(&state)
+  }
+
+  /// Takes a timer out, until it is scheduled.
+  func unschedule(_ timer: AIOTimerSource, _ state: inout State) {
+    timer.number = 0
+    if state.activeTimers.remove(ObjectIdentifier(timer)) != nil { state.staleEntries += 1 }
+  }
+
+  private func dropStale(_ state: inout State) {
+    state.timers = Heap(state.timers.unordered.filter { $0.timer.number == $0.number })
+    state.staleEntries = 0
+  }
+
+  /// Has the timerfd fire no later than for the first timer.
+  private func arm(_ state: inout State) {
+    guard let first = state.timers.min, let descriptor = state.timerDescriptor else { return }
+    guard state.armedDeadline == 0 || first.deadline < state.armedDeadline else { return }
+    // 0 would be never.
+    state.armedDeadline = max(1, first.deadline)
+    _ = clinux_timerfd_set(descriptor, state.armedDeadline)
+  }
+
+  private func collectTimers(
+    _ state: inout State, into result: inout [(AIOSource?, OneShotPoll?, AIOPollEvents)]
+  ) {
+    let now = clinux_monotonic_nanoseconds()
+    state.armedDeadline = 0
+    while let first = state.timers.min, first.deadline <= now {
+      _ = state.timers.popMin()
+      guard first.timer.number == first.number else {
+        state.staleEntries -= 1
+        continue
+      }
+      state.activeTimers.remove(ObjectIdentifier(first.timer))
+      first.timer.fired(now: now)
+      result.append((first.timer, nil, []))
+      if first.timer.interval > 0 { schedule(first.timer, &state) }
+    }
+    // Set anew, it is no longer readable, also where it is set for never.
+    if state.timers.isEmpty, let descriptor = state.timerDescriptor {
+      _ = clinux_timerfd_set(descriptor, 0)
+    }
+    arm(&state)
+  }
+}

@@ -1,0 +1,535 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CLinux
+import Dispatch
+import Foundation
+import SystemPackage
+import XCTest
+
+@testable import DispatchAIO
+
+/// Sockets and timers in the ring behave as Dispatch's do.
+final class ReadinessTests: XCTestCase {
+  private let loop = DispatchQueue(label: "test.loop")
+
+  /// Two ends of a stream, non-blocking, closed with the test.
+  private func pair() throws -> (Int32, Int32) {
+    var ends: [Int32] = [0, 0]
+    let type = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+    XCTAssertEqual(socketpair(AF_UNIX, type, 0, &ends), 0)
+    addTeardownBlock { [ends] in for end in ends { close(end) } }
+    return (ends[0], ends[1])
+  }
+
+  private func put(_ text: String, _ fd: Int32) {
+    XCTAssertEqual(write(fd, text, text.utf8.count), text.utf8.count)
+  }
+
+  /// Runs what a test does both with the kernel's AIO poll and without: a context without kernel AIO
+  /// polls through a DispatchSource.
+  private func forEachWay(_ body: (AIOContext, String) throws -> Void) throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    try body(context, "AIO poll")
+    try context.closeAndWait()
+    let other = try withoutAIOPoll()
+    try body(other, "DispatchSource")
+    try other.closeAndWait()
+  }
+
+  private func withoutAIOPoll() throws -> AIOContext {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    loop.sync { context.loop.pretendThatPollIsUnsupported() }
+    return context
+  }
+
+  func testASourceIsLevelTriggered() throws {
+    try forEachWay { context, way in
+      let (near, far) = try pair()
+      let source = try context.makeReadSource(fileDescriptor: near)
+      let (text, sizes, done) = (Locked(""), Locked<[UInt]>([]), Promise<Void>())
+      source.setEventHandler {
+        sizes.withLock { $0.append(source.data) }
+        var byte: UInt8 = 0
+        XCTAssertEqual(read(near, &byte, 1), 1)
+        dispatchPrecondition(condition: .onQueue(context.queue))
+        if text.withLock({
+          $0.append(Character(UnicodeScalar(byte)))
+          return $0.count == 3
+        }) {
+          done.fulfil(())
+        }
+      }
+      put("abc", far)
+      source.activate()
+      try done.wait()
+      XCTAssertEqual(text.withLock { $0 }, "abc", way)
+      XCTAssertEqual(sizes.withLock { $0 }, [3, 2, 1], way)
+      source.cancel()
+    }
+  }
+
+  func testNothingHappensBeforeActivationNorWhileSuspended() throws {
+    try forEachWay { context, way in
+      let (near, far) = try pair()
+      let source = try context.makeReadSource(fileDescriptor: near)
+      let (count, registered) = (Locked(0), Promise<Void>())
+      source.setEventHandler { [unowned source] in
+        var bytes = [UInt8](repeating: 0, count: 10)
+        _ = read(near, &bytes, 10)
+        count.withLock { $0 += 1 }
+        // No other event before it is resumed.
+        source.suspend()
+      }
+      source.setRegistrationHandler { registered.fulfil(()) }
+      put("a", far)
+      try settle(context)
+      XCTAssertEqual(count.withLock { $0 }, 0, way)
+      source.activate()
+      try registered.wait()
+      XCTAssertTrue(eventually { count.withLock { $0 } == 1 }, way)
+      put("b", far)
+      try settle(context)
+      XCTAssertEqual(count.withLock { $0 }, 1, way)
+      source.resume()
+      XCTAssertTrue(eventually { count.withLock { $0 } == 2 }, way)
+      source.cancel()
+    }
+  }
+
+  /// Turns enough for whatever would happen.
+  private func settle(_ context: AIOContext) throws {
+    for _ in 0..<20 {
+      let done = Promise<Void>()
+      context.async { done.fulfil(()) }
+      try done.wait()
+    }
+  }
+
+  func testOneDescriptorBothWays() throws {
+    try forEachWay { context, way in
+      let (near, far) = try pair()
+      let reader = try context.makeReadSource(fileDescriptor: near)
+      let writer = try context.makeWriteSource(fileDescriptor: near)
+      assertRefused(.exists) { try context.makeReadSource(fileDescriptor: near) }
+      let (readable, writable) = (Locked(0), Promise<Void>())
+      reader.setEventHandler {
+        var byte: UInt8 = 0
+        _ = read(near, &byte, 1)
+        readable.withLock { $0 += 1 }
+      }
+      writer.setEventHandler {
+        writer.cancel()
+        writable.fulfil(())
+      }
+      reader.activate()
+      writer.activate()
+      try writable.wait()
+      XCTAssertEqual(readable.withLock { $0 }, 0, way)
+      put("x", far)
+      XCTAssertTrue(eventually { readable.withLock { $0 } == 1 }, way)
+      // Its place is free.
+      try context.makeWriteSource(fileDescriptor: near).cancel()
+      reader.cancel()
+    }
+  }
+
+  func testAHangUpIsReadability() throws {
+    try forEachWay { context, way in
+      let (near, far) = try pair()
+      let source = try context.makeReadSource(fileDescriptor: near)
+      let ended = Promise<Int>()
+      source.setEventHandler {
+        XCTAssertEqual(source.data, 0, way)
+        var byte: UInt8 = 0
+        ended.fulfil(read(near, &byte, 1))
+        source.cancel()
+      }
+      source.activate()
+      shutdown(far, Int32(SHUT_RDWR))
+      XCTAssertEqual(try ended.wait(), 0, way)
+    }
+  }
+
+  /// A peer that hangs up while nobody listens does not keep the loop busy.
+  func testAHangUpOfASuspendedSource() throws {
+    try forEachWay { context, way in
+      let (near, far) = try pair()
+      let source = try context.makeReadSource(fileDescriptor: near)
+      let ended = Promise<Void>()
+      source.setEventHandler {
+        source.cancel()
+        ended.fulfil(())
+      }
+      source.activate()
+      source.suspend()
+      shutdown(far, Int32(SHUT_RDWR))
+      try settle(context)
+      let before = context.statistics.turns
+      // Within this time a loop that is kept busy has thousands of turns.
+      XCTAssertFalse(eventually(within: 0.2) { context.statistics.turns > before + 20 }, way)
+      source.resume()
+      try ended.wait()
+    }
+  }
+
+  func testCancelling() throws {
+    try forEachWay { context, way in
+      let (near, far) = try pair()
+      let source = try context.makeReadSource(fileDescriptor: near)
+      let (events, cancelled) = (Locked(0), Promise<Int>())
+      source.setEventHandler { events.withLock { $0 += 1 } }
+      source.setCancelHandler { cancelled.fulfil(events.withLock { $0 }) }
+      source.activate()
+      XCTAssertFalse(source.isCancelled)
+      put("x", far)
+      XCTAssertTrue(eventually { events.withLock { $0 } > 3 })
+      loop.sync { source.cancel() }
+      let atEnd = events.withLock { $0 }
+      XCTAssertTrue(source.isCancelled)
+      source.cancel()
+      XCTAssertEqual(try cancelled.wait(), atEnd, way)
+      try settle(context)
+      XCTAssertEqual(events.withLock { $0 }, atEnd, "\(way): an event after the cancellation")
+    }
+  }
+
+  func testClosingCancels() throws {
+    for isDropped in [false, true] {
+      let (near, far) = try pair()
+      var context: AIOContext? = try AIOContext(queueDepth: 4, queue: loop)
+      let cancelled = (0..<3).map { _ in Promise<Void>() }
+      let polled = Promise<AIOError.Code?>()
+      let sources = [
+        try context!.makeReadSource(fileDescriptor: near),
+        try context!.makeReadSource(fileDescriptor: far), try context!.makeTimerSource(),
+      ]
+      for (source, cancelled) in zip(sources, cancelled) {
+        source.setCancelHandler { cancelled.fulfil(()) }
+      }
+      sources[0].activate()
+      (sources[2] as? AIOTimerSource)?.schedule(deadline: .now() + 1000)
+      sources[2].activate()
+      try context!.poll(near, for: .priority) { result in
+        if case .failure(let error) = result { polled.fulfil(error.code) }
+      }
+      if isDropped {
+        context = nil
+      } else {
+        try context!.closeAndWait()
+        assertRefused(.contextClosed) { try context!.makeReadSource(fileDescriptor: near) }
+      }
+      for cancelled in cancelled { try cancelled.wait() }
+      XCTAssertEqual(try polled.wait(), .contextClosed)
+      XCTAssertTrue(sources.allSatisfy(\.isCancelled))
+    }
+  }
+
+  func testBadInput() throws {
+    let directory = try temporaryDirectory()
+    let path = try directory.makeFile(size: 10)
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let file = try FileDescriptor.open(path, .readOnly)
+    let error = assertRefused(.unsupportedFile) {
+      try context.makeReadSource(fileDescriptor: file.rawValue)
+    }
+    XCTAssertTrue(error?.description.contains("always ready") ?? false, "\(error as Any)")
+    try file.close()
+    XCTAssertEqual(
+      assertRefused(.system) { try context.makeWriteSource(fileDescriptor: -1) }?.errno,
+      .badFileDescriptor)
+    assertRefused(.system) { try context.poll(file.rawValue, for: .readable) { _ in } }
+    try context.closeAndWait()
+  }
+
+  // MARK: Timers
+
+  func testTimers() throws {
+    try forEachWay { context, way in
+      let order = Locked<[String]>([])
+      let done = Promise<Void>()
+      let began = DispatchTime.now()
+      func timer(_ name: String, _ milliseconds: Int) throws -> AIOTimerSource {
+        let timer = try context.makeTimerSource()
+        timer.schedule(deadline: began + .milliseconds(milliseconds))
+        timer.setEventHandler {
+          XCTAssertGreaterThanOrEqual(
+            DispatchTime.now(), began + .milliseconds(milliseconds), "\(way): \(name) is early")
+          XCTAssertEqual(timer.data, 1)
+          order.withLock { $0.append(name) }
+          if name == "last" { done.fulfil(()) }
+        }
+        timer.activate()
+        return timer
+      }
+      let timers = [
+        try timer("last", 40), try timer("first", 5), try timer("second", 15),
+        try timer("never", 20), try timer("moved", 1),
+      ]
+      timers[3].cancel()
+      timers[4].schedule(deadline: began + .milliseconds(30))
+      try done.wait()
+      // What was moved may have fired before it was.
+      XCTAssertEqual(
+        order.withLock { $0.filter { $0 != "moved" } }, ["first", "second", "last"], way)
+      XCTAssertTrue(order.withLock { $0.contains("moved") }, way)
+      for timer in timers { timer.cancel() }
+    }
+  }
+
+  func testARepeatingTimer() throws {
+    try forEachWay { context, way in
+      let timer = try context.makeTimerSource()
+      let (fired, done) = (Locked<UInt>(0), Promise<Void>())
+      let began = DispatchTime.now()
+      timer.setEventHandler { [unowned timer] in
+        let count = fired.withLock {
+          $0 += timer.data
+          return $0
+        }
+        if count >= 20, !timer.isCancelled {
+          timer.cancel()
+          done.fulfil(())
+        }
+      }
+      timer.schedule(deadline: began + .milliseconds(2), repeating: .milliseconds(2))
+      timer.activate()
+      try done.wait()
+      let took = DispatchTime.now().uptimeNanoseconds - began.uptimeNanoseconds
+      XCTAssertGreaterThanOrEqual(took, 40_000_000, "\(way): twenty in \(took) ns")
+    }
+  }
+
+  /// What a suspended timer has missed, it tells when it is resumed.
+  func testASuspendedTimer() throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let timer = try context.makeTimerSource()
+    let fired = Promise<UInt>()
+    timer.setEventHandler { [unowned timer] in
+      fired.fulfil(timer.data)
+      timer.cancel()
+    }
+    timer.suspend()
+    timer.activate()
+    let began = DispatchTime.now()
+    timer.schedule(deadline: began, repeating: .milliseconds(1))
+    XCTAssertTrue(eventually { DispatchTime.now() > began + .milliseconds(20) })
+    timer.resume()
+    XCTAssertGreaterThanOrEqual(try fired.wait(), 20)
+    try context.closeAndWait()
+  }
+
+  func testManyTimersAndReschedules() throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let fired = Locked(0)
+    let timers = try (0..<200).map { _ in try context.makeTimerSource() }
+    for timer in timers {
+      timer.setEventHandler { fired.withLock { $0 += 1 } }
+      timer.activate()
+    }
+    var generator = SeededGenerator(seed: Seeds.one)
+    for _ in 0..<20 {
+      for timer in timers {
+        timer.schedule(
+          deadline: .now() + .milliseconds(.random(in: 1000...100_000, using: &generator)))
+      }
+    }
+    XCTAssertEqual(fired.withLock { $0 }, 0)
+    for timer in timers { timer.schedule(deadline: .now()) }
+    XCTAssertTrue(eventually { fired.withLock { $0 } == 200 }, "\(Seeds.replay(Seeds.one))")
+    try settle(context)
+    XCTAssertEqual(fired.withLock { $0 }, 200, "one fired twice")
+    try context.closeAndWait()
+  }
+
+  // MARK: Polls, blocks and hooks
+
+  func testAPoll() throws {
+    try forEachWay { context, way in
+      let (near, far) = try pair()
+      let writable = Promise<AIOPollEvents>()
+      try context.poll(near, for: [.readable, .writable]) {
+        if case .success(let events) = $0 { writable.fulfil(events) }
+      }
+      XCTAssertEqual(try writable.wait(), .writable, way)
+      let (readable, cancelled) = (Promise<AIOPollEvents>(), Promise<AIOError.Code?>())
+      try context.poll(near, for: .readable) {
+        if case .success(let events) = $0 { readable.fulfil(events) }
+      }
+      let poll = try context.poll(near, for: .priority) {
+        if case .failure(let error) = $0 { cancelled.fulfil(error.code) }
+      }
+      XCTAssertEqual(poll.cancel(), .cancelled, way)
+      XCTAssertEqual(poll.cancel(), .alreadyCompleted, way)
+      XCTAssertEqual(try cancelled.wait(), .cancelled, way)
+      put("x", far)
+      XCTAssertEqual(try readable.wait(), .readable, way)
+    }
+  }
+
+  func testAPollOfATask() async throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let (near, far) = try pair()
+    let writable = try await context.poll(near, for: .writable)
+    XCTAssertEqual(writable, .writable)
+    let task = Task { try await context.poll(near, for: .readable) }
+    put("x", far)
+    let readable = try await task.value
+    XCTAssertEqual(readable, .readable)
+    let cancelled = Task { try await context.poll(near, for: .priority) }
+    cancelled.cancel()
+    do {
+      _ = try await cancelled.value
+      XCTFail("not cancelled")
+    } catch {
+      XCTAssertEqual((error as? AIOError)?.code, .cancelled)
+    }
+    await context.close()
+  }
+
+  func testBlocksRunInTheirOrder() throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let order = Locked<[Int]>([])
+    let done = DispatchGroup()
+    for number in 0..<2000 {
+      done.enter()
+      context.async {
+        dispatchPrecondition(condition: .onQueue(context.queue))
+        order.withLock { $0.append(number) }
+        done.leave()
+      }
+    }
+    XCTAssertEqual(done.wait(timeout: .now() + 30), .success)
+    XCTAssertEqual(order.withLock { $0 }, Array(0..<2000))
+    try context.closeAndWait()
+    // After it has closed, too.
+    let late = Promise<Void>()
+    context.async { late.fulfil(()) }
+    try late.wait()
+  }
+
+  /// A hook runs once, behind the handlers of its turn and before what they asked for goes down.
+  func testBeforeSubmit() throws {
+    let directory = try temporaryDirectory()
+    _ = try directory.makeFile(size: 4096)
+    let file = try directory.open("file", .readOnly)
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let (log, done) = (Locked<[String]>([]), Promise<Void>())
+    context.async {
+      context.beforeSubmit {
+        log.withLock { $0.append("hook, \(context.loop.submitCallsOfThisMoment) calls") }
+      }
+      do {
+        try context.read(file, at: 0, into: AIOBuffer(count: 512)) { _ in
+          log.withLock { $0.append("read") }
+          done.fulfil(())
+        }
+      } catch {
+        XCTFail("\(error)")
+      }
+      log.withLock { $0.append("handler") }
+    }
+    try done.wait()
+    XCTAssertEqual(log.withLock { $0 }, ["handler", "hook, 0 calls", "read"])
+    try settle(context)
+    XCTAssertEqual(log.withLock { $0.count }, 3, "the hook ran twice")
+    try context.closeAndWait()
+  }
+
+  // MARK: In bulk
+
+  /// Ten thousand sources that are idle take no processor time.
+  func testIdleSourcesCostNothing() throws {
+    var limit = rlimit()
+    getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    limit.rlim_cur = limit.rlim_max
+    setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    let count = min(5000, (Int(limit.rlim_cur) - 200) / 2)
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    var sources: [AIOSource] = []
+    for _ in 0..<count {
+      var ends: [Int32] = [0, 0]
+      guard pipe(&ends) == 0 else { break }
+      let (reading, writing) = (ends[0], ends[1])
+      let source = try context.makeReadSource(fileDescriptor: reading)
+      source.setCancelHandler {
+        close(reading)
+        close(writing)
+      }
+      source.activate()
+      sources.append(source)
+    }
+    try settle(context)
+    let before = context.statistics.turns
+    XCTAssertFalse(eventually(within: 0.3) { context.statistics.turns > before + 2 })
+    try context.closeAndWait()
+    XCTAssertTrue(sources.allSatisfy(\.isCancelled))
+  }
+
+  /// Sources are made, used and cancelled by several threads; nothing is lost, and no event comes after
+  /// a cancellation on the queue.
+  func testSourcesThatChurn() throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let total = 4 * 1000
+    let (handled, closed) = (Locked(0), DispatchGroup())
+    for _ in 0..<total { closed.enter() }
+    onThreads(4) { _ in
+      for _ in 0..<(total / 4) {
+        var ends: [Int32] = [0, 0]
+        guard pipe(&ends) == 0, let source = try? context.makeReadSource(fileDescriptor: ends[0])
+        else { return XCTFail("no pipe, or no source") }
+        let (reading, writing) = (ends[0], ends[1])
+        source.setEventHandler { [unowned source] in
+          XCTAssertFalse(source.isCancelled)
+          handled.withLock { $0 += 1 }
+          source.cancel()
+        }
+        source.setCancelHandler {
+          close(reading)
+          close(writing)
+          closed.leave()
+        }
+        source.activate()
+        XCTAssertEqual(write(writing, "x", 1), 1)
+      }
+    }
+    XCTAssertEqual(closed.wait(timeout: .now() + 60), .success)
+    XCTAssertEqual(handled.withLock { $0 }, total)
+    try context.closeAndWait()
+  }
+
+  /// Sockets and the disk in one ring: each answer of the disk goes to a socket, whose readiness brings
+  /// the next request.
+  func testSocketsBesideTheDisk() throws {
+    let directory = try temporaryDirectory()
+    _ = try directory.makeFile(size: 1 << 20)
+    let file = try directory.open("file", .readOnly)
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let (near, far) = try pair()
+    let done = Promise<Int>()
+    let count = Locked(0)
+    let source = try context.makeReadSource(fileDescriptor: near)
+    source.setEventHandler {
+      var byte: UInt8 = 0
+      guard read(near, &byte, 1) == 1 else { return }
+      do {
+        try context.read(file, at: 4096 * Int64(byte), into: AIOBuffer(count: 4096)) { result in
+          XCTAssertEqual(result, .success(4096))
+          let number = count.withLock {
+            $0 += 1
+            return $0
+          }
+          if number == 500 { return done.fulfil(number) }
+          var next = UInt8(truncatingIfNeeded: number)
+          XCTAssertEqual(write(far, &next, 1), 1)
+        }
+      } catch {
+        XCTFail("\(error)")
+      }
+    }
+    source.activate()
+    put("a", far)
+    XCTAssertEqual(try done.wait(), 500)
+    XCTAssertGreaterThan(context.statistics.waitHits, 50, "it never slept in the ring")
+    try context.closeAndWait()
+  }
+}
