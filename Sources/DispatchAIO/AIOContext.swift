@@ -83,10 +83,11 @@ public final class AIOContext: Sendable {
     /// than a read from a fast disk.
     public enum Waiting: Sendable, Hashable {
       /// The loop sleeps in the completion ring (`io_getevents(2)`), for up to 500 us at a time,
-      /// while requests are in flight and completions have been arriving that soon. Requests from
-      /// other threads end the wait. The queue's other blocks (sockets, timers) wait for no longer
-      /// than one such sleep, 100 us of completion handlers, and the batch of handlers that runs
-      /// then. While those blocks make requests themselves, the loop does not wait.
+      /// while requests are in flight, or sources of the context are active, and events have been
+      /// arriving that soon. Requests from other threads and ``AIOContext/async(_:)`` end the wait.
+      /// Other blocks of the queue, Dispatch's sources and timers included, wait for no longer than
+      /// one such sleep, 100 us of handlers, and the batch of handlers that runs then. While those
+      /// blocks make requests themselves, the loop does not wait.
       case sleeping
       /// As `sleeping`, but while one or two requests are in flight the loop looks at the ring over
       /// and over, for up to this duration at a time, 0 to 10 ms. This is the fastest on an idle

@@ -113,6 +113,7 @@ public struct AIOError: Error, Sendable {
     public static var fsync: Operation { Operation(name: .fsync) }
     /// Making data durable.
     public static var fdatasync: Operation { Operation(name: .fdatasync) }
+    /// Waiting for a descriptor, or for a timer, with a source or a one-shot poll.
     public static var poll: Operation { Operation(name: .poll) }
   }
 

@@ -27,8 +27,8 @@ public struct AIOStatistics: Sendable, Hashable {
 
   /// The number of calls of `io_submit(2)` that the loop made.
   public var submitCalls = 0
-  /// The number of requests that the kernel accepted in those calls; divided by ``submitCalls``, it
-  /// is the mean batch.
+  /// The number of requests that the kernel accepted in those calls, the loop's own for the
+  /// readiness of descriptors included; divided by ``submitCalls``, it is the mean batch.
   public var submittedByCalls = 0
   /// The number of requests in the largest batch that the kernel accepted in one call.
   public var largestBatch = 0
@@ -51,7 +51,8 @@ public struct AIOStatistics: Sendable, Hashable {
   /// The number of attempts with `RWF_NOWAIT` that the kernel refused because it would have had to
   /// sleep, or because the file has no such thing; such a request is offloaded.
   public var nowaitRefusals = 0
-  /// The number of attempts handed to the offload threads, as an `io_submit(2)` or a system call.
+  /// The number of attempts handed to the offload threads. Writes that continue each other may
+  /// share a system call there.
   public var offloadSubmits = 0
   /// The number of attempts repeated because the kernel answered `EAGAIN` or `EINTR`, though it was
   /// not told to refuse what would sleep.
