@@ -154,6 +154,15 @@ int clinux_file_system(int fd, struct clinux_file_system *answer) {
   return 0;
 }
 
+int clinux_cache_block_map(int fd) {
+  const unsigned ext4_super_magic = 0xef53;
+  struct statfs status;
+  if (fstatfs(fd, &status) < 0) return -errno;
+  // Elsewhere the number may mean another thing, and FUSE would ask its process.
+  if ((uint32_t)status.f_type != ext4_super_magic) return 0;
+  return ioctl(fd, _IO('f', 18)) < 0 ? -errno : 0;
+}
+
 int clinux_block_device_sector_size(int fd) {
   int size;
   return ioctl(fd, BLKSSZGET, &size) < 0 ? -errno : size;

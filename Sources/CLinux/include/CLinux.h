@@ -74,6 +74,10 @@ struct clinux_file_system {
 
 int clinux_file_system(int fd, struct clinux_file_system *answer);
 
+// Reads the map of an ext4 file's blocks into memory (EXT4_IOC_PRECACHE_EXTENTS), and does nothing
+// on another file system. May sleep, for one read for each 340 extents or so.
+int clinux_cache_block_map(int fd);
+
 // The logical sector size of a block device (BLKSSZGET), in bytes.
 int clinux_block_device_sector_size(int fd);
 
