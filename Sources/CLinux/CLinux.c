@@ -231,8 +231,8 @@ int clinux_ftruncate(int fd, int64_t size) {
   return result;
 }
 
-// What io_setup maps (fs/aio.c, struct aio_ring). The kernel adds completions at the tail, and takes
-// the head, which is the reaper's, to know how much room there is.
+// What io_setup maps (fs/aio.c, struct aio_ring). The kernel adds completions at the tail, and
+// takes the head, which is the reaper's, to know how much room there is.
 struct ring {
   uint32_t id;
   uint32_t slots;

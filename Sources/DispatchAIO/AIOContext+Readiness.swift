@@ -6,22 +6,23 @@ internal import Glibc
 internal import SystemPackage
 
 extension AIOContext {
-  /// A source of events while a descriptor can be read from: see ``AIOSource``. In a Dispatch server it
-  /// takes the place of `DispatchSource.makeReadSource(fileDescriptor:queue:)`.
+  /// A source of events while a descriptor can be read from: see ``AIOSource``. In a Dispatch
+  /// server it takes the place of `DispatchSource.makeReadSource(fileDescriptor:queue:)`.
   ///
   /// - Parameter fileDescriptor: Of a socket, a pipe, a terminal or the like, non-blocking for most
   ///   purposes. It stays the caller's, to be closed in the cancel handler.
   /// - Returns: The source, which delivers nothing before ``AIOSource/activate()``.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/unsupportedFile`` for a regular file or a
-  ///   directory, which are always ready; ``AIOError/Code/exists`` when the descriptor has a read source
-  ///   already; ``AIOError/Code/descriptorLimit`` where the process or the user has no more descriptors
-  ///   or watches; ``AIOError/Code/contextClosed``; or ``AIOError/Code/system``, for a bad descriptor.
+  ///   directory, which are always ready; ``AIOError/Code/exists`` when the descriptor has a read
+  ///   source already; ``AIOError/Code/descriptorLimit`` where the process or the user has no more
+  ///   descriptors or watches; ``AIOError/Code/contextClosed``; or ``AIOError/Code/system``, for a
+  ///   bad descriptor.
   public func makeReadSource(fileDescriptor: Int32) throws(AIOError) -> AIOSource {
     try makeSource(fileDescriptor, isWriter: false)
   }
 
-  /// A source of events while a descriptor can be written to. As ``makeReadSource(fileDescriptor:)``; a
-  /// descriptor may have one of each.
+  /// A source of events while a descriptor can be written to. As
+  /// ``makeReadSource(fileDescriptor:)``; a descriptor may have one of each.
   public func makeWriteSource(fileDescriptor: Int32) throws(AIOError) -> AIOSource {
     try makeSource(fileDescriptor, isWriter: true)
   }
@@ -38,11 +39,12 @@ extension AIOContext {
     return source
   }
 
-  /// A timer, which is scheduled with ``AIOTimerSource/schedule(deadline:repeating:leeway:)``. It takes
-  /// the place of `DispatchSource.makeTimerSource(queue:)`.
+  /// A timer, which is scheduled with ``AIOTimerSource/schedule(deadline:repeating:leeway:)``. It
+  /// takes the place of `DispatchSource.makeTimerSource(queue:)`.
   ///
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/descriptorLimit``,
-  ///   ``AIOError/Code/contextClosed`` or ``AIOError/Code/system``: the errno of `timerfd_create(2)`.
+  ///   ``AIOError/Code/contextClosed`` or ``AIOError/Code/system``: the errno of
+  ///   `timerfd_create(2)`.
   public func makeTimerSource() throws(AIOError) -> AIOTimerSource {
     if Fork.isChild { throw .forked(.init(operation: .poll)) }
     do throws(Errno) {
@@ -80,8 +82,8 @@ extension AIOContext {
     return AIOPoll(poll: poll, loop: loop)
   }
 
-  /// Waits once for a descriptor to be ready. As ``poll(_:for:completion:)``; a cancelled task's call ends
-  /// at once with ``AIOError/Code/cancelled``.
+  /// Waits once for a descriptor to be ready. As ``poll(_:for:completion:)``; a cancelled task's
+  /// call ends at once with ``AIOError/Code/cancelled``.
   public func poll(
     _ fileDescriptor: Int32, for events: AIOPollEvents,
     isolation: isolated (any Actor)? = #isolation
@@ -112,16 +114,17 @@ extension AIOContext {
     return try result.get()
   }
 
-  /// Runs a block once, after the handlers of this turn of the loop and before what they asked for goes
-  /// down: where a server writes what it has gathered, as replies or one batch of a log. On the context's
-  /// ``queue`` only; elsewhere it traps.
+  /// Runs a block once, after the handlers of this turn of the loop and before what they asked for
+  /// goes down: where a server writes what it has gathered, as replies or one batch of a log. On
+  /// the context's ``queue`` only; elsewhere it traps.
   public func beforeSubmit(_ body: @escaping @Sendable () -> Void) {
     loop.beforeSubmit(body)
   }
 
-  /// Runs a block on the context's ``queue``, in a turn of the loop. From any thread; it ends a wait at
-  /// once, whereas a block that is put on the queue itself may wait for as long as the loop waits (see
-  /// ``Options/Waiting``). Blocks run in their order. After the context has closed, as `queue.async`.
+  /// Runs a block on the context's ``queue``, in a turn of the loop. From any thread; it ends a
+  /// wait at once, whereas a block that is put on the queue itself may wait for as long as the loop
+  /// waits (see ``Options/Waiting``). Blocks run in their order. After the context has closed, as
+  /// `queue.async`.
   public func async(_ body: @escaping @Sendable () -> Void) {
     loop.async(body)
   }

@@ -5,24 +5,24 @@ public import Dispatch
 internal import SystemPackage
 
 /// The readiness of a descriptor, or a timer, as an event on a context's queue: from
-/// ``AIOContext/makeReadSource(fileDescriptor:)``, ``AIOContext/makeWriteSource(fileDescriptor:)`` and
-/// ``AIOContext/makeTimerSource()``.
+/// ``AIOContext/makeReadSource(fileDescriptor:)``, ``AIOContext/makeWriteSource(fileDescriptor:)``
+/// and ``AIOContext/makeTimerSource()``.
 ///
 /// It has the vocabulary and the meaning of a `DispatchSource`, but its events arrive through the
-/// context's completion ring, beside those of the disk: one wait ends for either, without the system
-/// calls and thread hand-overs of Dispatch.
+/// context's completion ring, beside those of the disk: one wait ends for either, without the
+/// system calls and thread hand-overs of Dispatch.
 ///
-/// - Sources are level-triggered: the handler runs for as long as the descriptor is ready. Hang-ups and
-///   errors are readability, and writability, too.
-/// - Handlers run on the context's ``AIOContext/queue``. Every method may be called from any thread; on
-///   the queue, no event handler runs after ``cancel()`` or ``suspend()`` has returned.
-/// - The cancel handler runs after the last event handler, on the queue: it is where the descriptor is
-///   closed. It is not to be closed before.
-/// - A source that was made is held by its context until it is cancelled, or the context closes, which
-///   cancels it.
+/// - Sources are level-triggered: the handler runs for as long as the descriptor is ready. Hang-ups
+///   and errors are readability, and writability, too.
+/// - Handlers run on the context's ``AIOContext/queue``. Every method may be called from any
+///   thread; on the queue, no event handler runs after ``cancel()`` or ``suspend()`` has returned.
+/// - The cancel handler runs after the last event handler, on the queue: it is where the descriptor
+///   is closed. It is not to be closed before.
+/// - A source that was made is held by its context until it is cancelled, or the context closes,
+///   which cancels it.
 ///
-/// Beneath are `epoll_ctl(2)` and `IOCB_CMD_POLL`; where the kernel has no AIO poll (before Linux 4.18),
-/// one `DispatchSourceRead` on the epoll set takes its place.
+/// Beneath are `epoll_ctl(2)` and `IOCB_CMD_POLL`; where the kernel has no AIO poll (before Linux
+/// 4.18), one `DispatchSourceRead` on the epoll set takes its place.
 ///
 /// - Safety: `@unchecked Sendable` because everything that changes is touched under the lock of the
 ///   context's readiness only.
@@ -106,8 +106,8 @@ public class AIOSource: @unchecked Sendable {
     }
   }
 
-  /// Undoes a ``suspend()``; on a source that was not activated yet, activates it, as Dispatch does.
-  /// To resume more often than was suspended is a programmer error, and traps.
+  /// Undoes a ``suspend()``; on a source that was not activated yet, activates it, as Dispatch
+  /// does. To resume more often than was suspended is a programmer error, and traps.
   public func resume() {
     let wasInactive = loop.readiness.withLock { state -> Bool in
       guard isActive else { return true }
@@ -133,8 +133,8 @@ public class AIOSource: @unchecked Sendable {
   /// The descriptor; -1 for a timer.
   public var handle: Int32 { fd }
 
-  /// For a read source, how many bytes can be read now without waiting (`FIONREAD`): 0 at the end of
-  /// a stream, and 1 where the descriptor has no such number, as a listening socket. For a write
+  /// For a read source, how many bytes can be read now without waiting (`FIONREAD`): 0 at the end
+  /// of a stream, and 1 where the descriptor has no such number, as a listening socket. For a write
   /// source 1 while there is room. For a timer, how often it fired since its handler ran last.
   public var data: UInt {
     if isWriter { return 1 }
@@ -148,8 +148,8 @@ public class AIOSource: @unchecked Sendable {
 ///
 /// - Safety: `@unchecked Sendable` as ``AIOSource``.
 public final class AIOTimerSource: AIOSource, @unchecked Sendable {
-  /// When it fires next, by the monotonic clock, and how long after that once more; in nanoseconds, 0
-  /// for never.
+  /// When it fires next, by the monotonic clock, and how long after that once more; in nanoseconds,
+  /// 0 for never.
   private(set) var deadline: UInt64 = 0
   private(set) var interval: UInt64 = 0
   /// Which of the readiness's entries counts; 0 for none.

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A FUSE file system for tests: every name that is looked up is a file, and the words in the name say
-// how it misbehaves. The kernel's protocol (linux/fuse.h) is spoken over /dev/fuse, without libfuse.
+// A FUSE file system for tests: every name that is looked up is a file, and the words in the name
+// say how it misbehaves. The kernel's protocol (linux/fuse.h) is spoken over /dev/fuse, without
+// libfuse.
 //
-// One thread serves all: a request that is to hang is put aside and answered when the gate opens, so
-// that a hung file holds up no other. A file has 1 MiB at first, whose byte at offset n is n % 251;
-// with "empty" in its name, none.
+// One thread serves all: a request that is to hang is put aside and answered when the gate opens,
+// so that a hung file holds up no other. A file has 1 MiB at first, whose byte at offset n is n %
+// 251; with "empty" in its name, none.
 //
 //   hangopen hangread hangwrite hangfsync hangflush   the call hangs until the gate opens
 //   shortread shortwrite                              half of what was asked for

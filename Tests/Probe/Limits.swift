@@ -66,8 +66,8 @@ func writePastFileSizeLimitOnMainQueue() throws {
   RunLoop.main.run()
 }
 
-/// Makes a context with so many descriptors left, which PROBE_DESCRIPTORS says, and a request on it;
-/// with PROBE_CONTEXTS=2, when another has been made before.
+/// Makes a context with so many descriptors left, which PROBE_DESCRIPTORS says, and a request on
+/// it; with PROBE_CONTEXTS=2, when another has been made before.
 func createWithFewDescriptors() throws {
   let environment = ProcessInfo.processInfo.environment
   let left = environment["PROBE_DESCRIPTORS"].flatMap(UInt.init) ?? 0
@@ -101,8 +101,9 @@ func createWithFewDescriptors() throws {
   }
 }
 
-/// Makes a context when Dispatch is running already, on a thread of its own. strace, which counts the
-/// calls of each thread, can so have those of Dispatch's manager fail, and let the library's pass.
+/// Makes a context when Dispatch is running already, on a thread of its own. strace, which counts
+/// the calls of each thread, can so have those of Dispatch's manager fail, and let the library's
+/// pass.
 func createLate() throws {
   var pipes: [Int32] = [0, 0]
   pipe(&pipes)

@@ -39,8 +39,8 @@ actor Copier {
     try await forEachPiece(of: extents) { try await $0.comparePieces() }
   }
 
-  /// Runs `body` in as many tasks as there may be requests in flight. Each takes one piece after the
-  /// other, so that some read while others write.
+  /// Runs `body` in as many tasks as there may be requests in flight. Each takes one piece after
+  /// the other, so that some read while others write.
   private nonisolated func forEachPiece(
     of extents: [Range<Int64>], _ body: @escaping @Sendable (Copier) async throws -> Void
   ) async throws {
@@ -72,7 +72,8 @@ actor Copier {
     var buffer = AIOUniqueBuffer(count: chunk)
     while let piece = next() {
       try await read(piece, of: source, into: &buffer)
-      // The bytes written beyond the piece are in a hole, or behind the end, where they are cut off.
+      // The bytes written beyond the piece are in a hole, or behind the end, where they are cut
+      // off.
       let length = destination.alignment.roundUp(piece.count)
       buffer.withUnsafeMutableBytes {
         _ = UnsafeMutableRawBufferPointer(rebasing: $0[piece.count..<length])

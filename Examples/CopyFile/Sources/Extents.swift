@@ -9,8 +9,8 @@ enum Extents {
   private static let seekData: Int32 = 3
   private static let seekHole: Int32 = 4
 
-  /// The extents of a file, from `lseek(2)`, which may block on the disk. All is data if the filesystem
-  /// cannot tell.
+  /// The extents of a file, from `lseek(2)`, which may block on the disk. All is data if the
+  /// filesystem cannot tell.
   ///
   /// - Parameter alignment: the size that the beginnings are rounded down to a multiple of.
   static func data(

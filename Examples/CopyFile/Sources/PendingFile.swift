@@ -7,8 +7,8 @@ import SystemPackage
 
 /// A file that has a temporary name until it is complete. Called from any thread.
 ///
-/// - Safety: `@unchecked Sendable` because its state is touched under the lock only. The lock is held
-///   while a name is made or changed, so that whoever removes the file finds the name it has.
+/// - Safety: `@unchecked Sendable` because its state is touched under the lock only. The lock is
+///   held while a name is made or changed, so that whoever removes the file finds the name it has.
 final class PendingFile: @unchecked Sendable {
   private let lock = NSLock()
   private var temporary: FilePath?

@@ -28,15 +28,15 @@ int clinux_eventfd_drain(int fd);
 // Adds 1 to the counter of an eventfd.
 int clinux_eventfd_signal(int fd);
 
-// Adds a descriptor to an epoll(7) set of its own, and drops the set: answers what epoll_ctl(2) did,
-// -ENOSPC for one when the user has no more watches.
+// Adds a descriptor to an epoll(7) set of its own, and drops the set: answers what epoll_ctl(2)
+// did, -ENOSPC for one when the user has no more watches.
 int clinux_epoll_try(int fd);
 
 // An epoll(7) set, close-on-exec.
 int clinux_epoll_create(void);
 
-// epoll_ctl(2): adds a descriptor to a set, level-triggered, with what it waits for (poll(2)'s masks) and
-// what it is called; changes both; removes it.
+// epoll_ctl(2): adds a descriptor to a set, level-triggered, with what it waits for (poll(2)'s
+// masks) and what it is called; changes both; removes it.
 int clinux_epoll_add(int set, int fd, uint32_t events, uint64_t data);
 int clinux_epoll_modify(int set, int fd, uint32_t events, uint64_t data);
 int clinux_epoll_remove(int set, int fd);
@@ -49,8 +49,8 @@ struct clinux_readiness {
 // epoll_wait(2), which does not wait: what is ready, up to 64 of it. Answers how many.
 int clinux_epoll_ready(int set, struct clinux_readiness *ready, int capacity);
 
-// A timerfd(2) on CLOCK_MONOTONIC, non-blocking and close-on-exec; and when it is to be readable, in
-// nanoseconds of that clock, 0 for never.
+// A timerfd(2) on CLOCK_MONOTONIC, non-blocking and close-on-exec; and when it is to be readable,
+// in nanoseconds of that clock, 0 for never.
 int clinux_timerfd(void);
 int clinux_timerfd_set(int fd, uint64_t nanoseconds);
 

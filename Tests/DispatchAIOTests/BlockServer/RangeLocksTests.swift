@@ -17,8 +17,8 @@ final class RangeLocksTests: XCTestCase {
     locks.release(ticket)
   }
 
-  /// Whether an exclusive request holds or waits for a range: then a shared one, which overlaps none,
-  /// is listed.
+  /// Whether an exclusive request holds or waits for a range: then a shared one, which overlaps
+  /// none, is listed.
   private static func isContended(_ locks: RangeLocks) -> Bool {
     let ticket = locks.acquire(10_000..<10_001, exclusive: false) { _ in }
     if let ticket { locks.release(ticket) }

@@ -169,8 +169,8 @@ final class ChunkTests: XCTestCase {
   }
 
   /// Goal: once its task has been cancelled, a stream makes no further request, and those that wait
-  /// behind the one in the kernel are taken back. Method: while the queue is held, the kernel has the
-  /// first read, and the task is cancelled; then what went to the kernel is counted.
+  /// behind the one in the kernel are taken back. Method: while the queue is held, the kernel has
+  /// the first read, and the task is cancelled; then what went to the kernel is counted.
   func testACancelledStreamSubmitsNoMore() async throws {
     let directory = try temporaryDirectory()
     _ = try directory.makeFile(size: 64 * 4096, byte: byte)

@@ -117,8 +117,8 @@ final class CopyFileTests: XCTestCase {
     XCTAssertLessThan(try status(copy).st_blocks, 64)
   }
 
-  /// Data in smaller blocks than the copy's disk has: the rest of each of those is a hole's zeros, and
-  /// nothing of the piece before.
+  /// Data in smaller blocks than the copy's disk has: the rest of each of those is a hole's zeros,
+  /// and nothing of the piece before.
   func testToLargerBlocks() throws {
     let (one, other) = (try temporaryDirectory(), try temporaryDirectory())
     // Blocks of 1 KiB, as mkfs makes them on so small a disk.

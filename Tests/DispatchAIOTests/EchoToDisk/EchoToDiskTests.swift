@@ -383,7 +383,8 @@ final class EchoToDiskTests: XCTestCase {
 
   // MARK: Wrong use
 
-  /// A server that polls takes no processor time when nothing happens, also while clients are there.
+  /// A server that polls takes no processor time when nothing happens, also while clients are
+  /// there.
   func testAnIdleServerDoesNotPoll() throws {
     let (directory, data) = try data()
     let server = try EchoServer(data, ["--segment-size", "1M", "--poll", "1000"])

@@ -263,8 +263,8 @@ final class JournalTests: XCTestCase {
 
   // MARK: While a server is writing
 
-  /// What is written between two looks at a segment: the first found nothing there, the second finds
-  /// batches behind it that call it durable.
+  /// What is written between two looks at a segment: the first found nothing there, the second
+  /// finds batches behind it that call it durable.
   func testASegmentWrittenWhileItIsRead() throws {
     let directory = try temporaryDirectory()
     let data = directory.path.appending("data")

@@ -25,8 +25,8 @@ final class DispatchProbeTests: XCTestCase {
     XCTAssertGreaterThan(created, 0)
   }
 
-  /// The same when Dispatch has what it needs: a second context needs little, and where it cannot have
-  /// it, the first goes on.
+  /// The same when Dispatch has what it needs: a second context needs little, and where it cannot
+  /// have it, the first goes on.
   func testFewDescriptorsForASecondContext() throws {
     let directory = try temporaryDirectory()
     var created = 0

@@ -52,7 +52,8 @@ final class EngineSimulationTests: XCTestCase {
   }
 }
 
-/// One random run: a model of what was asked, beside the engine, its kernel and the offload threads.
+/// One random run: a model of what was asked, beside the engine, its kernel and the offload
+/// threads.
 private final class Simulation {
   struct Violation: Error, CustomStringConvertible {
     let description: String
@@ -377,8 +378,8 @@ private final class Simulation {
     guard running <= 9 else { throw Violation("\(running) threads") }
   }
 
-  /// Requests of a file reach the kernel from the loop in the order in which they were accepted, and
-  /// as they were asked for. (A request that was sent back comes once more, later, and from
+  /// Requests of a file reach the kernel from the loop in the order in which they were accepted,
+  /// and as they were asked for. (A request that was sent back comes once more, later, and from
   /// elsewhere.)
   private func checkOrder() throws {
     var last: [Int32: Int] = [:]

@@ -105,8 +105,8 @@ final class EngineTests: XCTestCase {
     for (place, number) in order.enumerated() { XCTAssertLessThanOrEqual(abs(place - number), 1) }
   }
 
-  /// A kernel that refuses is tried once more after a while, whatever is in flight: of nothing there
-  /// is it sure that it completes.
+  /// A kernel that refuses is tried once more after a while, whatever is in flight: of nothing
+  /// there is it sure that it completes.
   func testARefusingKernelStalls() throws {
     var scene = Scene(depth: 4, faults: .init(full: 1))
     try scene.accept(0, file)
@@ -212,8 +212,8 @@ final class EngineTests: XCTestCase {
     XCTAssertEqual(turns, 10)
   }
 
-  /// A request that waits for an offload thread has not reached the kernel, and can be cancelled; one
-  /// that a thread has taken cannot.
+  /// A request that waits for an offload thread has not reached the kernel, and can be cancelled;
+  /// one that a thread has taken cannot.
   func testWhatWaitsForAThreadCanBeCancelled() throws {
     var scene = Scene(depth: 4, limit: 20)
     let slow = OpenFile(descriptor: 4, path: nil, traits: .init(fileSystem: .fuse)) { _ in }

@@ -74,8 +74,8 @@ final class FairnessTests: XCTestCase {
     let buffer = AIOBuffer(count: 512)
     let count = 500
     let overtaken = Locked(0)
-    /// A callback request that gets a slot although tasks wait: all of them have come before, and so
-    /// whoever waits after it was accepted waited before it was.
+    /// A callback request that gets a slot although tasks wait: all of them have come before, and
+    /// so whoever waits after it was accepted waited before it was.
     @Sendable func overtake() {
       let accepted: Void? = try? {
         try context.read(file, at: 0, into: buffer) { _ in if inCompletions { overtake() } }

@@ -6,8 +6,8 @@ import SystemPackage
 import XCTest
 
 /// Files that are not like those of a disk: their reads and writes are short anywhere, their sizes
-/// wrong, or kernel AIO cannot have them. All that was asked for is transferred all the same, at its
-/// place: by system calls, where need be.
+/// wrong, or kernel AIO cannot have them. All that was asked for is transferred all the same, at
+/// its place: by system calls, where need be.
 final class ForeignFileTests: XCTestCase {
   /// A file system of misbehaving files, a context, and what a file has at first.
   private struct Fixture {

@@ -7,8 +7,8 @@ import SystemPackage
 import XCTest
 
 /// A caller that drives the context from an epoll or poll of its own, in a block of the queue that
-/// does not end: the completion descriptor has to say whenever there is something for `process()` to
-/// do.
+/// does not end: the completion descriptor has to say whenever there is something for `process()`
+/// to do.
 final class ManualLoopTests: XCTestCase {
   /// How long the loop sleeps when nothing wakes it, in milliseconds. What is found by chance takes
   /// as long, and far longer than what it was woken for.

@@ -132,8 +132,8 @@ final class NeverSleepsTests: XCTestCase {
     try context.closeAndWait()
   }
 
-  /// Appends that wait for a thread are made together, each with its own result, also where the file
-  /// may not grow that far.
+  /// Appends that wait for a thread are made together, each with its own result, also where the
+  /// file may not grow that far.
   func testAppendsAreMadeTogether() throws {
     let directory = try temporaryDirectory()
     let log = try SystemCallLog(

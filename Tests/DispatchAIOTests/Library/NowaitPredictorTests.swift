@@ -103,8 +103,8 @@ final class NowaitPredictorTests: XCTestCase {
     }
   }
 
-  /// While a file system is frozen, a submission of a write sleeps; those after it are offloaded, as
-  /// long as what was offloaded does not end, and for a while after that.
+  /// While a file system is frozen, a submission of a write sleeps; those after it are offloaded,
+  /// as long as what was offloaded does not end, and for a while after that.
   func testWritesOfASlowFileSystemAreOffloaded() {
     let (health, second) = (FileSystemHealth(), FileSystemHealth.probation)
     XCTAssertFalse(health.isSlow)

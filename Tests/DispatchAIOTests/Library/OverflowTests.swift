@@ -6,8 +6,8 @@ import XCTest
 
 @testable import DispatchAIO
 
-/// Numbers near the largest there are, from callers and from files: each is an error, or works; none
-/// traps.
+/// Numbers near the largest there are, from callers and from files: each is an error, or works;
+/// none traps.
 final class OverflowTests: XCTestCase {
   private func assertThrows<Value>(
     _ code: AIOError.Code, line: UInt = #line, _ body: () async throws(AIOError) -> Value

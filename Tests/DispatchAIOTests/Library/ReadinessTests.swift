@@ -25,8 +25,8 @@ final class ReadinessTests: XCTestCase {
     XCTAssertEqual(write(fd, text, text.utf8.count), text.utf8.count)
   }
 
-  /// Runs what a test does both with the kernel's AIO poll and without: a context without kernel AIO
-  /// polls through a DispatchSource.
+  /// Runs what a test does both with the kernel's AIO poll and without: a context without kernel
+  /// AIO polls through a DispatchSource.
   private func forEachWay(_ body: (AIOContext, String) throws -> Void) throws {
     let context = try AIOContext(queueDepth: 4, queue: loop)
     try body(context, "AIO poll")
@@ -465,8 +465,8 @@ final class ReadinessTests: XCTestCase {
     XCTAssertTrue(sources.allSatisfy(\.isCancelled))
   }
 
-  /// Sources are made, used and cancelled by several threads; nothing is lost, and no event comes after
-  /// a cancellation on the queue.
+  /// Sources are made, used and cancelled by several threads; nothing is lost, and no event comes
+  /// after a cancellation on the queue.
   func testSourcesThatChurn() throws {
     let context = try AIOContext(queueDepth: 4, queue: loop)
     let total = 4 * 1000
@@ -497,8 +497,8 @@ final class ReadinessTests: XCTestCase {
     try context.closeAndWait()
   }
 
-  /// Sockets and the disk in one ring: each answer of the disk goes to a socket, whose readiness brings
-  /// the next request.
+  /// Sockets and the disk in one ring: each answer of the disk goes to a socket, whose readiness
+  /// brings the next request.
   func testSocketsBesideTheDisk() throws {
     let directory = try temporaryDirectory()
     _ = try directory.makeFile(size: 1 << 20)

@@ -139,7 +139,8 @@ final class RealDiskTests: XCTestCase {
 
   // MARK: The ring
 
-  /// As many requests as the kernel has room for, one fewer, one more, twice and four times as many.
+  /// As many requests as the kernel has room for, one fewer, one more, twice and four times as
+  /// many.
   func testMoreRequestsThanRoom() throws {
     let directory = try temporaryDirectory()
     _ = try directory.makeFile(size: 65536) { UInt8($0 / 512) }

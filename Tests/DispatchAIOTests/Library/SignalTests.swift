@@ -5,7 +5,8 @@ import XCTest
 /// System calls that raise a signal in the thread that makes them: the program survives, and has an
 /// error to show for it.
 final class SignalTests: XCTestCase {
-  /// Goal: a file that may not grow is an error on the main thread too, where SIGXFSZ is not masked.
+  /// Goal: a file that may not grow is an error on the main thread too, where SIGXFSZ is not
+  /// masked.
   func testGrowingPastTheFileSizeLimit() throws {
     let directory = try temporaryDirectory()
     let run = try ChildProcess.run(

@@ -5,8 +5,8 @@ import Foundation
 import SystemPackage
 import XCTest
 
-/// What the kernel does inside `io_submit` although it was told not to wait: syncing what an O_DSYNC
-/// file was written, and reading memory in that is not resident.
+/// What the kernel does inside `io_submit` although it was told not to wait: syncing what an
+/// O_DSYNC file was written, and reading memory in that is not resident.
 final class SynchronousTransferTests: XCTestCase {
   // MARK: O_DSYNC
 

@@ -10,8 +10,8 @@ import XCTest
 final class TurnBudgetTests: XCTestCase {
   private typealias Request = (AIOContext, AIOFile, Int, @escaping AIOCompletion) throws -> Void
 
-  /// - Parameter isOnQueue: whether the requests are made in one block of the queue, or from another
-  ///   thread while the queue is held.
+  /// - Parameter isOnQueue: whether the requests are made in one block of the queue, or from
+  ///   another thread while the queue is held.
   private func assertLate(
     lessThan milliseconds: Double, _ count: Int, _ what: String, _ file: AIOFile,
     depth: Int = 1024, isOnQueue: Bool = false, expecting expected: Int, line: UInt = #line,
@@ -241,8 +241,8 @@ final class TurnBudgetTests: XCTestCase {
     }
   }
 
-  /// Requests that have been accepted, and are cancelled while the queue is held: all their handlers
-  /// are to be called.
+  /// Requests that have been accepted, and are cancelled while the queue is held: all their
+  /// handlers are to be called.
   func testCancelledRequests() throws {
     let directory = try temporaryDirectory()
     let file = try directory.open(caching: .buffered)

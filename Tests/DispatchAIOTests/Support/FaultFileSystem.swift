@@ -5,9 +5,9 @@ import Glibc
 import SystemPackage
 import XCTest
 
-/// A mounted FUSE file system whose files misbehave as the words in their names say, for the life of
-/// the value: `Tests/CFaultFS/CFaultFS.c` lists the words. Needs root and `/dev/fuse`; skips the test
-/// where it cannot have them.
+/// A mounted FUSE file system whose files misbehave as the words in their names say, for the life
+/// of the value: `Tests/CFaultFS/CFaultFS.c` lists the words. Needs root and `/dev/fuse`; skips the
+/// test where it cannot have them.
 ///
 /// It is served by a process of its own. With the end of that process, whatever still hangs ends
 /// with an error, and it ends with this process, too.

@@ -4,8 +4,8 @@ import Foundation
 import SystemPackage
 import XCTest
 
-/// A loop device over a file of zeroes, for the life of the value. Needs root and loop devices; skips
-/// the test where it cannot have them.
+/// A loop device over a file of zeroes, for the life of the value. Needs root and loop devices;
+/// skips the test where it cannot have them.
 final class LoopDevice {
   let path: String
 

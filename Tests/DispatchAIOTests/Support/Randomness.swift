@@ -26,8 +26,8 @@ enum Seeds {
   /// How many the simulation runs, the test that needs the most of them.
   static let usual = 10_000
 
-  /// `AIO_SEED=n` replays one seed; `AIO_SEEDS=n` runs `n` where `usual` are run otherwise, and less
-  /// or more in proportion elsewhere; else `count`.
+  /// `AIO_SEED=n` replays one seed; `AIO_SEEDS=n` runs `n` where `usual` are run otherwise, and
+  /// less or more in proportion elsewhere; else `count`.
   static func run(default count: Int, _ body: (UInt64) throws -> Void) rethrows {
     let environment = ProcessInfo.processInfo.environment
     if let seed = environment["AIO_SEED"].flatMap(UInt64.init) { return try body(seed) }

@@ -4,8 +4,8 @@ import Foundation
 import SystemPackage
 import XCTest
 
-/// A filesystem of its own on a loop device, for the life of the value. Skips the test where it cannot
-/// have one.
+/// A filesystem of its own on a loop device, for the life of the value. Skips the test where it
+/// cannot have one.
 final class SmallDisk {
   let path: FilePath
   /// Detached after the filesystem has been unmounted.

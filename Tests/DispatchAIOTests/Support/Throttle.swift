@@ -4,8 +4,8 @@ import Foundation
 import SystemPackage
 import XCTest
 
-/// Makes a disk slow, while it lives: by the block controller of cgroups (version 1), which root may
-/// set. Skips the test elsewhere.
+/// Makes a disk slow, while it lives: by the block controller of cgroups (version 1), which root
+/// may set. Skips the test elsewhere.
 final class Throttle {
   private static let file = "/sys/fs/cgroup/blkio/blkio.throttle.read_iops_device"
   private let device: String

@@ -6,8 +6,8 @@ import Synchronization
 
 /// The handler of SIGINT and SIGTERM: it ends the server and removes the files.
 ///
-/// - Safety: `@unchecked Sendable` because `sources` is only set in `init`, and the rest is atomic or
-///   constant.
+/// - Safety: `@unchecked Sendable` because `sources` is only set in `init`, and the rest is atomic
+///   or constant.
 final class Interruption: @unchecked Sendable {
   private let server = Atomic<Int32>(0)
   private var sources: [any DispatchSourceSignal] = []

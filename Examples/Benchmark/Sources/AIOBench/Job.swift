@@ -26,8 +26,8 @@ struct Job: Sendable {
   var verifies: Bool
   /// The number of descriptors of the file, used in turn. For this library's engines.
   var files = 1
-  /// The number of contexts, each on a queue of its own and with the whole depth. For this library's
-  /// engines.
+  /// The number of contexts, each on a queue of its own and with the whole depth. For this
+  /// library's engines.
   var contexts = 1
 
   var blocks: Int { size / blockSize }
@@ -43,7 +43,8 @@ struct Job: Sendable {
     return descriptor
   }
 
-  /// Makes the file if it is missing or empty, and fills it with the blocks that `--verify` expects.
+  /// Makes the file if it is missing or empty, and fills it with the blocks that `--verify`
+  /// expects.
   ///
   /// - Parameter fill: whether to fill it in any case.
   func prepareFile(fill: Bool, progress: (Double) -> Void) throws {
@@ -92,8 +93,8 @@ struct BenchError: Error, CustomStringConvertible {
   init(_ description: String) { self.description = description }
 }
 
-/// The offsets of a job's requests, in order. Random ones differ for each engine and run, so that none
-/// reads what the one before has brought into a cache.
+/// The offsets of a job's requests, in order. Random ones differ for each engine and run, so that
+/// none reads what the one before has brought into a cache.
 struct Offsets {
   private let pattern: Job.Pattern
   private let blockSize: UInt64
@@ -101,8 +102,8 @@ struct Offsets {
   private var state: UInt64
   private var next: UInt64 = 0
 
-  /// - Parameter share: the part of the file, of as many as the job's depth, that sequential offsets
-  ///   begin with.
+  /// - Parameter share: the part of the file, of as many as the job's depth, that sequential
+  ///   offsets begin with.
   init(_ job: Job, share: Int = 0) {
     pattern = job.pattern
     blockSize = UInt64(job.blockSize)

@@ -4,8 +4,8 @@ import CEngines
 import Histogram
 import Synchronization
 
-/// The record of an engine's run. One thread at a time calls `completed`; `requests` may be read from
-/// any.
+/// The record of an engine's run. One thread at a time calls `completed`; `requests` may be read
+/// from any.
 ///
 /// - Safety: `@unchecked Sendable` because an engine calls it from one queue or thread only, and
 ///   `requests` is atomic.

@@ -87,8 +87,8 @@ final class RunningServer {
     }
   }
 
-  /// The port in the line `listening on ADDRESS`, the first that a server of ours prints. `nil` if it
-  /// ends instead.
+  /// The port in the line `listening on ADDRESS`, the first that a server of ours prints. `nil` if
+  /// it ends instead.
   private static func announcedPort(_ output: FileHandle) throws -> UInt16? {
     var line = Data()
     while let byte = try output.read(upToCount: 1), !byte.isEmpty, byte[0] != UInt8(ascii: "\n") {

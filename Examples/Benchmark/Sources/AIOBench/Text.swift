@@ -44,7 +44,8 @@ func printColumns(_ head: [String], _ rows: [[String]]) {
   }
 }
 
-/// A line of progress on standard error, rewritten each time. Nothing is written if that is no terminal.
+/// A line of progress on standard error, rewritten each time. Nothing is written if that is no
+/// terminal.
 enum ProgressLine {
   static let isShown = isatty(STDERR_FILENO) == 1
 

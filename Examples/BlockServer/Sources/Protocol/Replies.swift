@@ -2,8 +2,8 @@
 
 /// The encoders of the heads of replies.
 ///
-/// - Safety: the caller has `Replies.room` bytes at `head`; each function returns the number of bytes
-///   that it has written.
+/// - Safety: the caller has `Replies.room` bytes at `head`; each function returns the number of
+///   bytes that it has written.
 enum Replies {
   /// The bytes that any head fits in.
   static let room = 256

@@ -6,8 +6,8 @@ struct ExportDescription {
   /// The size in bytes.
   var size: UInt64
   var isReadOnly: Bool
-  /// The size that requests should be multiples of, which then need no read-modify-write; a power of
-  /// two.
+  /// The size that requests should be multiples of, which then need no read-modify-write; a power
+  /// of two.
   var preferredBlock: UInt32 = 4096
 
   /// The most bytes of a read or a write: 32 MiB, which clients may expect of every server.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The protocol with one client, as a state machine: from bytes to events. It knows no sockets and no
-// files, and keeps only numbers of its input, so that no input costs memory.
+// The protocol with one client, as a state machine: from bytes to events. It knows no sockets and
+// no files, and keeps only numbers of its input, so that no input costs memory.
 
 /// The conversation with a client: its state, and what was agreed on.
 ///

@@ -6,8 +6,8 @@
 import DispatchAIO
 import Glibc
 
-/// - Safety: `@unchecked Sendable` because it is confined to its loop's queue, except while a worker
-///   queue has it, when nobody else touches it.
+/// - Safety: `@unchecked Sendable` because it is confined to its loop's queue, except while a
+///   worker queue has it, when nobody else touches it.
 final class Command: @unchecked Sendable {
   /// The most pieces of one large request in flight at once. A small request behind it waits for no
   /// more than those.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// From the socket to requests. Bytes are received into the loop's scratch memory, but for the payload
-// of writes, which is received into its place as far as possible.
+// From the socket to requests. Bytes are received into the loop's scratch memory, but for the
+// payload of writes, which is received into its place as far as possible.
 
 import Glibc
 import SystemPackage
@@ -139,8 +139,8 @@ extension Connection {
     return isClosed || inputEnded ? 0 : left
   }
 
-  /// Whether one more event may be parsed in this turn. If not, the connection is blocked, or has its
-  /// next turn after the others.
+  /// Whether one more event may be parsed in this turn. If not, the connection is blocked, or has
+  /// its next turn after the others.
   @inline(__always)
   private func mayParse() -> Bool {
     if commandCount + deferredReads.count >= Self.mostRequests

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One client: its bytes through the session into commands (+Receiving, +Requests), and their replies
-// back (+Replies). Confined to its loop's queue; called by the loop and the socket set.
+// One client: its bytes through the session into commands (+Receiving, +Requests), and their
+// replies back (+Replies). Confined to its loop's queue; called by the loop and the socket set.
 //
 // Its cost is bounded, whatever it sends: the buffers of its requests by a MemoryBudget; the
 // requests by their number; the rest by the bytes of one receive. A request over a budget waits: a
-// large read as a request of a few bytes, so that those behind it continue; any other in the socket.
+// large read as a request of a few bytes, so that those behind it continue; any other in the
+// socket.
 
 import Glibc
 import ServerSupport

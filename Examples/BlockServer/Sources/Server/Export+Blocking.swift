@@ -47,8 +47,8 @@ extension Export {
   /// only would leave that page allocated. (The file's size does not change.)
   private var endOfRoom: UInt64 { isBlockDevice ? size : up(size, to: page) }
 
-  /// Frees the room of a range, whose contents are undefined then. A hint: it succeeds without effect
-  /// where the filesystem cannot.
+  /// Frees the room of a range, whose contents are undefined then. A hint: it succeeds without
+  /// effect where the filesystem cannot.
   func trim(_ range: Range<UInt64>) -> Errno? {
     let start = up(range.lowerBound, to: page)
     let end = range.upperBound == size ? endOfRoom : down(range.upperBound, to: page)
@@ -110,8 +110,8 @@ extension Export {
     }
   }
 
-  /// Writes the payload of a command through the page cache: for the end of a file whose size is not
-  /// a multiple of the block.
+  /// Writes the payload of a command through the page cache: for the end of a file whose size is
+  /// not a multiple of the block.
   func write(payloadOf command: Command) -> Errno? {
     let length = Int(command.request.length)
     var position = 0

@@ -10,8 +10,8 @@ struct ExportError: Error, CustomStringConvertible {
   let description: String
 }
 
-/// A file or block device that is served, with the locks that its requests share. Used by all loops,
-/// from any thread.
+/// A file or block device that is served, with the locks that its requests share. Used by all
+/// loops, from any thread.
 final class Export: Sendable {
   let description: ExportDescription
   let path: FilePath
@@ -44,8 +44,8 @@ final class Export: Sendable {
         file = try AIOFile.open(path, mode, caching: .buffered)
       }
       plain = try FileDescriptor.open(path, mode, options: .closeOnExec)
-      // `ranges` keeps the requests of one export apart; a second export of the file, in this server
-      // or another, must not write. (Some filesystems have no locks.)
+      // `ranges` keeps the requests of one export apart; a second export of the file, in this
+      // server or another, must not write. (Some filesystems have no locks.)
       let lock = readOnly ? LOCK_SH : LOCK_EX
       if flock(plain.rawValue, lock | LOCK_NB) != 0, errno == EWOULDBLOCK {
         try plain.close()

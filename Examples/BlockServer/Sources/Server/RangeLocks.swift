@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Locks of byte ranges, for the requests on one export that must not overlap. Reads and aligned writes
-// *share* their ranges; a read-modify-write of the blocks around an unaligned write, and zeroing and
-// discarding on the worker queue, are *exclusive*.
+// Locks of byte ranges, for the requests on one export that must not overlap. Reads and aligned
+// writes *share* their ranges; a read-modify-write of the blocks around an unaligned write, and
+// zeroing and discarding on the worker queue, are *exclusive*.
 //
 // Nearly all requests share. On the fast path they only count themselves, in one atomic, and check
 // whether there is an exclusive request. An exclusive request announces itself, after which nobody
-// takes the fast path; it waits until those that took it are done, and then for the requests that it
-// overlaps, in order of arrival.
+// takes the fast path; it waits until those that took it are done, and then for the requests that
+// it overlaps, in order of arrival.
 
 import ServerSupport
 import Synchronization

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The execution of a request, from its start through the lock of its range to its answer. Calls that
-// may block are made on the export's worker queue.
+// The execution of a request, from its start through the lock of its range to its answer. Calls
+// that may block are made on the export's worker queue.
 
 import DispatchAIO
 import SystemPackage

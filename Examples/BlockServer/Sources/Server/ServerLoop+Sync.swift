@@ -44,8 +44,8 @@ extension ServerLoop {
     scheduleTurn()
   }
 
-  /// Starts the fdatasyncs that were asked for in this turn. A running one may have begun before the
-  /// writes that they cover, so they wait for its end.
+  /// Starts the fdatasyncs that were asked for in this turn. A running one may have begun before
+  /// the writes that they cover, so they wait for its end.
   func startSyncs() {
     guard wantsSync else { return }
     wantsSync = false

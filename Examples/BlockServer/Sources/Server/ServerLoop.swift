@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A queue with a context and a share of the connections: sockets and disk in one loop. The server
-// calls `add`, `drain`, `forceClose` and `report`, from any thread; all else runs on the loop's queue,
-// called by its connections and commands.
+// calls `add`, `drain`, `forceClose` and `report`, from any thread; all else runs on the loop's
+// queue, called by its connections and commands.
 //
 // A turn of the loop: the bytes that sockets have received become commands; all their disk requests
 // are submitted in one `io_submit`; the completions become replies; each connection's replies are
 // sent in one `sendmsg`.
 //
-// In other files: the execution of requests (+Requests), unaligned writes (+UnalignedWrites), flushes
-// (+Sync), the end (+Shutdown).
+// In other files: the execution of requests (+Requests), unaligned writes (+UnalignedWrites),
+// flushes (+Sync), the end (+Shutdown).
 
 import Dispatch
 import DispatchAIO
@@ -32,8 +32,8 @@ final class ServerLoop: @unchecked Sendable {
   private static let pendingLimit = 4096
   /// The most bytes received at once.
   static let scratchSize = 64 << 10
-  /// The most requests to the disk, and replies to a client, at once: few enough that client, server
-  /// and disk work at the same time, rather than each waiting for the one before.
+  /// The most requests to the disk, and replies to a client, at once: few enough that client,
+  /// server and disk work at the same time, rather than each waiting for the one before.
   static let burst = 4
   /// The most bursts in a turn. Then the sockets have their turn.
   private static let mostRounds = 4

@@ -7,8 +7,9 @@
 //
 // Connections put what they receive straight into the open batch's buffer. It is sealed as soon as
 // one more batch may be in flight; whatever arrives until then is written together. The segment is
-// open with O_DSYNC, so that a write completes when its bytes are durable; a batch counts as durable
-// when the batches before it are durable, too. Only then its bytes are echoed, from the same buffer.
+// open with O_DSYNC, so that a write completes when its bytes are durable; a batch counts as
+// durable when the batches before it are durable, too. Only then its bytes are echoed, from the
+// same buffer.
 //
 // (A write and then an fdatasync would be two requests, one after the other. Several synchronous
 // writes in flight share the flushes of the disk's cache: the kernel merges those.)
@@ -24,8 +25,8 @@ protocol JournalClient: AnyObject {
   func journalFailed(_ error: any Error)
 }
 
-/// - Safety: `@unchecked Sendable` because it is confined to the loop's queue: every method is called
-///   there, and every completion handler runs there.
+/// - Safety: `@unchecked Sendable` because it is confined to the loop's queue: every method is
+///   called there, and every completion handler runs there.
 final class Journal: @unchecked Sendable {
   struct Settings: Sendable {
     var segmentSize = 64 << 20
@@ -230,7 +231,8 @@ final class Journal: @unchecked Sendable {
   /// Abandons all batches after a failed write: their clients are told, the segment is left as it
   /// is, and the journal continues in the next one.
   private func abandon(_ batch: Batch, _ error: any Error) {
-    // One that failed together with it has abandoned it; what is in flight now is in the next segment.
+    // One that failed together with it has abandoned it; what is in flight now is in the next
+    // segment.
     guard !batch.isAbandoned else { return }
     let lost = inFlight + (openBatch.map { [$0] } ?? [])
     logger.error("the journal lost \(lost.count) batches that were on their way: \(error)")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Opening a journal to write to it: the lock, and where the last daemon stopped. Called once, before
-// the loop runs.
+// Opening a journal to write to it: the lock, and where the last daemon stopped. Called once,
+// before the loop runs.
 
 import Glibc
 import SystemPackage

@@ -28,10 +28,10 @@
 // The unwritten part of a segment is zeros. Batches lie one after the other, each beginning at the
 // next multiple of the unit, so that no durable block is ever written again.
 //
-// A torn tail is told from damage by the later batches: a durable batch is followed, sooner or later,
-// by one that says so (`durable`). An unreadable batch that a later one calls durable is damage; one
-// that none calls durable was being written when the daemon died, and no byte of it was echoed.
-// A segment's first batch is written only when all of the previous segment is durable.
+// A torn tail is told from damage by the later batches: a durable batch is followed, sooner or
+// later, by one that says so (`durable`). An unreadable batch that a later one calls durable is
+// damage; one that none calls durable was being written when the daemon died, and no byte of it was
+// echoed. A segment's first batch is written only when all of the previous segment is durable.
 
 import CXXHash
 import Glibc
@@ -154,8 +154,8 @@ struct BatchHeader: Equatable {
 
 struct RecordHeader: Equatable {
   enum Kind: UInt8 {
-    /// The first record of a connection. Payload: i64 time in ns since 1970, then the peer's address
-    /// in UTF-8.
+    /// The first record of a connection. Payload: i64 time in ns since 1970, then the peer's
+    /// address in UTF-8.
     case opened = 1
     /// Bytes that the connection sent, which are the payload.
     case data = 2

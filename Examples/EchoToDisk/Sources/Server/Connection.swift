@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One client: its bytes to the journal, and back once they are durable. Confined to the loop's queue;
-// called by the server, the socket set and the journal.
+// One client: its bytes to the journal, and back once they are durable. Confined to the loop's
+// queue; called by the server, the socket set and the journal.
 
 import Glibc
 import ServerSupport

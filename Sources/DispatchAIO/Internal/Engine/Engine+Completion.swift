@@ -10,8 +10,8 @@ extension Engine {
   ///
   /// A disk that has completed all of them together is idle until it gets the next: with two at
   /// first, reads at depth 32 are a quarter more than with all in one call, at the same processor
-  /// time. Writes gain nothing below four. When the disk has something to do, and where nobody waits,
-  /// larger batches are cheaper.
+  /// time. Writes gain nothing below four. When the disk has something to do, and where nobody
+  /// waits, larger batches are cheaper.
   mutating func nextBatch() -> Int {
     guard isForDisk else { return 128 }
     defer { batchLimit = min(batchLimit * 2, Self.largestBatch) }
@@ -53,8 +53,8 @@ extension Engine {
     checkAccounts()
   }
 
-  /// The next completion; `nil` when there is none at hand. What the kernel completed and what ended
-  /// otherwise take turns, so that neither waits behind the other for good.
+  /// The next completion; `nil` when there is none at hand. What the kernel completed and what
+  /// ended otherwise take turns, so that neither waits behind the other for good.
   mutating func next() -> Completion? {
     while true {
       takesEndedFirst.toggle()

@@ -168,7 +168,8 @@ extension Engine {
     table[request: slot].isRouteForced = false
     let traits = table[request: slot].file.traits
     let length = table[request: slot].chunkLength
-    // A memory file has done it when `io_submit` returns, and then the loop looks at the ring anyway.
+    // A memory file has done it when `io_submit` returns, and then the loop looks at the ring
+    // anyway.
     let isUnsignalled = traits.isMemory && route == .inline && length > 0
     table[request: slot].isUnsignalled = isUnsignalled
     if isUnsignalled { unsignalled += 1 }

@@ -93,8 +93,8 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// Whether `submit` has put something into the offload queue since the driver looked last.
   var hasOffloaded = false
 
-  /// The epoll set that a poll request is kept in flight for; -1: there is none, or the kernel has no
-  /// such request.
+  /// The epoll set that a poll request is kept in flight for; -1: there is none, or the kernel has
+  /// no such request.
   var pollDescriptor: Int32 = -1
   /// Whether the poll request is in flight.
   var isPollArmed = false
@@ -225,7 +225,8 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     }
   }
 
-  /// An offload thread returns a request: the kernel did not take it, or it was done by a system call.
+  /// An offload thread returns a request: the kernel did not take it, or it was done by a system
+  /// call.
   private mutating func offloadReturned(_ slot: UInt32, _ answer: Int) {
     offloaded -= 1
     releaseRoom(slot)
@@ -315,8 +316,8 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   }
 
   /// Every slot is free, on its way in, pending, offloaded, with the kernel, or ended: never in two
-  /// places. (What other threads hold at this moment is counted nowhere, hence no equality here; the
-  /// tests of the engine, where there are no other threads, demand it.)
+  /// places. (What other threads hold at this moment is counted nowhere, hence no equality here;
+  /// the tests of the engine, where there are no other threads, demand it.)
   @inline(__always)
   func checkAccounts() {
     assert(inKernel >= 0 && offloaded >= 0 && shares.held <= shares.room)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // How the kernel's room is shared by files, so that one whose requests do not complete (a hung
-// device, a server that is gone) leaves room for the others: dynamic thresholds (Choudhury and Hahne,
-// IEEE/ACM Transactions on Networking 6(2), 1998). A file may have twice as many requests in the
-// kernel as there is room left, and no more than the queue depth. With room for half as many again as
-// the queue depth, a file that is alone has all of the depth, and eight that hang leave a
+// device, a server that is gone) leaves room for the others: dynamic thresholds (Choudhury and
+// Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). A file may have twice as many requests in
+// the kernel as there is room left, and no more than the queue depth. With room for half as many
+// again as the queue depth, a file that is alone has all of the depth, and eight that hang leave a
 // seventeenth of the room.
 
 struct FileShares: ~Copyable {

@@ -16,8 +16,8 @@
 //   - A memory file (tmpfs, ramfs, hugetlbfs) knows no NOWAIT, and waits for nothing but pages that
 //     were swapped out, which nobody can tell beforehand: its requests go down as they are, large
 //     ones apart.
-//   - On a file system whose submissions were slow, as while it is frozen, writes are offloaded: see
-//     FileSystemHealth.
+//   - On a file system whose submissions were slow, as while it is frozen, writes are offloaded:
+//     see FileSystemHealth.
 //
 // What is offloaded goes into the same kernel context by `io_submit` where the kernel goes on with
 // it by itself, and is a plain system call where it is synchronous anyway: buffered transfers, and

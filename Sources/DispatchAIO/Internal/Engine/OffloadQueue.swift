@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What waits for an offload thread, and which threads may take it: the whole of the offload pool but
-// the threads themselves. It knows no Dispatch and no clock, so that tests drive it step by step.
+// What waits for an offload thread, and which threads may take it: the whole of the offload pool
+// but the threads themselves. It knows no Dispatch and no clock, so that tests drive it step by
+// step.
 //
 // The rules, which keep one file that is slow, or hangs, from holding up the others:
 //
@@ -186,7 +187,8 @@ final class OffloadQueue: Sendable {
   ///
   /// - Parameters:
   ///   - finished: what it has just done; `nil` the first time.
-  ///   - more: becomes the writes that are to be done in one call with the work's own item, in order.
+  ///   - more: becomes the writes that are to be done in one call with the work's own item, in
+  ///     order.
   func next(
     for thread: Int, finished: Work?, now: UInt64, more: inout [UInt32]
   ) -> Step {

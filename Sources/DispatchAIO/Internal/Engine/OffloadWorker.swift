@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What an offload thread does: one request at a time, by `io_submit` into the kernel context that the
-// loop uses too, or by the plain system call. What the kernel takes completes like any other request;
-// everything else is returned to the loop through `table.offloadResults`.
+// What an offload thread does: one request at a time, by `io_submit` into the kernel context that
+// the loop uses too, or by the plain system call. What the kernel takes completes like any other
+// request; everything else is returned to the loop through `table.offloadResults`.
 
 internal import CLinux
 internal import Glibc
@@ -23,8 +23,8 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// Does a request that was claimed, and writes that continue it, if there are any. May sleep, for
   /// long.
   ///
-  /// - Returns: whether it has returned a request, so that the loop has to look; else the completion
-  ///   arrives through the eventfd, and may have arrived already.
+  /// - Returns: whether it has returned a request, so that the loop has to look; else the
+  ///   completion arrives through the eventfd, and may have arrived already.
   mutating func perform(_ slot: UInt32, _ more: [UInt32] = []) -> Bool {
     guard table[request: slot].verb == .write else { return attempt(slot) }
     // The request, and so its file, may be gone when `attempt` returns.
@@ -91,8 +91,8 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     return true
   }
 
-  /// - Returns: `nil` when the kernel has taken it: then it is not ours any more, may have completed,
-  ///   and its slot may be another's.
+  /// - Returns: `nil` when the kernel has taken it: then it is not ours any more, may have
+  ///   completed, and its slot may be another's.
   private mutating func submit(_ slot: UInt32) -> Int? {
     let table = table
     batch.removeAll()

@@ -33,7 +33,8 @@ final class OpenFile: Sendable {
     var isBlockDevice = false
     /// Every write goes to the end of the file, whatever its offset says (O_APPEND).
     var appends = false
-    /// Every write waits until the disk has it: O_DSYNC, O_SYNC, or a file system that is mounted so.
+    /// Every write waits until the disk has it: O_DSYNC, O_SYNC, or a file system that is mounted
+    /// so.
     var syncsWrites = false
     /// What a direct request must be a multiple of.
     var alignment = AIOAlignment(memory: 1, offset: 1)

@@ -100,8 +100,8 @@ enum Memory {
   }
 }
 
-/// An accepted request: what the engine needs to submit it, to keep it alive, and to say what it was
-/// when it fails; and how far it has got.
+/// An accepted request: what the engine needs to submit it, to keep it alive, and to say what it
+/// was when it fails; and how far it has got.
 ///
 /// Not copyable, because each copy would count three references up, and down again later: a third
 /// of all that the library itself costs.

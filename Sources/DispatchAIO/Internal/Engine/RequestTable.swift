@@ -50,8 +50,8 @@ struct Slot {
   var place = SlotPlace.arriving
   /// Whether it was cancelled before the loop has taken it in.
   var isCancelledEarly = false
-  /// What has come of the request, while it is in `offloadResults` or in the list of those that have
-  /// ended: a count of bytes, or a negative errno.
+  /// What has come of the request, while it is in `offloadResults` or in the list of those that
+  /// have ended: a count of bytes, or a negative errno.
   var answer = 0
 }
 
@@ -186,8 +186,8 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
     move(id(of: slot), from: .waiting, to: .submitted)
   }
 
-  /// Says that an offload thread has read the slot for the last time before the kernel takes it. The
-  /// kernel's own hand-over from `io_submit` to the completion does the same, but the Thread
+  /// Says that an offload thread has read the slot for the last time before the kernel takes it.
+  /// The kernel's own hand-over from `io_submit` to the completion does the same, but the Thread
   /// Sanitizer cannot see that one; this is a store of what is there already.
   func handToKernel(_ slot: UInt32) {
     set(id(of: slot), .submitted)
@@ -203,8 +203,8 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
     set(id(of: slot), .waiting)
   }
 
-  /// Moves the request out of a slot, and makes its ID stale. The slot is the caller's, to give back
-  /// to `free`.
+  /// Moves the request out of a slot, and makes its ID stale. The slot is the caller's, to give
+  /// back to `free`.
   @inline(__always)
   func retire(_ slot: UInt32) -> Request<Attachment> {
     let state = load(slot)

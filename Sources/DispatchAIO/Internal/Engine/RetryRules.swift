@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The one place where it is decided what becomes of a request whose attempt was answered: whether it
-// is over, goes on where it stopped, or is tried once more, and by which route. A pure function, so
-// that a table tests it.
+// The one place where it is decided what becomes of a request whose attempt was answered: whether
+// it is over, goes on where it stopped, or is tried once more, and by which route. A pure function,
+// so that a table tests it.
 
 internal import Glibc
 

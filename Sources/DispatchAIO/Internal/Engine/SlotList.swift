@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A first-in, first-out list of slots, linked through the table: it needs no memory of its own, and
-/// a slot leaves it from the middle in constant time. A slot is in one list at most.
+/// A first-in, first-out list of slots, linked through the table: it needs no memory of its own,
+/// and a slot leaves it from the middle in constant time. A slot is in one list at most.
 struct SlotList {
   static var end: UInt32 { .max }
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Writes of one file that continue each other, made by one `pwritev(2)`: the kernel would take them one
-// by one under the inode's lock, and wait for the disk for each that extends the file. Each request has
-// its own result, also when the kernel takes a part of all, or refuses.
+// Writes of one file that continue each other, made by one `pwritev(2)`: the kernel would take them
+// one by one under the inode's lock, and wait for the disk for each that extends the file. Each
+// request has its own result, also when the kernel takes a part of all, or refuses.
 
 extension RequestTable {
   /// The most bytes that one call writes for several requests.
   static var longestRun: Int { 1 << 20 }
 
-  /// Whether the write in one slot goes on where the write in another ends, so that one system call may
-  /// do both. Both wait in the offload queue, whose lock the caller has.
+  /// Whether the write in one slot goes on where the write in another ends, so that one system call
+  /// may do both. Both wait in the offload queue, whose lock the caller has.
   func continues(_ first: UInt32, _ second: UInt32) -> Bool {
     canJoin(first) && canJoin(second)
       // With O_APPEND, wherever they say.

@@ -13,8 +13,8 @@ enum KernelProbe {
   /// How long to wait for the answer, in nanoseconds.
   private static let patience: UInt64 = 200_000_000
 
-  /// What is wrong with kernel AIO here; `nil` when it works, or cannot be tried (without a /dev, or
-  /// at a moment when the kernel has no room). Found out once, by the first who asks.
+  /// What is wrong with kernel AIO here; `nil` when it works, or cannot be tried (without a /dev,
+  /// or at a moment when the kernel has no room). Found out once, by the first who asks.
   static let failure: Errno? = {
     let failure = probe()
     // What says nothing of whether it would work at another time.

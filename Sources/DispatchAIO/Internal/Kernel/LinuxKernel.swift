@@ -78,9 +78,9 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
     return Int(unsafe io_getevents(context, nanoseconds > 0 ? 1 : 0, capacity, events, &timeout))
   }
 
-  /// Ends the `reap` that another thread waits in, by a request that is complete at once: a poll for a
-  /// descriptor that is readable. Where there is no such thing (before Linux 4.18), the wait ends by
-  /// itself.
+  /// Ends the `reap` that another thread waits in, by a request that is complete at once: a poll
+  /// for a descriptor that is readable. Where there is no such thing (before Linux 4.18), the wait
+  /// ends by itself.
   func wake() {
     guard unsafe context != nil, Self.readableDescriptor >= 0 else { return }
     var block = unsafe SubmissionBatch.poll(Self.readableDescriptor, tag: Self.wakeTag)

@@ -169,7 +169,8 @@ struct SubmissionBatch: ~Copyable {
     unsafe body(vectors, vectorCount)
   }
 
-  /// Calls `body` with the elements of what is left of a request's memory, as system calls take them.
+  /// Calls `body` with the elements of what is left of a request's memory, as system calls take
+  /// them.
   mutating func withVectors<Attachment, Result>(
     of memory: Memory, _ request: borrowing Request<Attachment>,
     _ body: (UnsafePointer<iovec>, Int) -> Result

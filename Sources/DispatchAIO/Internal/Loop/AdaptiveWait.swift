@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether a turn waits for the next completion in the ring, for a bounded moment, before it gives the
-// queue back to Dispatch. To be woken through the source takes two hand-overs between threads, which
-// cost more than a fast disk does; where the disk is slow, waiting would only keep the queue's other
-// blocks from running. So it is measured how long completions let wait.
+// Whether a turn waits for the next completion in the ring, for a bounded moment, before it gives
+// the queue back to Dispatch. To be woken through the source takes two hand-overs between threads,
+// which cost more than a fast disk does; where the disk is slow, waiting would only keep the
+// queue's other blocks from running. So it is measured how long completions let wait.
 //
-// To wait is to sleep in io_getevents; to look at the ring over and over is faster on an idle machine,
-// and costs processor time for which a container with a quota is stopped later: only on demand.
-// A wait ends when another thread has something for the loop (see TurnScheduler). It does not end for
-// the queue's other blocks; so, while requests are made by others than completion handlers, say by
-// the handlers of sockets, which share the queue and cannot run meanwhile, the loop does not wait:
-// the requests that those would make are worth more than the time saved.
+// To wait is to sleep in io_getevents; to look at the ring over and over is faster on an idle
+// machine, and costs processor time for which a container with a quota is stopped later: only on
+// demand. A wait ends when another thread has something for the loop (see TurnScheduler). It does
+// not end for the queue's other blocks; so, while requests are made by others than completion
+// handlers, say by the handlers of sockets, which share the queue and cannot run meanwhile, the
+// loop does not wait: the requests that those would make are worth more than the time saved.
 
 /// What is known of the waits so far. In nanoseconds.
 struct AdaptiveWait {

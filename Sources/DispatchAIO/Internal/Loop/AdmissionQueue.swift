@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where requests wait that the table has no slot for: those of tasks, which are suspended meanwhile.
-// First come, first served, and before requests made by callback, which get `.full` rather than the
-// slot that somebody waits for. No thread waits for anything here.
+// Where requests wait that the table has no slot for: those of tasks, which are suspended
+// meanwhile. First come, first served, and before requests made by callback, which get `.full`
+// rather than the slot that somebody waits for. No thread waits for anything here.
 
 internal import Synchronization
 
 /// A request that waits for a slot, or has got one: to name it by when cancelling.
 ///
 /// - Safety: `@unchecked Sendable` because everything in it is touched under the lock of its queue,
-///   `isCancelled` and the request of a waiter that has left the queue excepted: the former is atomic,
-///   and the latter is its taker's alone.
+///   `isCancelled` and the request of a waiter that has left the queue excepted: the former is
+///   atomic, and the latter is its taker's alone.
 final class Waiter: @unchecked Sendable {
   fileprivate let isCancelled = Atomic<Bool>(false)
   /// Set when it left the queue for the table.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// System calls that may sleep and belong to no context: to open a file, to close it, to ask its size.
-// They have an offload queue of their own, in which file systems take turns, so that one that hangs
-// does not hold up the others.
+// System calls that may sleep and belong to no context: to open a file, to close it, to ask its
+// size. They have an offload queue of their own, in which file systems take turns, so that one that
+// hangs does not hold up the others.
 
 internal import Dispatch
 
@@ -39,8 +39,8 @@ enum BlockingCalls {
 
   /// Runs a block on a thread that may sleep.
   ///
-  /// - Parameter device: which file system it concerns; `nil` when that is not known, as before a file
-  ///   is open: then it shares nothing with the others but the threads.
+  /// - Parameter device: which file system it concerns; `nil` when that is not known, as before a
+  ///   file is open: then it shares nothing with the others but the threads.
   static func run(on device: UInt64?, _ body: @escaping @Sendable () -> Void) {
     let (item, number) = state.withLock { state -> (UInt32, UInt32) in
       let item = state.free.popLast() ?? UInt32(state.calls.count)

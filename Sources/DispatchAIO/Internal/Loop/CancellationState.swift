@@ -2,8 +2,8 @@
 
 internal import Synchronization
 
-/// Where the request of a task is, for when the task is cancelled: two words of the call's own frame,
-/// so that nothing is allocated for a cancellation that does not happen.
+/// Where the request of a task is, for when the task is cancelled: two words of the call's own
+/// frame, so that nothing is allocated for a cancellation that does not happen.
 struct CancellationState: ~Copyable, Sendable {
   /// 0: not accepted yet; 1: the task has been cancelled; else the request's ID.
   private let word = Atomic<UInt64>(0)

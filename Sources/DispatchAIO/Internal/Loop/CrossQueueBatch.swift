@@ -15,9 +15,9 @@ protocol SlotOwner: AnyObject, Sendable {
   func giveBack(_ slot: UInt32)
 }
 
-/// The completions of one turn whose handlers run on other queues than the loop's: one block for each
-/// queue. A request's slot counts as in use until its handler begins, so that a queue that does not
-/// keep up is felt by whoever makes requests (`.full`), and not by the memory.
+/// The completions of one turn whose handlers run on other queues than the loop's: one block for
+/// each queue. A request's slot counts as in use until its handler begins, so that a queue that
+/// does not keep up is felt by whoever makes requests (`.full`), and not by the memory.
 struct CrossQueueBatch {
   private struct Result {
     let completion: AIOCompletion

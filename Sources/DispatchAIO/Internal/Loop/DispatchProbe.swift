@@ -59,8 +59,8 @@ enum DispatchProbe {
   /// Finds out whether sources and timers fire: to be called when the context's source has been
   /// activated. Takes some tens of microseconds; a second or more where they do not.
   ///
-  /// - Returns: why a source does not, ENOSPC most likely, EMFILE when a timer does not, or why there
-  ///   is no eventfd; `nil` when all is well.
+  /// - Returns: why a source does not, ENOSPC most likely, EMFILE when a timer does not, or why
+  ///   there is no eventfd; `nil` when all is well.
   static func failure() -> Errno? {
     let descriptor = clinux_eventfd()
     guard descriptor >= 0 else { return Errno(rawValue: -descriptor) }

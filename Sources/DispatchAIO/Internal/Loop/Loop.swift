@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The loop ties the engine to Dispatch. All of the engine's work is done in *turns*, on one serial
-// queue. A turn runs when the kernel has counted a completion on the eventfd (the source's handler),
-// when a thread has left something for the loop and no turn was scheduled, or when the caller says so
-// (`process`). What a turn is, `turn` says; who schedules the next one, TurnScheduler.
+// queue. A turn runs when the kernel has counted a completion on the eventfd (the source's
+// handler), when a thread has left something for the loop and no turn was scheduled, or when the
+// caller says so (`process`). What a turn is, `turn` says; who schedules the next one,
+// TurnScheduler.
 //
-// Nobody but a turn touches the engine. A request from another thread arrives through the inbox; one
-// that a completion handler makes goes to the engine at once, behind those in the inbox. So what
-// handlers ask for goes down together, and so does all that other blocks on the queue ask for
+// Nobody but a turn touches the engine. A request from another thread arrives through the inbox;
+// one that a completion handler makes goes to the engine at once, behind those in the inbox. So
+// what handlers ask for goes down together, and so does all that other blocks on the queue ask for
 // before the turn they scheduled.
 
 internal import CLinux
@@ -17,8 +18,8 @@ internal import Synchronization
 internal import SystemPackage
 
 /// - Safety: `@unchecked Sendable` because what is not constant, atomic or Sendable itself (the
-///   engine, the batch for other queues, the life and its closing callbacks) is touched in turns and
-///   in blocks on `queue` only, which is serial; a turn traps when it is not.
+///   engine, the batch for other queues, the life and its closing callbacks) is touched in turns
+///   and in blocks on `queue` only, which is serial; a turn traps when it is not.
 @safe
 final class Loop: SlotOwner, @unchecked Sendable {
   struct Settings: Sendable {
@@ -170,8 +171,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
       return id
     }
     let id = table.accept(request, in: slot)
-    // From a block that somebody put on the queue, as the handler of a Dispatch source: more of those
-    // cannot run while the loop waits.
+    // From a block that somebody put on the queue, as the handler of a Dispatch source: more of
+    // those cannot run while the loop waits.
     if DispatchQueue.getSpecific(key: onQueue) != nil { wait.deferToOthers() }
     scheduler.scheduleTurn()
     return id
@@ -222,6 +223,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
     if Fork.isChild { return }
     isClosing.store(true, ordering: .sequentiallyConsistent)
     admission.close()
+    // Whoever waits for a slot is told at once; on the queue by turns, which have a bound.
+    if DispatchQueue.getSpecific(key: onQueue) == nil {
+      while !admission.endClosed(limit: Self.admissionsPerPass) {}
+    }
     readiness.close()
     queue.async { [self] in
       if let completion {
@@ -235,8 +240,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// What counts completions, and whatever else a turn has to look at.
   func driveByHand() -> Int32 { scheduler.driveByHand() }
 
-  /// As of the end of the last turn. In a forked child as of the fork, or zeros when a turn was just
-  /// ending.
+  /// As of the end of the last turn. In a forked child as of the fork, or zeros when a turn was
+  /// just ending.
   var statistics: AIOStatistics {
     if Fork.isChild { return published.withLockIfAvailable { $0 } ?? AIOStatistics() }
     return published.withLock { $0 }
@@ -266,7 +271,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   }
 
   /// One turn: iterations that take requests in, submit them, and run what has completed, until
-  /// nothing is left to do or the turn's share of time is used up, in which case another is scheduled.
+  /// nothing is left to do or the turn's share of time is used up, in which case another is
+  /// scheduled.
   ///
   /// - Parameter byHand: whether somebody on the queue called, who may be in the middle of what an
   ///   actor does: then no other part of an actor may run before that has returned.
@@ -328,8 +334,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
     return true
   }
 
-  /// Takes in what has arrived, gives the kernel and the offload threads what they have room for, and
-  /// looks for completions.
+  /// Takes in what has arrived, gives the kernel and the offload threads what they have room for,
+  /// and looks for completions.
   ///
   /// - Returns: whether something was left for later, because it would take too long.
   private func takeInAndSubmit(_ share: inout TurnShare) -> Bool {

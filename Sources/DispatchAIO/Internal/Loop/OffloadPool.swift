@@ -9,8 +9,8 @@ internal import Synchronization
 
 /// Threads that make the system calls the loop must not block in.
 final class OffloadPool: Sendable {
-  /// Does an item, and those that are to be done in one call with it: made for each thread, when it has
-  /// its first one, and then used by that thread only.
+  /// Does an item, and those that are to be done in one call with it: made for each thread, when it
+  /// has its first one, and then used by that thread only.
   typealias Worker = (_ item: UInt32, _ more: [UInt32]) -> Void
 
   /// A serial queue, which has a thread while it has something to do.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Sockets, pipes and timers in the ring. A context has one epoll set, made when it is first needed, and
-// the engine keeps one poll request for that set in flight: ten thousand descriptors cost one slot.
-// When the request completes, the loop asks here what is ready, and runs the handlers.
+// Sockets, pipes and timers in the ring. A context has one epoll set, made when it is first needed,
+// and the engine keeps one poll request for that set in flight: ten thousand descriptors cost one
+// slot. When the request completes, the loop asks here what is ready, and runs the handlers.
 //
 // Everything is under one lock, so that sources are made, suspended, resumed and cancelled on any
-// thread; what is under it are short system calls that do not sleep. Handlers run outside of it, on the
-// loop's queue.
+// thread; what is under it are short system calls that do not sleep. Handlers run outside of it, on
+// the loop's queue.
 
 internal import CLinux
 internal import HeapModule
@@ -90,8 +90,8 @@ final class Readiness: Sendable {
 
   /// Adds a source for a descriptor, which does not wait for anything yet.
   ///
-  /// - Throws: the errno of `epoll_create1(2)` or `epoll_ctl(2)`; `EEXIST` when the descriptor has a
-  ///   source of that kind; `ECANCELED` when the context has been closed.
+  /// - Throws: the errno of `epoll_create1(2)` or `epoll_ctl(2)`; `EEXIST` when the descriptor has
+  ///   a source of that kind; `ECANCELED` when the context has been closed.
   func add(_ source: AIOSource, isWriter: Bool) throws(Errno) {
     try change(source.fd) { watched in
       guard (isWriter ? watched.writer : watched.reader) == nil else { return .fileExists }
@@ -199,8 +199,8 @@ final class Readiness: Sendable {
 
   /// What is ready now.
   ///
-  /// - Returns: what to run, in order; each is to be asked for by `handler(of:)` first, since the one
-  ///   before may have suspended or cancelled it.
+  /// - Returns: what to run, in order; each is to be asked for by `handler(of:)` first, since the
+  ///   one before may have suspended or cancelled it.
   func ready() -> [(source: AIOSource?, poll: OneShotPoll?, events: AIOPollEvents)] {
     state.withLock { state in
       guard let set = state.set else { return [] }
@@ -250,8 +250,8 @@ final class Readiness: Sendable {
       return true
     }
     if result.count == before {
-      // A hang-up or an error, which the set tells of unasked, of a descriptor that nobody waits for
-      // now: until somebody does.
+      // A hang-up or an error, which the set tells of unasked, of a descriptor that nobody waits
+      // for now: until somebody does.
       set.remove(fd)
       watched.events = nil
       state.watched[fd] = watched.isUnused ? nil : watched

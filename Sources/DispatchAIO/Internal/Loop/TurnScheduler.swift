@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Who sees to it that a turn runs: the one place that knows whether one is scheduled, yields, waits in
-// the ring, prepares to sleep, or is to be retried after a while.
+// Who sees to it that a turn runs: the one place that knows whether one is scheduled, yields, waits
+// in the ring, prepares to sleep, or is to be retried after a while.
 
 internal import CLinux
 internal import Dispatch
 internal import Synchronization
 
-/// - Safety: `@unchecked Sendable` because what is not constant or atomic is touched on `queue` only.
+/// - Safety: `@unchecked Sendable` because what is not constant or atomic is touched on `queue`
+///   only.
 final class TurnScheduler: @unchecked Sendable {
   /// How long to wait before asking a kernel once more that refused, at first and at the most.
   private static let retryDelays = (first: 1, longest: 16)
@@ -21,16 +22,16 @@ final class TurnScheduler: @unchecked Sendable {
   private let isTurnScheduled = Atomic<Bool>(false)
   /// Whether the turn sleeps in the ring.
   private let isWaiting = Atomic<Bool>(false)
-  /// Whether the queue is held by somebody who waits for the eventfd by himself, so that blocks of the
-  /// queue do not run.
+  /// Whether the queue is held by somebody who waits for the eventfd by himself, so that blocks of
+  /// the queue do not run.
   private let isDrivenByHand = Atomic<Bool>(false)
 
   /// Whether the eventfd may have counted since it was drained.
   private var mayHaveCounted = false
   /// Runs a turn.
   private var turn: (@Sendable () -> Void)?
-  /// The block that `yield` queues: one for all times, as there may be one for every few requests. It
-  /// holds the loop, until that has closed.
+  /// The block that `yield` queues: one for all times, as there may be one for every few requests.
+  /// It holds the loop, until that has closed.
   private var nextTurn: DispatchWorkItem?
   /// Whether it is queued.
   private var isTurnQueued = false
@@ -110,8 +111,8 @@ final class TurnScheduler: @unchecked Sendable {
     if isWaiting.exchange(false, ordering: .sequentiallyConsistent) { kernel.wake() }
   }
 
-  /// From now on somebody may hold the queue and wait for the eventfd: it tells of everything that a
-  /// turn has to look at.
+  /// From now on somebody may hold the queue and wait for the eventfd: it tells of everything that
+  /// a turn has to look at.
   func driveByHand() -> Int32 {
     isDrivenByHand.store(true, ordering: .relaxed)
     return event.rawValue
@@ -183,8 +184,8 @@ final class TurnScheduler: @unchecked Sendable {
     return true
   }
 
-  /// The kernel refuses, and nothing will tell when it does not any more: a turn runs after a while,
-  /// rather than spin. The delay doubles, from 1 to 16 ms, until `retrySucceeded`.
+  /// The kernel refuses, and nothing will tell when it does not any more: a turn runs after a
+  /// while, rather than spin. The delay doubles, from 1 to 16 ms, until `retrySucceeded`.
   func retryLater() {
     guard !isRetryScheduled else { return }
     isRetryScheduled = true

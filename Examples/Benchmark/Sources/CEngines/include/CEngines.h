@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The engines in C: the limit (a plain loop over libaio, batching), and the way of the C original (a
-// system call for each request, an eventfd, poll and read). With them the calls that Swift lacks.
+// The engines in C: the limit (a plain loop over libaio, batching), and the way of the C original
+// (a system call for each request, an eventfd, poll and read). With them the calls that Swift
+// lacks.
 
 #ifndef CENGINES_H
 #define CENGINES_H
@@ -52,8 +53,8 @@ int cengines_open(const char *path, int is_direct, int is_write, int truncates);
 // Heap allocations of the whole process since the start.
 uint64_t cengines_allocations(void);
 
-// Starts to count the system calls of all threads of the process. Returns 0, or -errno where that is
-// not allowed. Counting slows each call down, so it is not for runs that are timed.
+// Starts to count the system calls of all threads of the process. Returns 0, or -errno where that
+// is not allowed. Counting slows each call down, so it is not for runs that are timed.
 int cengines_start_counting(void);
 
 // Stops counting, and returns the number of calls.
