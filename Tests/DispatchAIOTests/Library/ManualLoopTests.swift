@@ -139,7 +139,10 @@ final class ManualLoopTests: XCTestCase {
   func testCancelledRequests() throws {
     let faults = try FaultFileSystem(in: try temporaryDirectory())
     let hung = try AIOFile.open(faults["hangread"], .readOnly, caching: .buffered)
-    let context = try AIOContext(queueDepth: 1, pendingLimit: 2)
+    var options = AIOContext.Options()
+    // The one thread hangs, so that what comes after it waits.
+    options.offloadThreads = 1
+    let context = try AIOContext(queueDepth: 1, pendingLimit: 2, options: options)
     let driver = try Driver(context, usesEpoll: false)
     defer { driver.finish() }
     defer { faults.release() }

@@ -98,7 +98,10 @@ final class NeverSleepsTests: XCTestCase {
     XCTAssertEqual(half.outcome, .success(16384))
     XCTAssertEqual(
       buffer.array.prefix(16384), (4096..<20480).map { UInt8(truncatingIfNeeded: $0 >> 12) }[...])
-    XCTAssertTrue(half.refused == 1 && half.asleep == 1, "half warm: \(half)")
+    // What was not there is asked for once more, and then waited for by a thread, unless the kernel
+    // has read it ahead by then.
+    XCTAssertTrue(
+      half.refused == 1 && half.asleep == 1 || half.loop == 2, "half warm: \(half)")
     // The end of the file is one.
     XCTAssertEqual(try read(at: (1 << 20) - 100, 4096).outcome, .success(100))
     XCTAssertEqual(try read(at: 1 << 20, 4096).outcome, .success(0))

@@ -55,17 +55,21 @@ final class SharedStructureTests: XCTestCase {
   func testAnInboxKeepsTheOrderOfArrival() {
     let inbox = Inbox(capacity: 8)
     XCTAssertTrue(inbox.isEmpty)
-    XCTAssertNil(inbox.takeAll())
+    var reader = Inbox.Reader()
+    var budget = 100
+    XCTAssertNil(reader.next(from: inbox, &budget))
     for slot in [3, 1, 4, 0, 5] as [UInt32] { inbox.push(slot) }
     XCTAssertFalse(inbox.isEmpty)
+    // A few steps at a time, while others arrive.
     var order: [UInt32] = []
-    var next = inbox.takeAll()
-    while let slot = next {
-      order.append(slot)
-      next = inbox.after(slot)
+    for step in 0..<10 {
+      budget = 2
+      while let slot = reader.next(from: inbox, &budget) { order.append(slot) }
+      if step == 0 { for slot in [2, 6] as [UInt32] { inbox.push(slot) } }
     }
-    XCTAssertEqual(order, [3, 1, 4, 0, 5])
+    XCTAssertEqual(order, [3, 1, 4, 0, 5, 2, 6])
     XCTAssertTrue(inbox.isEmpty)
+    XCTAssertTrue(reader.isEmpty)
   }
 
   /// Three threads push, one takes; each thread's own come out in its order, none lost.
@@ -85,13 +89,11 @@ final class SharedStructureTests: XCTestCase {
         }
       } else {
         var count = 0
+        var reader = Inbox.Reader()
         while count < 3 * perThread * rounds {
-          var next = shared.inbox.takeAll()
+          var budget = 7
           var chain: [UInt32] = []
-          while let slot = next {
-            next = shared.inbox.after(slot)
-            chain.append(slot)
-          }
+          while let slot = reader.next(from: shared.inbox, &budget) { chain.append(slot) }
           count += chain.count
           received.withLock { for slot in chain { $0[Int(slot) / perThread].append(slot) } }
           if chain.isEmpty { sched_yield() }

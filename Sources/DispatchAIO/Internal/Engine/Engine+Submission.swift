@@ -60,7 +60,9 @@ extension Engine {
     let answer = batch.submit(from: index, to: kernel)
     let ended = clinux_monotonic_nanoseconds()
     let took = ended &- began
-    counts.count(submission: answer, took: took)
+    let hasPoll =
+      answer > 0 && batch.tag(at: index + answer - 1) == LinuxKernel.pollTag
+    counts.count(submission: hasPoll ? answer - 1 : answer, took: took)
     submitNanoseconds &+= took
     if took > FileSystemHealth.slowSubmit, answer > 0 {
       for taken in index..<index + answer where batch.tag(at: taken) != LinuxKernel.pollTag {
@@ -88,9 +90,7 @@ extension Engine {
           case .taken: continue
           case .batchIsFull: return true
           case .overBudget: return false
-          case .beingCancelled: break
           }
-          break
         }
       }
     }
@@ -104,7 +104,7 @@ extension Engine {
         shares.park(slot, of: file, in: table)
       } else {
         switch submit(slot, &contents) {
-        case .taken, .beingCancelled: break
+        case .taken: break
         case .batchIsFull: return true
         case .overBudget: return false
         }
@@ -121,10 +121,8 @@ extension Engine {
   }
 
   private enum Taking {
-    /// The request is in the batch, or in the offload queue.
+    /// The request is in the batch, or in the offload queue, or was found cancelled.
     case taken
-    /// It stays where it is, and `collect` finds it there.
-    case beingCancelled
     case batchIsFull
     case overBudget
   }
@@ -148,8 +146,12 @@ extension Engine {
       return .overBudget
     }
     guard batch.hasRoom(for: table[request: slot].operation) else { return .batchIsFull }
-    guard table.claim(slot) else { return .beingCancelled }
     unlist(slot)
+    guard table.claim(slot) else {
+      table[slot].place = .beingCancelled
+      beingCancelled += 1
+      return .taken
+    }
     takeRoom(slot)
     table[slot].place = .inKernel
     let copied = prepare(slot, route)

@@ -60,8 +60,8 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   static var copyBudget: Int { 512 << 10 }
   /// How long the calls of `io_submit` of one turn may take, in nanoseconds; looked at after each.
   static var submitBudget: UInt64 { 200_000 }
-  /// How many arrivals are taken in at a time.
-  static var arrivalsPerPass: Int { 1024 }
+  /// How many steps it may take to take in arrivals, cancellations and results at a time.
+  static var arrivalsPerPass: Int { 2048 }
   /// See `nextBatch`.
   static var firstBatches: (afterReads: Int, afterWrites: Int) { (2, 4) }
   static var largestBatch: Int { 256 }
@@ -80,8 +80,12 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// Requests that end without an event: refused, done by a system call, or cancelled.
   var ended = SlotList()
   var shares: FileShares
-  /// What the inbox had and `collect` has not taken in yet.
-  var nextArrival: UInt32?
+  /// How many requests were found cancelled, and `collect` has not heard of them yet.
+  var beingCancelled = 0
+  /// What the inboxes had and `collect` has not taken in yet.
+  var arrivals = Inbox.Reader()
+  var cancellations = Inbox.Reader()
+  var offloadResults = Inbox.Reader()
 
   /// How many requests the kernel holds that the loop submitted, their completions not yet taken.
   var inKernel = 0
@@ -141,7 +145,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// Where the slots are that are neither free nor on their way in.
   var accounts: (pending: Int, offloaded: Int, inKernel: Int, arrived: Int) {
     (
-      pending.count + blocked.count + shares.parkedCount, offloaded, inKernel,
+      pending.count + blocked.count + shares.parkedCount + beingCancelled, offloaded, inKernel,
       events.count + ended.count
     )
   }
@@ -164,28 +168,15 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// - Returns: whether that was all.
   @discardableResult
   mutating func collect() -> Bool {
-    // The cancellations first: what they name was accepted before, and so has been taken in, or is
-    // among the arrivals.
-    let cancelled = table.cancellations.takeAll()
-    if nextArrival == nil { nextArrival = table.inbox.takeAll() }
-    var left = Self.arrivalsPerPass
-    while left > 0, let slot = nextArrival {
-      nextArrival = table.inbox.after(slot)
-      arrive(slot)
-      left -= 1
-    }
-    var next = cancelled
-    while let slot = next {
-      next = table.cancellations.after(slot)
-      cancel(slot)
-    }
-    var returned = table.offloadResults.takeAll()
-    while let slot = returned {
-      returned = table.offloadResults.after(slot)
+    var budget = Self.arrivalsPerPass
+    // A request may have been cancelled that is among the arrivals still: see `cancel`.
+    while let slot = arrivals.next(from: table.inbox, &budget) { arrive(slot) }
+    while let slot = cancellations.next(from: table.cancellations, &budget) { cancel(slot) }
+    while let slot = offloadResults.next(from: table.offloadResults, &budget) {
       offloadReturned(slot, table[slot].answer)
     }
     checkAccounts()
-    return nextArrival == nil
+    return arrivals.isEmpty && cancellations.isEmpty && offloadResults.isEmpty && budget > 0
   }
 
   /// Takes in a request that the loop itself has placed.
@@ -217,6 +208,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     case .pending: pending.remove(slot, in: table)
     case .blocked: blocked.remove(slot, in: table)
     case .parked: shares.unpark(slot, of: table[request: slot].file.number, in: table)
+    case .beingCancelled: beingCancelled -= 1
     case .offloaded:
       offloadQueue.remove(slot)
       offloaded -= 1
@@ -323,8 +315,8 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     assert(inKernel >= 0 && offloaded >= 0 && shares.held <= shares.room)
     assert(inKernel <= shares.held)
     assert(
-      table.free.count + pending.count + blocked.count + shares.parkedCount + offloaded + inKernel
-        + events.count + ended.count <= table.capacity)
+      table.free.count + pending.count + blocked.count + shares.parkedCount + beingCancelled
+        + offloaded + inKernel + events.count + ended.count <= table.capacity)
   }
 }
 

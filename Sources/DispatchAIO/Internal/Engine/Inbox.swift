@@ -46,29 +46,71 @@ struct Inbox: ~Copyable, @unchecked Sendable {
     }
   }
 
-  /// Takes everything out, for one thread at a time: the first of a chain in order of arrival,
-  /// to be walked with `after`. `nil` when there is nothing.
+  /// Takes everything out, for one thread at a time.
+  ///
+  /// - Returns: the newest; the others are reached with `older`.
   @inline(__always)
-  func takeAll() -> UInt32? {
+  fileprivate func takeAll() -> UInt32? {
     guard head.load(ordering: .relaxed) != Inbox.end else { return nil }
-    var newest = head.exchange(Inbox.end, ordering: .acquiring)
-    // The stack has the newest on top: turn the chain around.
-    var first = Inbox.end
-    while newest != Inbox.end {
-      let older = unsafe links[Int(newest)]
-      unsafe links[Int(newest)] = first
-      first = newest
-      newest = older
-    }
-    return first == Inbox.end ? nil : first
+    let newest = head.exchange(Inbox.end, ordering: .acquiring)
+    return newest == Inbox.end ? nil : newest
   }
 
-  /// The slot that arrived after `slot`, in a chain that `takeAll` began. To be asked before the
-  /// slot can be pushed again.
+  /// The slot that arrived before one that was taken out, and then what `Reader` makes of it.
   @inline(__always)
-  func after(_ slot: UInt32) -> UInt32? {
+  fileprivate func link(of slot: UInt32) -> UInt32? {
     precondition(slot < capacity)
     let next = unsafe links[Int(slot)]
     return next == Inbox.end ? nil : next
+  }
+
+  /// Changes the link of a slot that was taken out.
+  @inline(__always)
+  fileprivate func link(_ slot: UInt32, to next: UInt32?) {
+    precondition(slot < capacity)
+    unsafe links[Int(slot)] = next ?? Inbox.end
+  }
+
+  /// Reads an inbox in order of arrival, so much at a time: what has piled up may be long, and its
+  /// newest is on top. For one thread, and one inbox.
+  struct Reader {
+    /// The newest of what is still to be turned around.
+    private var newest: UInt32?
+    /// The oldest of what has been turned around.
+    private var turned: UInt32?
+    /// The next of what can be read.
+    private var first: UInt32?
+
+    /// Whether something was taken out of the inbox and not read yet.
+    var isEmpty: Bool {
+      @inline(__always) get { first == nil && turned == nil }
+    }
+
+    /// The next slot, in order of arrival.
+    ///
+    /// - Parameter budget: how many steps may be made; each slot costs one to turn it around, and one
+    ///   to read it.
+    /// - Returns: `nil` when there is none, or the budget is used up.
+    @inline(__always)
+    mutating func next(from inbox: borrowing Inbox, _ budget: inout Int) -> UInt32? {
+      if first == nil { refill(from: inbox, &budget) }
+      guard budget > 0, let slot = first else { return nil }
+      budget -= 1
+      first = inbox.link(of: slot)
+      return slot
+    }
+
+    private mutating func refill(from inbox: borrowing Inbox, _ budget: inout Int) {
+      if newest == nil { newest = inbox.takeAll() }
+      while budget > 0, let slot = newest {
+        newest = inbox.link(of: slot)
+        inbox.link(slot, to: turned)
+        turned = slot
+        budget -= 1
+      }
+      guard newest == nil else { return }
+      first = turned
+      turned = nil
+    }
   }
 }

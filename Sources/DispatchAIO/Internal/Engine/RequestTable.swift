@@ -32,6 +32,8 @@ enum SlotPlace {
   case pending
   /// In the engine's list of requests that an offload thread could not submit.
   case blocked
+  /// In no list: it was found cancelled, and `collect` will hear of it.
+  case beingCancelled
   /// In its file's list of requests that wait for the file's share of the kernel's room.
   case parked
   /// In the offload queue, or with an offload thread.

@@ -164,7 +164,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
     // The turn that runs the handler goes on, and takes it along, behind what has arrived.
     if turnThread.load(ordering: .relaxed) == Self.thread,
-      unsafe !table.hasArrivals && engine.pointee.nextArrival == nil || engine.pointee.collect()
+      unsafe !table.hasArrivals && engine.pointee.arrivals.isEmpty || engine.pointee.collect()
     {
       let id = table.place(request, in: slot)
       unsafe engine.pointee.arrive(slot)
@@ -461,6 +461,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
       left -= 1
       share.completions += 1
       deliver(completion)
+      // Handlers may take long: the clock is looked at after a few.
+      if left & 7 == 0, share.isLate { break }
     }
   }
 
