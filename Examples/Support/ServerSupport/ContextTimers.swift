@@ -20,7 +20,8 @@ extension AIOContext {
   }
 
   private func timer(
-    after interval: Duration, repeating: DispatchTimeInterval, _ body: @escaping @Sendable () -> Void
+    after interval: Duration, repeating: DispatchTimeInterval,
+    _ body: @escaping @Sendable () -> Void
   ) throws(AIOError) -> AIOTimerSource {
     let timer = try makeTimerSource()
     timer.schedule(deadline: .now() + interval.dispatchInterval, repeating: repeating)
