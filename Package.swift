@@ -44,7 +44,7 @@ let package = Package(
     .target(
       name: "ServerSupport",
       dependencies: [
-        "CSockets",
+        "CSockets", "DispatchAIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
         .product(name: "SystemPackage", package: "swift-system"),

@@ -4,9 +4,6 @@
 #include "CSockets.h"
 
 #include <errno.h>
-#include <sys/eventfd.h>
-#include <sys/timerfd.h>
-#include <time.h>
 
 int csockets_accept(int fd, struct sockaddr_storage *address, socklen_t *length) {
   *length = sizeof *address;
@@ -17,25 +14,4 @@ int csockets_accept(int fd, struct sockaddr_storage *address, socklen_t *length)
 int csockets_stream_socket(int family) {
   int answer = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   return answer < 0 ? -errno : answer;
-}
-
-int csockets_eventfd(void) {
-  int answer = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  return answer < 0 ? -errno : answer;
-}
-
-int csockets_timer(void) {
-  int answer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-  return answer < 0 ? -errno : answer;
-}
-
-int csockets_tick(int timer, int64_t nanoseconds) {
-  struct itimerspec tick = {.it_value = {nanoseconds / 1000000000, nanoseconds % 1000000000}};
-  return timerfd_settime(timer, 0, &tick, NULL) < 0 ? -errno : 0;
-}
-
-int64_t csockets_nanoseconds(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }

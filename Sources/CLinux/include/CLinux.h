@@ -111,8 +111,8 @@ int clinux_ftruncate(int fd, int64_t size);
 // reaps. Answers how many, or -1 when the ring is not of the make that is known here.
 int clinux_aio_ring_reap(void *context, void *events, uint32_t capacity);
 
-// Whether all pages of a piece of memory of up to 8 MiB are there (mincore(2)): 1 or 0. A page that was never
-// touched is not.
+// Whether all pages of a piece of memory of up to 8 MiB are there (mincore(2)): 1 or 0. A page that
+// was never touched is not.
 int clinux_is_resident(const void *base, uintptr_t length);
 
 // Tells the Thread Sanitizer, where there is one, that what came before the one call in its thread

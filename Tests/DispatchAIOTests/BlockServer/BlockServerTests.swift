@@ -114,7 +114,7 @@ final class BlockServerTests: XCTestCase {
 
   func testSimpleRepliesToOldClients() throws {
     let bytes = randomBytes(2 * Self.megabyte)
-    let server = try serve(bytes, ["--linger", "0"])
+    let server = try serve(bytes)
     let client = try NBDClient(server, structured: false)
     XCTAssertEqual(client.flags & NBD.TransmissionFlags.sendDF.rawValue, 0)
     XCTAssertEqual(try client.read(0..<bytes.count), bytes)
@@ -298,6 +298,8 @@ final class BlockServerTests: XCTestCase {
       ([full, "--loops", "0"], "--loops 0: 1 to 64"),
       ([full, "--handshake-limit=-1"], "--handshake-limit -1.0: seconds, 0 or more"),
       ([full, "--queue-depth", "0"], "--queue-depth 0: 1 to 4096"),
+      // The loop of its own that this was for is no more.
+      ([full, "--linger", "500"], "Unknown option '--linger'"),
       ([full, "--unix", server.socket], "another server answers there"),
       ([full, "--unix", note], "a file of that name is there, and it is no socket"),
       ([path.appending("other").string], "is an export already"),

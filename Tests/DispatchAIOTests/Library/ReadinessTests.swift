@@ -299,6 +299,26 @@ final class ReadinessTests: XCTestCase {
     }
   }
 
+  /// A timer that was cancelled is forgotten: it wakes nobody, however often it would have fired.
+  func testACancelledTimerWakesNobody() throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let fired = Promise<Void>()
+    let timer = try context.makeTimerSource()
+    timer.setEventHandler { fired.fulfil(()) }
+    timer.schedule(deadline: .now(), repeating: .milliseconds(1))
+    timer.activate()
+    try fired.wait()
+    timer.cancel()
+    // The timerfd may fire once for what it was set to before.
+    XCTAssertTrue(eventually { timer.isCancelled })
+    try settle(context)
+    let before = context.statistics.turns
+    XCTAssertFalse(
+      eventually(within: 0.3) { context.statistics.turns > before + 3 },
+      "\(context.statistics.turns - before) turns for a timer that was cancelled")
+    try context.closeAndWait()
+  }
+
   /// What a suspended timer has missed, it tells when it is resumed.
   func testASuspendedTimer() throws {
     let context = try AIOContext(queueDepth: 4, queue: loop)
@@ -432,6 +452,24 @@ final class ReadinessTests: XCTestCase {
     XCTAssertEqual(log.withLock { $0 }, ["handler", "hook, 0 calls", "read"])
     try settle(context)
     XCTAssertEqual(log.withLock { $0.count }, 3, "the hook ran twice")
+    try context.closeAndWait()
+  }
+
+  /// A hook that asks for another: that runs, too, also where nothing else happens, and the context
+  /// closes only after it.
+  func testBeforeSubmitInAHook() throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let (ran, done) = (Locked(0), Promise<Void>())
+    @Sendable func hook() {
+      let count = ran.withLock {
+        $0 += 1
+        return $0
+      }
+      if count == 500 { done.fulfil(()) } else { context.beforeSubmit(hook) }
+    }
+    loop.async { context.beforeSubmit(hook) }
+    try done.wait(seconds: 10)
+    XCTAssertEqual(ran.withLock { $0 }, 500)
     try context.closeAndWait()
   }
 

@@ -54,14 +54,6 @@ struct Serve: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      """
-      How long a loop waits for the next request or completion by itself, before it goes to sleep in \
-      Dispatch, which takes longer to wake up; 0 to 10000.
-      """, valueName: "microseconds"))
-  var linger = 500
-
-  @Option(
-    help: ArgumentHelp(
       "How long a client may take to choose an export, or be disconnected; 0 is for ever.",
       valueName: "seconds"))
   var handshakeLimit = 10.0
@@ -76,7 +68,6 @@ struct Serve: ParsableCommand {
     try require("loops", loops, in: 1...64)
     try require("queue-depth", queueDepth, in: 1...4096)
     try require("max-connections", maxConnections, in: 1...100_000)
-    try require("linger", linger, in: 0...10_000, unit: "microseconds")
     try require(seconds: statsInterval, for: "stats-interval")
     try require(seconds: handshakeLimit, for: "handshake-limit")
     if inetd && listen.isGiven {
@@ -120,7 +111,6 @@ struct Serve: ParsableCommand {
       loops: loops, maxConnections: maxConnections,
       statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil)
     settings.loop.queueDepth = queueDepth
-    settings.loop.linger = .microseconds(linger)
     settings.loop.handshakeLimit = handshakeLimit > 0 ? .seconds(handshakeLimit) : nil
     let server: Server
     var connection: (Int32, String)?

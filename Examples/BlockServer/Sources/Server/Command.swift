@@ -143,13 +143,14 @@ final class Command: @unchecked Sendable {
     } catch {
       if error.isRetryable { return loop.retryLater { [self] in submit(piece) } }
       // Not within the call, because the caller relies on a later completion.
-      loop.sockets.post { [self] in completed(.failure(error)) }
+      loop.context.async { [self] in completed(.failure(error)) }
     }
   }
 
   @inline(__always)
   private func completed(_ result: Result<Int, AIOError>) {
     outstanding -= 1
+    loop.roomWasMade()
     switch result {
     case .success(let count): transferred += count
     case .failure(let error): self.error = self.error ?? error

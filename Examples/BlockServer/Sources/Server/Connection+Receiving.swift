@@ -36,7 +36,7 @@ extension Connection {
       let (asked, count) = receiveOnce(after: filled)
       if count > 0 {
         loop.statistics.bytesReceived += count
-        if count < asked && !hasHungUp { isReadable = false }
+        if count < asked { isReadable = false }
         filled = parse(filled + count - notePayload(of: count))
       } else if count == 0 {
         inputEnded = true
@@ -172,6 +172,7 @@ extension Connection {
     case .enter(let index):
       export = loop.exports[index]
       exportIndex = index
+      handshakeTimer?.cancel()
       loop.logger.debug("\(peer) uses \(export.description.name)")
       sendAnswer()
     case .end:

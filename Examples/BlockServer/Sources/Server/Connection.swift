@@ -1,35 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // One client: its bytes through the session into commands (+Receiving, +Requests), and their
-// replies back (+Replies). Confined to its loop's queue; called by the loop and the socket set.
+// replies back (+Replies). Confined to its loop's queue; called by the loop and its sources.
 //
 // Its cost is bounded, whatever it sends: the buffers of its requests by a MemoryBudget; the
 // requests by their number; the rest by the bytes of one receive. A request over a budget waits: a
 // large read as a request of a few bytes, so that those behind it continue; any other in the
 // socket.
 
-import Glibc
+import DispatchAIO
 import ServerSupport
-import SystemPackage
 
-final class Connection: SocketHandler {
+/// - Safety: `@unchecked Sendable` because it is confined to its loop's queue, where its sources'
+///   handlers run.
+final class Connection: @unchecked Sendable {
   let peer: String
   let socket: Int32
   unowned let loop: ServerLoop
-  private var token: UInt64 = 0
+  /// Set by `init`, because the handlers need the connection; never `nil` afterwards.
+  private(set) var sources: SocketSources!
   var session: Session
   /// The export that the client has chosen; `nil` before. Commands exist only afterwards.
   var export: Export!
   var exportIndex = 0
-  var hasEntered: Bool { export != nil }
-  /// The time when it was accepted, which tells it from an earlier connection of the same identity.
-  let opened: ContinuousClock.Instant
+  /// Closes it if it has chosen no export by then, so that it does not take the place of one that
+  /// would.
+  var handshakeTimer: AIOTimerSource?
 
-  // The state of the socket, which is edge-triggered.
-  var isReadable = false
-  var isWritable = true
-  /// Whether the peer's end was announced, which happens once: a receive has to find it.
-  var hasHungUp = false
+  /// Whether there may be something to receive. If not, the sources tell when there is.
+  var isReadable = false {
+    didSet { if !isReadable { sources.awaitsInput = true } }
+  }
+  /// Whether there may be room to send. If not, the sources tell when there is.
+  var isWritable = true {
+    didSet { if !isClosed { sources.awaitsRoom = !isWritable } }
+  }
   var inputEnded = false
   private(set) var isClosed = false
 
@@ -60,24 +65,38 @@ final class Connection: SocketHandler {
   // Replies.
   var outbox = Outbox()
 
-  init(peer: String, socket: Int32, loop: ServerLoop) throws(Errno) {
+  init(
+    peer: String, socket: Int32, loop: ServerLoop, handshakeLimit: Duration?
+  ) throws(AIOError) {
     (self.peer, self.socket, self.loop) = (peer, socket, loop)
     session = Session(exports: loop.exports.map(\.description))
-    opened = ContinuousClock.now
-    token = try loop.sockets.add(socket, self)
+    if let limit = handshakeLimit {
+      handshakeTimer = try loop.context.once(after: limit) { [unowned self] in
+        close("has chosen no export within \(limit) (--handshake-limit)")
+      }
+    }
+    do throws(AIOError) {
+      sources = try SocketSources(
+        socket, in: loop.context,
+        becameReadable: { [unowned self] in becameReadable() },
+        becameWritable: { [unowned self] in
+          isWritable = true
+          loop.requestFlush(self)
+        })
+    } catch {
+      handshakeTimer?.cancel()
+      throw error
+    }
     sendAnswer()
   }
 
-  func socket(isReadyFor readiness: Readiness) {
-    if !readiness.isDisjoint(with: .writable), !isWritable {
-      isWritable = true
-      loop.requestFlush(self)
-    }
-    if !readiness.isDisjoint(with: [.readable, .hungUp]) {
-      isReadable = true
-      if !readiness.isDisjoint(with: .hungUp) { hasHungUp = true }
-      if !isMarkedReady { receive() }
-    }
+  private func becameReadable() {
+    // It receives after the handlers of this turn.
+    if isMarkedReady { return }
+    // Known already, and it may not be received yet.
+    if isReadable { sources.awaitsInput = false }
+    isReadable = true
+    receive()
   }
 
   // MARK: The end
@@ -102,8 +121,8 @@ final class Connection: SocketHandler {
   func close(_ reason: String?) {
     guard !isClosed else { return }
     isClosed = true
-    loop.sockets.remove(token, socket)
-    Glibc.close(socket)
+    handshakeTimer?.cancel()
+    sources.close()
     deferredReads = []
     heldRequest = nil
     unparsed = []

@@ -37,7 +37,7 @@ extension ServerLoop {
     let ticket = command.connection!.export.ranges.acquire(
       range, exclusive: exclusive,
       granted: { [self] ticket in
-        sockets.post { [self] in
+        context.async { [self] in
           command.ticket = ticket
           execute(command)
         }
@@ -81,7 +81,7 @@ extension ServerLoop {
       let most = request.flags.contains(.requestOne) ? 1 : Export.mostExtents
       export.worker.async { [self] in
         let extents = export.extents(command.range, most: most)
-        sockets.post { [self] in answer(command, extents) }
+        context.async { [self] in answer(command, extents) }
       }
     case .flush, .cache, .disconnect: preconditionFailure("nothing to lock for")
     }
@@ -92,7 +92,7 @@ extension ServerLoop {
   ) {
     export.worker.async { [self] in
       let errno = body(command)
-      sockets.post { [self] in
+      context.async { [self] in
         if let errno {
           unlock(command)
           fail(command, NBD.ErrorCode(errno), "\(errno)")

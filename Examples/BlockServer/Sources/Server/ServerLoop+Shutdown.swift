@@ -14,14 +14,15 @@ extension ServerLoop {
   func drain(
     timeout: Duration, _ completion: @escaping @Sendable (_ isDurable: Bool) -> Void
   ) {
-    sockets.post { [self] in
+    context.async { [self] in
       isDraining = true
       whenDrained = completion
       let deadline = ContinuousClock.now + timeout
-      drainTimer = queue.every(.milliseconds(10)) { [unowned self] in
+      drainTimer.setEventHandler { [unowned self] in
         drainConnections(isLate: ContinuousClock.now > deadline)
       }
-      queue.async { [self] in drainConnections(isLate: false) }
+      drainTimer.schedule(deadline: .now(), repeating: .milliseconds(10))
+      drainTimer.activate()
     }
   }
 
@@ -35,7 +36,7 @@ extension ServerLoop {
 
   /// Closes every connection without waiting for its client. From any thread.
   func forceClose() {
-    sockets.post { [self] in
+    context.async { [self] in
       for connection in connections.values { connection.close("did not take its answers in time") }
     }
   }
@@ -45,7 +46,7 @@ extension ServerLoop {
     guard isDraining, connections.isEmpty, commands.isIdle, let completion = whenDrained
     else { return }
     whenDrained = nil
-    drainTimer?.cancel()
+    drainTimer.cancel()
     let group = DispatchGroup()
     let failed = Lock(false)
     @Sendable func fail(_ error: AIOError) {

@@ -41,7 +41,7 @@ extension ServerLoop {
   func sync(_ command: Command) {
     syncs[command.connection!.exportIndex].append(command)
     wantsSync = true
-    scheduleTurn()
+    workSoon()
   }
 
   /// Starts the fdatasyncs that were asked for in this turn. A running one may have begun before
@@ -66,9 +66,10 @@ extension ServerLoop {
 
   private func synced(_ index: Int, _ result: Result<Int, AIOError>) {
     let commands = syncs[index].end()
+    roomWasMade()
     if syncs[index].mayBegin {
       wantsSync = true
-      scheduleTurn()
+      workSoon()
     }
     for command in commands {
       switch result {

@@ -24,6 +24,7 @@ extension ServerLoop {
         case .failure(let error): command.error = command.error ?? error
         }
         pool.give(edge)
+        roomWasMade()
         command.edges -= 1
         guard command.edges == 0 else { return }
         if command.error == nil && !command.isShort {
@@ -45,7 +46,7 @@ extension ServerLoop {
         return retryLater { [self] in read(file, offset, buffer, completion) }
       }
       // Not within the call, so that the caller has counted all its reads before.
-      sockets.post { completion(.failure(error)) }
+      context.async { completion(.failure(error)) }
     }
   }
 }

@@ -4,9 +4,9 @@
 // calls `add`, `drain`, `forceClose` and `report`, from any thread; all else runs on the loop's
 // queue, called by its connections and commands.
 //
-// A turn of the loop: the bytes that sockets have received become commands; all their disk requests
-// are submitted in one `io_submit`; the completions become replies; each connection's replies are
-// sent in one `sendmsg`.
+// The context turns: the bytes that sockets have received become commands, and completions become
+// replies; then each connection's replies are sent in one `sendmsg` (`work`), and all disk requests
+// are submitted in one `io_submit`.
 //
 // In other files: the execution of requests (+Requests), unaligned writes (+UnalignedWrites),
 // flushes (+Sync), the end (+Shutdown).
@@ -17,12 +17,11 @@ import Glibc
 import Logging
 import ServerSupport
 
-/// - Safety: `@unchecked Sendable` because it is confined to its queue; others `post` to its
-///   sockets.
+/// - Safety: `@unchecked Sendable` because it is confined to its queue; others hand it work by
+///   `context.async`.
 final class ServerLoop: @unchecked Sendable {
   struct Settings: Sendable {
     var queueDepth = 128
-    var linger = Duration.microseconds(500)
     /// The time that a client has to choose an export. If `nil`, it has any.
     var handshakeLimit: Duration? = .seconds(10)
   }
@@ -35,15 +34,11 @@ final class ServerLoop: @unchecked Sendable {
   /// The most requests to the disk, and replies to a client, at once: few enough that client,
   /// server and disk work at the same time, rather than each waiting for the one before.
   static let burst = 4
-  /// The most bursts in a turn. Then the sockets have their turn.
-  private static let mostRounds = 4
 
   let queue: DispatchQueue
   let context: AIOContext
   let exports: [Export]
   let logger: Logger
-  /// Set by `init`, because it needs the loop; never `nil` afterwards.
-  private(set) var sockets: SocketSet!
   private let handshakeLimit: Duration?
 
   /// The memory that sockets are received to.
@@ -62,17 +57,17 @@ final class ServerLoop: @unchecked Sendable {
   private var readyConnections: [Connection] = []
   /// Closures that make the requests for which the context had no room.
   private var retries: [() -> Void] = []
-  private var isTurnScheduled = false
-  private var isYielding = false
+  /// Whether `work` follows in this turn.
+  private var isWorkPlanned = false
   /// Called on the queue when a connection has closed.
   private let whenClosed: @Sendable () -> Void
 
   // The end: see +Shutdown.
   var isDraining = false
   var whenDrained: (@Sendable (_ isDurable: Bool) -> Void)?
-  var drainTimer: (any DispatchSourceTimer)?
+  let drainTimer: AIOTimerSource
 
-  /// - Throws: `AIOError` if a context cannot be made, `Errno` if an epoll set cannot.
+  /// - Throws: `AIOError` if a context or a timer cannot be made.
   init(
     number: Int, exports: [Export], settings: Settings, logger: Logger,
     whenClosed: @escaping @Sendable () -> Void
@@ -86,15 +81,10 @@ final class ServerLoop: @unchecked Sendable {
     scratch = .allocate(byteCount: Self.scratchSize, alignment: 4096)
     var options = AIOContext.Options()
     options.minimumQueueDepth = 1
-    // The set waits for sockets and completions together.
-    options.waiting = .source
     context = try AIOContext(
       queueDepth: settings.queueDepth, queue: queue,
       pendingLimit: Self.pendingLimit, options: options)
-    sockets = try SocketSet(
-      queue: queue, linger: settings.linger,
-      companion: context.completionDescriptor.rawValue
-    ) { [unowned self] in turn($0) }
+    drainTimer = try context.makeTimerSource()
   }
 
   deinit {
@@ -105,32 +95,18 @@ final class ServerLoop: @unchecked Sendable {
 
   /// Adds a connection. From any thread.
   func add(_ socket: Int32, _ peer: String) {
-    sockets.post { [self] in
+    context.async { [self] in
       do {
-        let connection = try Connection(peer: peer, socket: socket, loop: self)
+        let connection = try Connection(
+          peer: peer, socket: socket, loop: self, handshakeLimit: handshakeLimit)
         connections[ObjectIdentifier(connection)] = connection
         logger.debug("\(peer) connected")
         if isDraining { connection.close(nil) }
-        limitHandshake(of: connection)
       } catch {
         logger.error("cannot watch the connection from \(peer): \(error)")
         Glibc.close(socket)
         whenClosed()
       }
-    }
-  }
-
-  /// Closes the connection later if it has not chosen an export by then, so that it does not take
-  /// the place of one that would.
-  private func limitHandshake(of connection: Connection) {
-    guard let limit = handshakeLimit else { return }
-    let (id, opened) = (ObjectIdentifier(connection), connection.opened)
-    queue.asyncAfter(deadline: .now() + limit.dispatchInterval) { [weak self] in
-      // Another connection may have the same identity by now, but not the same time.
-      guard let connection = self?.connections[id], connection.opened == opened,
-        !connection.hasEntered
-      else { return }
-      connection.close("has chosen no export within \(limit) (--handshake-limit)")
     }
   }
 
@@ -148,32 +124,49 @@ final class ServerLoop: @unchecked Sendable {
     endIfDrained()
   }
 
-  // MARK: The turn
+  // MARK: The end of a turn
 
-  /// - Parameter tell: tells the connections what their sockets are ready for.
-  private func turn(_ tell: () -> Void) {
-    context.process(after: {
-      submitRetries()
-      tell()
-    })
-    var rounds = 0
-    while !connectionsToFlush.isEmpty || !readyConnections.isEmpty || wantsSync {
-      rounds += 1
-      guard rounds <= Self.mostRounds else { return yield() }
-      // Sending makes room, so that it may lead to requests.
-      context.process(after: {
-        flushConnections()
-        startSyncs()
-        receiveFromReady()
-      })
-    }
+  /// Has a connection send its replies after the handlers of this turn.
+  @inline(__always)
+  func requestFlush(_ connection: Connection) {
+    guard !connection.needsFlush else { return }
+    connection.needsFlush = true
+    connectionsToFlush.append(connection)
+    workSoon()
   }
 
-  /// Gives others on the queue, and sockets that are ready, their turn before the next.
-  private func yield() {
-    guard !isYielding else { return }
-    isYielding = true
-    sockets.post { [self] in isYielding = false }
+  /// Has a connection receive after the handlers of this turn.
+  func markReady(_ connection: Connection) {
+    guard !connection.isMarkedReady else { return }
+    connection.isMarkedReady = true
+    readyConnections.append(connection)
+    workSoon()
+  }
+
+  /// Calls `submit` later: for a request that the context had no room for.
+  func retryLater(_ submit: @escaping () -> Void) { retries.append(submit) }
+
+  /// A disk request has completed.
+  @inline(__always)
+  func roomWasMade() {
+    if !retries.isEmpty || wantsSync { workSoon() }
+  }
+
+  /// Makes sure that `work` follows the handlers of this turn, before what they ask for goes down.
+  @inline(__always)
+  func workSoon() {
+    guard !isWorkPlanned else { return }
+    isWorkPlanned = true
+    context.beforeSubmit { [unowned self] in work() }
+  }
+
+  private func work() {
+    isWorkPlanned = false
+    submitRetries()
+    flushConnections()
+    startSyncs()
+    // Sending makes room, so that it may lead to requests.
+    receiveFromReady()
   }
 
   private func flushConnections() {
@@ -201,40 +194,6 @@ final class ServerLoop: @unchecked Sendable {
     for request in requests { request() }
   }
 
-  /// Makes sure that a turn follows, if this is not called within one.
-  @inline(__always)
-  func scheduleTurn() {
-    guard !sockets.isLooking, !isTurnScheduled else { return }
-    isTurnScheduled = true
-    queue.async { [self] in
-      isTurnScheduled = false
-      sockets.look()
-    }
-  }
-
-  /// Has a connection send its replies at the end of the turn.
-  @inline(__always)
-  func requestFlush(_ connection: Connection) {
-    guard !connection.needsFlush else { return }
-    connection.needsFlush = true
-    connectionsToFlush.append(connection)
-    scheduleTurn()
-  }
-
-  /// Has a connection receive in a later round or turn.
-  func markReady(_ connection: Connection) {
-    guard !connection.isMarkedReady else { return }
-    connection.isMarkedReady = true
-    readyConnections.append(connection)
-    scheduleTurn()
-  }
-
-  /// Calls `submit` in the next turn: for a request that the context had no room for.
-  func retryLater(_ submit: @escaping () -> Void) {
-    retries.append(submit)
-    scheduleTurn()
-  }
-
   @inline(__always)
   func recycle(_ command: Command) {
     command.reset()
@@ -244,6 +203,6 @@ final class ServerLoop: @unchecked Sendable {
 
   /// Calls back with the loop's statistics, on the queue. From any thread.
   func report(_ body: @escaping @Sendable (LoopStatistics) -> Void) {
-    sockets.post { [self] in body(statistics) }
+    context.async { [self] in body(statistics) }
   }
 }

@@ -53,15 +53,6 @@ struct Serve: ParsableCommand {
       """))
   var sync = Sync.batch
 
-  @Option(
-    help: ArgumentHelp(
-      """
-      After something has happened, look for what comes next for so long, rather than wait to be \
-      woken: faster, for more processor time. Only with up to 16 connections, and never while idle. \
-      0 is never.
-      """, valueName: "microseconds"))
-  var poll = 100
-
   @Option(help: ArgumentHelp("Log statistics every so often; 0 is never.", valueName: "seconds"))
   var statsInterval = 0.0
 
@@ -84,7 +75,6 @@ struct Serve: ParsableCommand {
     }
     try require("queue-depth", queueDepth, in: 1...4096)
     try require("max-connections", maxConnections, in: 1...1_000_000)
-    try require("poll", poll, in: 0...1000, unit: "microseconds")
     try require(seconds: idleTimeout, for: "idle-timeout")
     try require(seconds: statsInterval, for: "stats-interval")
     try require(seconds: drainTimeout, for: "drain-timeout")
@@ -101,7 +91,6 @@ struct Serve: ParsableCommand {
       queueDepth: queueDepth, maxConnections: maxConnections,
       idleTimeout: idleTimeout > 0 ? .seconds(idleTimeout) : nil,
       statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil,
-      polling: .microseconds(poll),
       drainTimeout: .seconds(drainTimeout))
     let server: Server
     do {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // One client: its bytes to the journal, and back once they are durable. Confined to the loop's
-// queue; called by the server, the socket set and the journal.
+// queue; called by the server, its sources and the journal.
 
+import DispatchAIO
 import Glibc
 import ServerSupport
 import SystemPackage
@@ -10,7 +11,10 @@ import SystemPackage
 /// A client's connection. It takes at most `window` bytes of memory: bytes received and not yet
 /// echoed are either in a shared batch buffer (until durable) or in `backlog` (until sent), and
 /// nothing more than the window is received.
-final class Connection: SocketHandler, JournalClient {
+///
+/// - Safety: `@unchecked Sendable` because it is confined to the loop's queue, where its sources'
+///   handlers run.
+final class Connection: JournalClient, @unchecked Sendable {
   /// The most bytes received and not yet echoed.
   static let window = 256 << 10
   /// The most bytes received at once, so that the other connections get their turn.
@@ -22,13 +26,17 @@ final class Connection: SocketHandler, JournalClient {
   private let opened: Int64
   private let socket: Int32
   private unowned let server: Server
-  private var token: UInt64 = 0
+  /// Set by `init`, because the handlers need the connection; never `nil` afterwards.
+  private var sources: SocketSources!
 
   /// Whether the journal has the record that it was opened.
   private var isRecorded = false
   /// Whether the journal has lost bytes of it.
   private var isLost = false
-  private var isReadable = false
+  /// Whether there may be something to receive. If not, the sources tell when there is.
+  private var isReadable = false {
+    didSet { if !isReadable { sources.awaitsInput = true } }
+  }
   /// Whether the server has it in `readyConnections`.
   var isMarkedReady = false
   private var inputEnded = false
@@ -42,22 +50,24 @@ final class Connection: SocketHandler, JournalClient {
   private(set) var lastActivity: ContinuousClock.Instant
 
   init(
-    number: UInt64, peer: String, socket: Int32, server: Server, sockets: SocketSet
-  ) throws(Errno) {
+    number: UInt64, peer: String, socket: Int32, server: Server, context: AIOContext
+  ) throws(AIOError) {
     (self.number, self.peer, self.socket, self.server) = (number, peer, socket, server)
     lastActivity = server.now
     opened = JournalFormat.now()
-    token = try sockets.add(socket, self)
+    sources = try SocketSources(
+      socket, in: context,
+      becameReadable: { [unowned self] in becameReadable() },
+      becameWritable: { [unowned self] in sendBacklog() })
   }
 
   // MARK: Receiving
 
-  func socket(isReadyFor readiness: Readiness) {
-    if !readiness.isDisjoint(with: .writable), !backlog.isEmpty { sendBacklog() }
-    if !readiness.isDisjoint(with: [.readable, .hungUp]) {
-      isReadable = true
-      markReady()
-    }
+  private func becameReadable() {
+    // Known already, and it may not be received yet.
+    if isReadable { sources.awaitsInput = false }
+    isReadable = true
+    markReady()
   }
 
   /// Whether there may be something to receive, and it may be received.
@@ -85,9 +95,11 @@ final class Connection: SocketHandler, JournalClient {
     guard isRecorded || recordOpening() else { return .noRoom }
     guard canReceive else { return .nothing }
     var failure: Int32 = 0
+    var asked = 0
     let count = server.journal.append(
       .data, of: number, at: received, most: min(Self.share, Self.window - outstanding), for: self
     ) { bytes in
+      asked = bytes.count
       while true {
         let count = recv(socket, bytes.baseAddress, bytes.count, 0)
         // At the end of the input there is nothing to record.
@@ -105,13 +117,15 @@ final class Connection: SocketHandler, JournalClient {
       inJournal += count
       lastActivity = server.now
       server.bytesReceived += count
+      if count < asked { isReadable = false }
       return canReceive ? .more : .nothing
     default:
-      isReadable = false
       if failure == 0 {
         inputEnded = true
         closeIfDone()
-      } else if failure != EAGAIN {
+      } else if failure == EAGAIN {
+        isReadable = false
+      } else {
         close("\(Errno(rawValue: failure))")
       }
       return .nothing
@@ -150,14 +164,19 @@ final class Connection: SocketHandler, JournalClient {
     var rest = bytes
     // Bytes that follow a backlog have to wait at its end.
     if backlog.isEmpty { rest = .init(rebasing: bytes[send(bytes)...]) }
-    if !rest.isEmpty && !isClosed { backlog.append(rest) }
+    if !rest.isEmpty && !isClosed {
+      backlog.append(rest)
+      sources.awaitsRoom = true
+    }
     closeIfDone()
     markReady()
   }
 
   private func sendBacklog() {
     let sent = backlog.withUnsafeBytes { send($0) }
+    if isClosed { return }
     backlog.removeFirst(sent)
+    sources.awaitsRoom = !backlog.isEmpty
     closeIfDone()
     markReady()
   }
@@ -205,8 +224,7 @@ final class Connection: SocketHandler, JournalClient {
     guard !isClosed else { return }
     isClosed = true
     server.connectionCloses(self, reason)
-    server.sockets.remove(token, socket)
-    Glibc.close(socket)
+    sources.close()
     backlog = ByteQueue()
   }
 }

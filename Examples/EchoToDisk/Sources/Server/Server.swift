@@ -24,9 +24,6 @@ final class Server: @unchecked Sendable {
     var idleTimeout: Duration?
     /// The interval of the statistics in the log. If `nil`, they are logged at the end only.
     var statisticsInterval: Duration?
-    /// The time that the loop looks for the next event before it returns its queue to Dispatch. If
-    /// zero, it does not.
-    var polling: Duration = .microseconds(100)
     /// The time that clients have to receive their last echoes when the server shuts down.
     var drainTimeout: Duration = .seconds(10)
   }
@@ -38,18 +35,18 @@ final class Server: @unchecked Sendable {
   let journal: Journal
   private let listener: Listener
   private let acceptor: Acceptor
-  /// Set by `start`, because they need the loop; never `nil` afterwards.
-  private(set) var sockets: SocketSet!
-  private var polling: Polling!
   private var signals: ShutdownSignals?
   /// A reference to itself while it serves, so that its maker need not keep one.
   private var selfWhileServing: Server?
-  private var timers: [any DispatchSourceTimer] = []
+  private let drainTimer: AIOTimerSource
+  private var drainDeadline: ContinuousClock.Instant
   private let clock = ContinuousClock()
 
   private var connections: [UInt64: Connection] = [:]
   /// The connections that may have something to receive, in the order in which they get their turn.
   private var readyConnections: [Connection] = []
+  /// Whether `receiveAll` follows in this turn of the loop.
+  private var isReceivePlanned = false
   /// The connections that have closed, and whose last record is not in the journal yet.
   private var closedConnections: [Connection] = []
   private(set) var isDraining = false
@@ -58,7 +55,7 @@ final class Server: @unchecked Sendable {
   var bytesReceived = 0
   var bytesEchoed = 0
 
-  /// The time at the beginning of this turn of the loop: exact enough for timeouts, and no call.
+  /// The time when this turn of the loop received: exact enough for timeouts, and no call.
   private(set) var now: ContinuousClock.Instant
 
   /// Opens the journal and the listening socket. Blocks the calling thread, for as long as it takes
@@ -67,6 +64,7 @@ final class Server: @unchecked Sendable {
     self.settings = settings
     self.logger = logger
     now = clock.now
+    drainDeadline = now
     let directory = try JournalDirectory(settings.directory, syncs: settings.journal.syncs)
     for (place, what) in directory.damages {
       logger.error(
@@ -76,10 +74,8 @@ final class Server: @unchecked Sendable {
       logger.notice(
         "the last run ended within a batch, at \(torn); nothing of it had been echoed")
     }
-    var options = AIOContext.Options()
-    // `polling` looks at the sockets and the completions together.
-    options.waiting = .source
-    context = try AIOContext(queueDepth: settings.queueDepth, queue: loop, options: options)
+    context = try AIOContext(queueDepth: settings.queueDepth, queue: loop)
+    drainTimer = try context.makeTimerSource()
     journal = try Journal(
       directory, context: context, settings: settings.journal, logger: logger)
     listener = try Listener(settings.address)
@@ -102,15 +98,12 @@ final class Server: @unchecked Sendable {
     try loop.sync {
       self.exit = exit
       selfWhileServing = self
-      sockets = try SocketSet(queue: loop) { [unowned self] tell in
-        tell()
-        receiveAll()
+      journal.afterProgress = { [unowned self] in
+        // At the end, closings have to be recorded before the journal ends.
+        if isDraining { receiveAll() } else { receiveSoon() }
       }
-      polling = Polling(on: loop, longest: settings.polling) { [unowned self] in
-        let hasCompletions = context.process() > 0
-        return sockets.look() || hasCompletions
-      }
-      journal.afterProgress = { [unowned self] in receiveAll() }
+      drainTimer.setEventHandler { [unowned self] in drainConnections() }
+      drainTimer.activate()
       signals = ShutdownSignals(queue: loop) { [unowned self] in
         ready(listener.name)
       } handler: { [unowned self] _, name in
@@ -122,11 +115,10 @@ final class Server: @unchecked Sendable {
         try accept($0, $1)
       }
       if let timeout = settings.idleTimeout {
-        timers.append(
-          loop.every(min(timeout, .seconds(1))) { [unowned self] in closeIdle(timeout) })
+        _ = try context.every(min(timeout, .seconds(1))) { [unowned self] in closeIdle(timeout) }
       }
       if let interval = settings.statisticsInterval {
-        timers.append(loop.every(interval) { [unowned self] in logStatistics() })
+        _ = try context.every(interval) { [unowned self] in logStatistics() }
       }
     }
   }
@@ -137,11 +129,10 @@ final class Server: @unchecked Sendable {
     now = clock.now
     let connection = try Connection(
       number: journal.newConnection(), peer: peer, socket: socket, server: self,
-      sockets: sockets)
+      context: context)
     connections[connection.number] = connection
     logger.debug("connection \(connection.number) from \(peer)")
     markReady(connection)
-    receiveAll()
   }
 
   /// Removes a connection that is about to close.
@@ -155,20 +146,25 @@ final class Server: @unchecked Sendable {
       logger.debug("connection \(connection.number) from \(connection.peer) closed")
     }
     closedConnections.append(connection)
+    receiveSoon()
     if isDraining && connections.isEmpty { drained() }
   }
 
   // MARK: Receiving
-
-  /// The most connections with which the loop polls. With more it is hardly ever idle, and to look
-  /// earlier only makes batches smaller.
-  private static let mostPolled = 16
 
   /// Adds a connection to those that may have something to receive.
   func markReady(_ connection: Connection) {
     guard !connection.isMarkedReady else { return }
     connection.isMarkedReady = true
     readyConnections.append(connection)
+    receiveSoon()
+  }
+
+  /// Receives after the handlers of this turn, so that what they have received is one batch.
+  private func receiveSoon() {
+    guard !isReceivePlanned else { return }
+    isReceivePlanned = true
+    context.beforeSubmit { [unowned self] in receiveAll() }
   }
 
   /// Receives from every ready connection, a share from each in turn, until there is nothing left
@@ -194,8 +190,9 @@ final class Server: @unchecked Sendable {
     while let connection = closedConnections.last, connection.recordClosing() {
       closedConnections.removeLast()
     }
+    // What becomes ready from here on, because a batch has failed, is not received in this call.
+    isReceivePlanned = false
     journal.seal()
-    if (1...Self.mostPolled).contains(connections.count) { polling.expectMore() }
   }
 
   // MARK: Timers
@@ -205,8 +202,6 @@ final class Server: @unchecked Sendable {
     for connection in connections.values where now - connection.lastActivity >= timeout {
       connection.close("idle for \(timeout)")
     }
-    // Records the closings now, because there may be no other turn for long.
-    receiveAll()
   }
 
   private func logStatistics() {
@@ -235,15 +230,15 @@ final class Server: @unchecked Sendable {
     acceptor.close()
     journal.seal()
     if connections.isEmpty { return drained() }
-    timers.append(
-      loop.every(.milliseconds(10)) { [unowned self] in
-        for connection in connections.values { connection.drain() }
-      })
-    loop.asyncAfter(deadline: .now() + settings.drainTimeout.dispatchInterval) { [self] in
-      guard !connections.isEmpty else { return }
-      logger.warning("\(connections.count) connections did not take their echoes in time")
-      for connection in connections.values { connection.close("did not take its echoes") }
-    }
+    drainDeadline = clock.now + settings.drainTimeout
+    drainTimer.schedule(deadline: .now(), repeating: .milliseconds(10))
+  }
+
+  private func drainConnections() {
+    for connection in connections.values { connection.drain() }
+    guard !connections.isEmpty, clock.now > drainDeadline else { return }
+    logger.warning("\(connections.count) connections did not take their echoes in time")
+    for connection in connections.values { connection.close("did not take its echoes") }
   }
 
   /// Ends the journal and the context when every connection is closed.

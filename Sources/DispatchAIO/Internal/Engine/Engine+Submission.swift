@@ -12,8 +12,10 @@ extension Engine {
   mutating func submit() -> Submission {
     while true {
       let isOverBudget = !fillBatch()
-      // Last, so that it shares the call with what the handlers of the last event have asked for.
-      let poll = pollDescriptor >= 0 && !isPollArmed ? batch.count : -1
+      // Last, so that it shares the call with what the handlers of the last event have asked for;
+      // and only after those have run: before, it would complete at once for what they are to act
+      // on.
+      let poll = pollDescriptor >= 0 && !isPollArmed && !isPollReady ? batch.count : -1
       if poll >= 0 {
         batch.appendPoll(pollDescriptor, tag: LinuxKernel.pollTag, event: event)
       }

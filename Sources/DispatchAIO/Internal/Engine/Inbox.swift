@@ -88,8 +88,8 @@ struct Inbox: ~Copyable, @unchecked Sendable {
 
     /// The next slot, in order of arrival.
     ///
-    /// - Parameter budget: how many steps may be made; each slot costs one to turn it around, and one
-    ///   to read it.
+    /// - Parameter budget: how many steps may be made; each slot costs one to turn it around, and
+    ///   one to read it.
     /// - Returns: `nil` when there is none, or the budget is used up.
     @inline(__always)
     mutating func next(from inbox: borrowing Inbox, _ budget: inout Int) -> UInt32? {

@@ -312,7 +312,9 @@ final class Loop: SlotOwner, @unchecked Sendable {
     let isBehind = takeInAndSubmit(&share)
     let hasJobs = !share.byHand && executor.hasJobs
     let isReady = unsafe engine.pointee.isPollReady || readiness.hasHandlers || !blocks.isEmpty
-    guard unsafe engine.pointee.hasCompletions || hasJobs || isReady else {
+    // A hook has asked for another.
+    let hasHooks = !submitHooks.isEmpty
+    guard unsafe engine.pointee.hasCompletions || hasJobs || isReady || hasHooks else {
       flush()
       guard isBehind else { return !waitOrSleep(&share) }
       guard share.byHand && !share.isUsedUp else {
@@ -324,6 +326,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
     scheduler.completionsWereSeen()
     share.isReadyToSleep = false
+    if hasHooks { share.jobs += 1 }
     guard !share.isUsedUp else {
       scheduler.yield()
       return false

@@ -159,10 +159,7 @@ final class Readiness: Sendable {
 
   /// Removes a source that was cancelled.
   func remove(_ source: AIOSource, _ state: inout State) {
-    if let timer = source as? AIOTimerSource {
-      if state.activeTimers.remove(ObjectIdentifier(timer)) != nil { state.staleEntries += 1 }
-      return
-    }
+    if let timer = source as? AIOTimerSource { return unschedule(timer, &state) }
     guard var watched = state.watched[source.fd] else { return }
     if watched.reader === source { watched.reader = nil }
     if watched.writer === source { watched.writer = nil }
