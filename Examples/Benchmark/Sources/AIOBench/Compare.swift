@@ -24,6 +24,8 @@ struct Compare: ParsableCommand {
 
   @OptionGroup var options: JobOptions
 
+  @OptionGroup var limit: QuotaOption
+
   @Option(help: ArgumentHelp("Write all measurements there, too.", valueName: "path"))
   var json: String?
 
@@ -39,6 +41,10 @@ struct Compare: ParsableCommand {
 
   func run() throws {
     try options.prepare()
+    try limit.limiting(compare)
+  }
+
+  private func compare() throws {
     var all: [Measurement] = []
     var failed: [String: String] = [:]
     for depth in iodepth.values {

@@ -29,6 +29,8 @@ struct Run: ParsableCommand {
 
   @OptionGroup var options: JobOptions
 
+  @OptionGroup var limit: QuotaOption
+
   @Option(help: ArgumentHelp("Write the measurement there, too.", valueName: "path"))
   var json: String?
 
@@ -52,6 +54,10 @@ struct Run: ParsableCommand {
 
   func run() throws {
     try options.prepare()
+    try limit.limiting(measure)
+  }
+
+  private func measure() throws {
     var job = options.job(depth: iodepth)
     (job.files, job.contexts) = (files, contexts)
     let began = Date()

@@ -14,8 +14,8 @@ struct Stall: ParsableCommand {
     discussion: """
       A timer of 1 ms on the loop's queue, beside 4 KiB appends to a file without room reserved, \
       with an fdatasync always in flight. In turn: this library, and the same loop submitting \
-      plainly, as other users of Linux AIO do. Told are the longest io_submit on the loop, how late \
-      the timer was, and the appends per second.
+      inline, as other users of Linux AIO do. Told are the appends per second, the processor time of \
+      all threads for each, the longest io_submit on the loop, and how late the timer was.
       """)
 
   @Option(help: ArgumentHelp("A file to make, and to remove.", valueName: "path"))
@@ -24,48 +24,62 @@ struct Stall: ParsableCommand {
   @Option(help: ArgumentHelp("For how long, each run.", valueName: "seconds"))
   var runtime = 10.0
 
-  @Option(help: "How many appends to keep in flight.")
-  var iodepth = 4
+  @Option(help: ArgumentHelp("How many appends to keep in flight.", valueName: "list"))
+  var iodepth = Depths([1, 4, 32])
 
   @Option(help: "How often to run each.")
   var rounds = 3
 
+  @OptionGroup var limit: QuotaOption
+
   func validate() throws {
-    try require("iodepth", iodepth, 1...4096)
+    for depth in iodepth.values { try require("iodepth", depth, 1...4096) }
     try require("rounds", rounds, 1...1000)
     try require("runtime", runtime, 0.001...86400)
   }
 
-  func run() throws {
-    var results: [String: [Result]] = [:]
-    for round in 1...rounds {
-      for (name, isPlain) in [("dispatch-aio", false), ("plain", true)] {
-        ProgressLine.show("round \(round) of \(rounds): \(name)")
-        results[name, default: []].append(try Loop(self, isPlain: isPlain).run())
+  func run() throws { try limit.limiting(compare) }
+
+  private func compare() throws {
+    for depth in iodepth.values {
+      var results: [String: [Result]] = [:]
+      for round in 1...rounds {
+        for (name, isInline) in [("dispatch-aio", false), ("inline", true)] {
+          ProgressLine.show("\(depth) in flight, round \(round) of \(rounds): \(name)")
+          results[name, default: []].append(try Loop(self, depth, isInline: isInline).run())
+        }
       }
+      ProgressLine.clear()
+      printTable(depth, results)
     }
-    ProgressLine.clear()
+  }
+
+  private func printTable(_ depth: Int, _ results: [String: [Result]]) {
     print(
       """
-      4 KiB appends, \(iodepth) in flight, an fdatasync always in flight, \(runtime.text(0)) s, \
+      4 KiB appends, \(depth) in flight, an fdatasync always in flight, \(runtime.text(1)) s, \
       \(rounds) rounds; medians, and the worst of all rounds
-      loop          appends/s  longest submit us  timer late by us: 50 %   99.9 %    worst
+      loop          appends/s  cpu us  longest submit us  timer late by us: 50 %   99.9 %    worst
       """)
-    for name in ["dispatch-aio", "plain"] {
+    for name in ["dispatch-aio", "inline"] {
       let all = results[name] ?? []
-      let rate = median(all.map(\.rate)).rate
-      let submit = all.map(\.longestSubmit).max() ?? 0
       print(
         name.padding(toLength: 12, withPad: " ", startingAt: 0),
-        pad(rate, 10), pad(submit.text(0), 18), pad(median(all.map(\.late50)).text(0), 23),
-        pad(median(all.map(\.late999)).text(0), 8),
+        pad(median(all.map(\.rate)).rate, 10), pad(median(all.map(\.processorTime)).text(1), 7),
+        pad((all.map(\.longestSubmit).max() ?? 0).text(0), 18),
+        pad(median(all.map(\.late50)).text(0), 23), pad(median(all.map(\.late999)).text(0), 8),
         pad((all.map(\.lateWorst).max() ?? 0).text(0), 8))
     }
-    let ratios = zip(results["dispatch-aio"] ?? [], results["plain"] ?? []).map {
-      $0.rate / $1.rate
+    func ratio(_ what: KeyPath<Result, Double>) -> String {
+      let pairs = zip(results["dispatch-aio"] ?? [], results["inline"] ?? [])
+      return median(pairs.map { $0[keyPath: what] / $1[keyPath: what] }).text(2)
     }
     print(
-      "appends of the first beside the second: \(median(ratios).text(2)) (median of the rounds)")
+      """
+      the first beside the second: \(ratio(\.rate)) of its appends, at \
+      \(ratio(\.processorTime)) of its processor time for each (medians of the rounds)
+
+      """)
   }
 
   private func pad(_ text: String, _ width: Int) -> String {
@@ -74,6 +88,8 @@ struct Stall: ParsableCommand {
 
   struct Result {
     var rate: Double
+    /// Of all threads, user and system, for each append, in microseconds.
+    var processorTime: Double
     /// The longest submission on the loop, in microseconds. The others are in microseconds, too.
     var longestSubmit: Double
     var late50: Double
@@ -84,6 +100,7 @@ struct Stall: ParsableCommand {
   /// - Safety: `@unchecked Sendable` because it is confined to its queue.
   private final class Loop: @unchecked Sendable {
     private let settings: Stall
+    private let depth: Int
     private let queue = DispatchQueue(label: "aio-bench.stall")
     private let context: AIOContext
     private let file: AIOFile
@@ -98,11 +115,12 @@ struct Stall: ParsableCommand {
       lowestDiscernibleValue: 1, highestTrackableValue: 1 << 34,
       numberOfSignificantValueDigits: .three)
 
-    init(_ settings: Stall, isPlain: Bool) throws {
+    init(_ settings: Stall, _ depth: Int, isInline: Bool) throws {
       self.settings = settings
+      self.depth = depth
       var options = AIOContext.Options()
-      options.submission = isPlain ? .inline : .nonblocking
-      context = try AIOContext(queueDepth: settings.iodepth * 2 + 2, queue: queue, options: options)
+      options.submission = isInline ? .inline : .nonblocking
+      context = try AIOContext(queueDepth: depth * 2 + 2, queue: queue, options: options)
       file = try AIOFile.open(
         FilePath(settings.file), .readWrite, options: [.create, .truncate])
     }
@@ -121,14 +139,15 @@ struct Stall: ParsableCommand {
       due = .now() + .milliseconds(1)
       timer.schedule(deadline: due, leeway: .nanoseconds(0))
       timer.activate()
-      let began = cengines_now()
+      let (began, spent) = (cengines_now(), Self.processorSeconds())
       queue.async { [self] in
         deadline = cengines_now() + UInt64(settings.runtime * 1e9)
-        for _ in 0..<settings.iodepth { append() }
+        for _ in 0..<depth { append() }
         sync()
       }
       done.wait()
       let seconds = Double(cengines_now() - began) / 1e9
+      let spentAtEnd = Self.processorSeconds()
       queue.sync { timer.cancel() }
       let closed = DispatchSemaphore(value: 0)
       context.close { closed.signal() }
@@ -141,8 +160,18 @@ struct Stall: ParsableCommand {
       }
       return Result(
         rate: Double(appended) / seconds,
+        processorTime: (spentAtEnd - spent) * 1e6 / Double(max(1, appended)),
         longestSubmit: context.statistics.longestSubmit / .microseconds(1), late50: late(50),
         late999: late(99.9), lateWorst: late(100))
+    }
+
+    /// What all threads have used, in the kernel too.
+    private static func processorSeconds() -> Double {
+      var usage = rusage()
+      getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
+      return [usage.ru_utime, usage.ru_stime].reduce(0) {
+        $0 + Double($1.tv_sec) + Double($1.tv_usec) / 1e6
+      }
     }
 
     private func append() {
