@@ -330,8 +330,8 @@ final class NeverLostTests: XCTestCase {
     XCTAssertGreaterThanOrEqual(statistics.submitCalls, 2)
     XCTAssertEqual(statistics.largestBatch, 4)
     XCTAssertGreaterThan(statistics.longestSubmit, .zero)
-    XCTAssertEqual(statistics.offloadSubmits, 2)
-    XCTAssertEqual(statistics.nowaitRefusals, 0)
+    // A loaded disk may refuse one of the reads, which then is offloaded.
+    XCTAssertEqual(statistics.offloadSubmits, 2 + statistics.nowaitRefusals)
     XCTAssertGreaterThanOrEqual(statistics.turns, 2)
     XCTAssertGreaterThanOrEqual(statistics.wakeups, 1)
     XCTAssertTrue((1...8).contains(statistics.queueHops), "\(statistics.queueHops)")

@@ -10,13 +10,13 @@ import SystemPackage
 struct DispatchAIOEngine: Engine {
   /// Whether completions go to another queue than the context's.
   var elsewhere = false
-  var isPlain = false
-  var polls = true
+  var submission = AIOContext.Options.Submission.nonblocking
+  var waiting = AIOContext.Options.Waiting.sleeping
 
   func run(_ job: Job, _ meter: Meter) throws {
     var options = AIOContext.Options()
-    options.submission = isPlain ? .inline : .nonblocking
-    if !polls { options.waiting = .source }
+    options.submission = submission
+    options.waiting = waiting
     try Self.raiseFileLimit(job.files * job.contexts)
     let meters = [meter] + (1..<job.contexts).map { _ in Meter(job) }
     let runners = try meters.enumerated().map { number, meter in

@@ -9,17 +9,19 @@ protocol Engine {
 enum Engines {
   /// The names of all engines.
   static let names = [
-    "libaio", "io-ctx", "dispatch-aio", "dispatch-aio-queue", "dispatch-aio-plain",
-    "dispatch-aio-unpolled", "dispatch-aio-async", "dispatch-aio-actor", "ioring",
-    "nio-threadpool", "gcd-pread", "dispatchio", "nio-filesystem", "fio-libaio", "fio-io_uring",
+    "libaio", "io-ctx", "dispatch-aio", "dispatch-aio-queue", "dispatch-aio-inline",
+    "dispatch-aio-source", "dispatch-aio-spinning", "dispatch-aio-async", "dispatch-aio-actor",
+    "ioring", "nio-threadpool", "gcd-pread", "dispatchio", "nio-filesystem", "fio-libaio",
+    "fio-io_uring",
   ]
 
   /// A description of each, for the help.
   static let descriptions = """
     libaio: a plain C loop over libaio, batching (the limit). io-ctx: the C original's way, a \
     system call per request, an eventfd, poll and read. dispatch-aio: this library, callbacks on \
-    its queue; dispatch-aio-queue: callbacks on another queue; dispatch-aio-plain: without \
-    RWF_NOWAIT; dispatch-aio-unpolled: without polling; dispatch-aio-async: with await, in an actor \
+    its queue; dispatch-aio-queue: callbacks on another queue; dispatch-aio-inline: without \
+    RWF_NOWAIT; dispatch-aio-source: never waiting in the ring; dispatch-aio-spinning: looking at the ring for \
+    200 us; dispatch-aio-async: with await, in an actor \
     on its queue, by tasks that prefer that queue; dispatch-aio-actor: by any tasks. ioring: \
     swift-system's IORing. nio-threadpool: SwiftNIO's NIOThreadPool and pread. \
     gcd-pread: a concurrent queue and pread. dispatchio: DispatchIO. nio-filesystem: SwiftNIO's \
@@ -32,8 +34,10 @@ enum Engines {
     case "io-ctx": CEngine(batches: false)
     case "dispatch-aio": DispatchAIOEngine()
     case "dispatch-aio-queue": DispatchAIOEngine(elsewhere: true)
-    case "dispatch-aio-plain": DispatchAIOEngine(isPlain: true)
-    case "dispatch-aio-unpolled": DispatchAIOEngine(polls: false)
+    case "dispatch-aio-inline": DispatchAIOEngine(submission: .inline)
+    case "dispatch-aio-source": DispatchAIOEngine(waiting: .source)
+    case "dispatch-aio-spinning":
+      DispatchAIOEngine(waiting: .spinning(upTo: .microseconds(200)))
     case "dispatch-aio-async": AsyncEngine()
     case "dispatch-aio-actor": AsyncEngine(prefersLoop: false)
     case "ioring": IORingEngine()
