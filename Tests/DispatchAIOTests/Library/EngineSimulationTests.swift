@@ -35,7 +35,7 @@ final class EngineSimulationTests: XCTestCase {
       """,
       injected.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "))
     if seeds > 100 {
-      XCTAssertEqual(injected.count, 15, "a kind of fault was never injected")
+      XCTAssertEqual(injected.count, 18, "a kind of fault was never injected")
     }
     if seeds == 10_000 { XCTAssertGreaterThanOrEqual(requests, 1_000_000) }
   }
@@ -83,6 +83,11 @@ private final class Simulation {
   var numbers: [UInt64: Int] = [:]
   /// Accepted, and not taken in by `collect` yet.
   var inInbox = 0
+  /// Whether the loop polls, how often something became ready since it looked, and how often it looked.
+  let polls: Bool
+  var isEnding = false
+  var unseen = 0
+  var seen = 0
   /// What each offload thread that runs is doing.
   var threads: [Int: OffloadQueue.Work?] = [:]
   /// … and the writes that go down with that.
@@ -116,6 +121,10 @@ private final class Simulation {
     engine = Engine(
       kernel: kernel, table: table, offloadQueue: offloadQueue, queueDepth: depth, event: event,
       policy: policy)
+    let isThreadsOnly = policy == .threadsOnly
+    polls = generator.oneIn(2) && !isThreadsOnly
+    kernel.hasPoll = !generator.oneIn(4)
+    if polls { engine.pollDescriptor = 50 }
     worker = OffloadWorker(kernel: kernel, table: table, event: event)
     func file(
       _ descriptor: Int32, size: Int64 = .max, _ change: (inout OpenFile.Traits) -> Void = { _ in }
@@ -146,14 +155,20 @@ private final class Simulation {
   }
 
   func run() throws {
-    let steps = Int.random(in: 20...620, using: &generator)
+    let steps = Int.random(in: 20...740, using: &generator)
     for _ in 0..<steps {
-      switch Int.random(in: 0..<11, using: &generator) {
+      switch Int.random(in: 0..<13, using: &generator) {
       case 0...2: for _ in 0..<Int.random(in: 1...8, using: &generator) { try accept() }
       case 3: try cancel()
       case 4: kernel.completeOne()
       case 5: kernel.completeAll()
       case 6: try offloadStep()
+      case 7:
+        if polls {
+          unseen += 1
+          kernel.becomeReady()
+        }
+      case 8: kernel.wake()
       default: try turn()
       }
       try checkAccounts()
@@ -167,6 +182,9 @@ private final class Simulation {
       rounds += 1
       if rounds == 10_000 { throw Violation("requests never complete") }
     }
+    // Handlers of what ends meanwhile ask for no more.
+    isEnding = true
+    try checkPolling()
     guard table.free.count == table.capacity else { throw Violation("slots are lost") }
     guard engine.unsignalled == 0 else { throw Violation("\(engine.unsignalled) unsignalled") }
     guard engine.shares.held == 0 else { throw Violation("\(engine.shares.held) hold room") }
@@ -305,12 +323,18 @@ private final class Simulation {
     _ = engine.reap()
     if kernel.wakesForNothing() { _ = engine.reap() }
     try checkAccounts()
+    if engine.isPollReady {
+      guard unseen > 0 else { throw Violation("ready, though nothing is") }
+      // The loop looks at all that is ready.
+      (engine.isPollReady, kernel.isPollReady, unseen) = (false, false, 0)
+      seen += 1
+    }
     var share = Int.random(in: 0...20, using: &generator)
     while share > 0, let completion = engine.next() {
       share -= 1
       try complete(completion)
       // A completion handler may ask for more.
-      if generator.oneIn(3) { try accept() }
+      if generator.oneIn(3), !isEnding { try accept() }
       try checkAccounts()
     }
   }
@@ -362,6 +386,22 @@ private final class Simulation {
   }
 
   // MARK: Rules
+
+  /// What became ready is heard of, as long as the kernel has polls; where it has none, the driver is
+  /// told so.
+  private func checkPolling() throws {
+    guard polls else { return }
+    for _ in 0..<1000 where unseen > 0 || !engine.isPollArmed && !engine.isPollUnsupported {
+      try turn()
+      kernel.completeAll()
+    }
+    guard engine.isPollUnsupported == !kernel.hasPoll else {
+      throw Violation("unsupported: \(engine.isPollUnsupported)")
+    }
+    guard !kernel.hasPoll || unseen == 0 && engine.isPollArmed && kernel.isPollArmed else {
+      throw Violation("\(unseen) became ready, and nobody heard of it after \(seen) times")
+    }
+  }
 
   private func checkAccounts() throws {
     let accounts = engine.accounts

@@ -70,6 +70,11 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
 
   let capacity: Int
   var faults: Faults
+  /// Whether it has IOCB_CMD_POLL.
+  var hasPoll = true
+  /// Whether a poll request is in flight, and whether what it waits for is ready.
+  private(set) var isPollArmed = false
+  var isPollReady = false
   /// Whether requests complete within `submit`, as on tmpfs; else when `complete` says so.
   var completesAtOnce = false
   private(set) var generator: SeededGenerator
@@ -96,7 +101,8 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
   }
 
   var inFlightCount: Int { inFlight.count }
-  var ringCount: Int { ring.count }
+  /// Completions of requests.
+  var ringCount: Int { ring.count { $0.tag < LinuxKernel.pollTag } }
 
   // MARK: Kernel
 
@@ -107,10 +113,22 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     if inject(\.interrupted, "EINTR from submit") { return -Int(EINTR) }
     var taken = 0
     while taken < count {
-      if inFlight.count + ring.count == capacity || inject(\.full, "EAGAIN from submit") {
+      // The poll request, and what ends a wait, have room of their own.
+      if inFlight.count + ringCount == capacity || inject(\.full, "EAGAIN from submit") {
         return taken > 0 ? taken : -Int(EAGAIN)
       }
       if taken > 0, inject(\.shortCount, "short count") { return taken }
+      if requests[taken]!.pointee.aio_lio_opcode == Int16(IO_CMD_POLL.rawValue) {
+        guard hasPoll else {
+          note("no poll")
+          return taken > 0 ? taken : -Int(EINVAL)
+        }
+        precondition(!isPollArmed, "two poll requests at once")
+        isPollArmed = true
+        taken += 1
+        completePollIfReady()
+        continue
+      }
       let submission = decode(requests[taken]!.pointee)
       if let refusal = refusal(of: submission) { return taken > 0 ? taken : -Int(refusal) }
       inFlight.append(submission)
@@ -131,6 +149,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
       count = Int.random(in: 1..<count, using: &generator)
     }
     for (index, (tag, result)) in ring.prefix(count).enumerated() {
+      if tag == LinuxKernel.wakeTag { note("wake") }
       var event = io_event()
       event.data = UnsafeMutableRawPointer(bitPattern: UInt(tag))
       event.res = UInt(bitPattern: result)
@@ -157,6 +176,23 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
 
   func completeAll() {
     while !inFlight.isEmpty { completeOne() }
+  }
+
+  /// A thread ends a wait: a completion that belongs to no request.
+  func wake() { ring.append((LinuxKernel.wakeTag, 1)) }
+
+  /// Something that the poll request waits for is ready, until the loop has looked at it.
+  func becomeReady() {
+    isPollReady = true
+    completePollIfReady()
+  }
+
+  private func completePollIfReady() {
+    guard isPollArmed, isPollReady else { return }
+    isPollArmed = false
+    note("poll")
+    ring.append((LinuxKernel.pollTag, Int(POLLIN)))
+    eventCount += 1
   }
 
   /// Notes what a system call answered to a request: the tests' offload threads make none.
