@@ -8,9 +8,9 @@ let context = try AIOContext(queueDepth: 64, queue: loop)
 let file = try AIOFile.open(FilePath(CommandLine.arguments[1]), .readOnly)
 nonisolated(unsafe) var served = 0  // touched on `loop` only
 
-let timer = DispatchSource.makeTimerSource(queue: loop)
+let timer = try context.makeTimerSource()
 timer.schedule(deadline: .now() + 1, repeating: 1)
-timer.setEventHandler { @Sendable in print("\(served) blocks served") }
+timer.setEventHandler { print("\(served) blocks served") }
 timer.activate()
 func with<T>(_ peer: inout sockaddr_in, _ body: (UnsafeMutablePointer<sockaddr>) -> T) -> T {
   withUnsafeMutablePointer(to: &peer) { $0.withMemoryRebound(to: sockaddr.self, capacity: 1, body) }
@@ -20,8 +20,8 @@ var address = sockaddr_in()
 address.sin_addr.s_addr = inet_addr("127.0.0.1")
 let socket = Glibc.socket(AF_INET, Int32(SOCK_DGRAM.rawValue), 0)
 guard with(&address, { bind(socket, $0, 16) }) == 0 else { fatalError("port 7007 is taken") }
-let datagrams = DispatchSource.makeReadSource(fileDescriptor: socket, queue: loop)
-datagrams.setEventHandler { @Sendable in  // a datagram with a block's number gets the block
+let datagrams = try context.makeReadSource(fileDescriptor: socket)
+datagrams.setEventHandler {  // a datagram with a block's number gets the block
   var (peer, length, text) = (sockaddr_in(), socklen_t(16), [CChar](repeating: 0, count: 32))
   _ = with(&peer) { recvfrom(socket, &text, 31, 0, $0, &length) }
   do {

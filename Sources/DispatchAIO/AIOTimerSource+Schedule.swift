@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import Dispatch
+
+extension AIOTimerSource {
+  /// Fires at a deadline, and then at an interval in seconds, as a `DispatchSourceTimer` takes it too.
+  /// See ``schedule(deadline:repeating:leeway:)-(_,DispatchTimeInterval,_)``.
+  ///
+  /// - Parameters:
+  ///   - deadline: The first time, by the clock of `DispatchTime`; one that has passed is at once.
+  ///   - repeating: The interval in seconds, more than 0; `.infinity` fires once.
+  ///   - leeway: Accepted as Dispatch accepts it, and not used.
+  public func schedule(
+    deadline: DispatchTime, repeating: Double, leeway: DispatchTimeInterval = .nanoseconds(0)
+  ) {
+    let nanoseconds = repeating * 1e9
+    // Beyond the largest number is never, in a human's life.
+    let interval: DispatchTimeInterval =
+      nanoseconds < Double(Int.max) ? .nanoseconds(max(1, Int(nanoseconds))) : .never
+    schedule(deadline: deadline, repeating: interval, leeway: leeway)
+  }
+}
