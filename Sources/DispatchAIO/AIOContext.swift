@@ -22,7 +22,7 @@ internal import SystemPackage
 /// - Every accepted request completes exactly once: with a result, an error, or as cancelled.
 ///   A verb that throws has accepted nothing.
 /// - Every method may be called from any thread, and from inside completion handlers, but for
-///   ``process()`` and ``process(after:)``.
+///   ``process()``.
 /// - Completion handlers run on the context's queue, or on the queue that the request named, never
 ///   inside the call that made the request.
 /// - Requests go to the kernel in the order in which they were accepted, as far as there is room,

@@ -21,9 +21,6 @@ final class TurnScheduler: @unchecked Sendable {
   private let isTurnScheduled = Atomic<Bool>(false)
   /// Whether the turn sleeps in the ring.
   private let isWaiting = Atomic<Bool>(false)
-  /// Whether the queue is held by somebody who waits for the eventfd by himself, so that blocks of the
-  /// queue do not run.
-  private let isDrivenByHand = Atomic<Bool>(false)
 
   /// Whether the eventfd may have counted since it was drained.
   private var mayHaveCounted = false
@@ -101,25 +98,11 @@ final class TurnScheduler: @unchecked Sendable {
   }
 
   private func queueTurn() {
-    // Nobody who holds the queue and waits for the eventfd would see a block.
-    if isDrivenByHand.load(ordering: .relaxed) { event.signal() }
     queue.async { [self] in turn?() }
   }
 
   private func endWait() {
     if isWaiting.exchange(false, ordering: .sequentiallyConsistent) { kernel.wake() }
-  }
-
-  /// From now on somebody may hold the queue and wait for the eventfd: it tells of everything that a
-  /// turn has to look at.
-  func driveByHand() -> Int32 {
-    isDrivenByHand.store(true, ordering: .relaxed)
-    return event.rawValue
-  }
-
-  /// A turn is about to run: nothing else need be scheduled.
-  func turnIsScheduled() {
-    isTurnScheduled.store(true, ordering: .sequentiallyConsistent)
   }
 
   /// Somebody on the queue is about to run a turn, which looks at what a retry would look at.
@@ -140,7 +123,6 @@ final class TurnScheduler: @unchecked Sendable {
   /// Ends the turn, for another to begin after the queue's other blocks.
   func yield() {
     suspendSource()
-    if isDrivenByHand.load(ordering: .relaxed) { event.signal() }
     guard !isTurnQueued, let nextTurn else { return }
     isTurnQueued = true
     queue.async(execute: nextTurn)
@@ -196,14 +178,7 @@ final class TurnScheduler: @unchecked Sendable {
       prepareRetry?()
       turn?()
     }
-    if isDrivenByHand.load(ordering: .relaxed) {
-      DispatchQueue.global().asyncAfter(deadline: .now() + delay) { [self] in
-        event.signal()
-        queue.async(execute: retry)
-      }
-    } else {
-      queue.asyncAfter(deadline: .now() + delay, execute: retry)
-    }
+    queue.asyncAfter(deadline: .now() + delay, execute: retry)
   }
 
   func retrySucceeded() { retryDelay = Self.retryDelays.first }
