@@ -27,7 +27,7 @@ internal import SystemPackage
 ///   read shorter. An error says how many bytes were transferred before it
 ///   (``AIOError/transferred``).
 /// - Every method may be called from any thread, and from inside completion handlers, except
-///   ``process()`` and ``process(after:)``.
+///   ``process()``.
 /// - Completion handlers run on the context's queue, or on the queue that the request named, never
 ///   inside the call that made the request.
 /// - The requests of a file go to the kernel in the order in which they were accepted, except those

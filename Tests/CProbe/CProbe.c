@@ -6,7 +6,6 @@
 #include <grp.h>
 #include <sched.h>
 #include <stddef.h>
-#include <sys/epoll.h>
 #include <sys/mount.h>
 #include <unistd.h>
 
@@ -21,11 +20,4 @@ int cprobe_hide_proc(void) {
   if (unshare(CLONE_NEWNS) != 0) return -1;
   if (mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0) return -1;
   return umount2("/proc", MNT_DETACH);
-}
-
-int cprobe_epoll(int fd) {
-  int set = epoll_create1(EPOLL_CLOEXEC);
-  struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
-  if (set >= 0) epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
-  return set;
 }

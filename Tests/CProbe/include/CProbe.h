@@ -12,8 +12,4 @@ void cprobe_become_nobody(void);
 // Takes /proc away, for this process alone. Needs root.
 int cprobe_hide_proc(void);
 
-// A new epoll set that watches a descriptor for input; Glibc's overlay hides sys/epoll.h. -1 on
-// failure.
-int cprobe_epoll(int fd);
-
 #endif

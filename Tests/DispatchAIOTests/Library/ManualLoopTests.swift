@@ -1,41 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CProbe
 import DispatchAIO
 import Foundation
 import SystemPackage
 import XCTest
 
-/// A caller that drives the context from an epoll or poll of its own, in a block of the queue that
-/// does not end: the completion descriptor has to say whenever there is something for `process()`
-/// to do.
+/// A caller that holds the queue in a block that does not end, and calls `process()` over and over:
+/// that alone has to see to everything, because no other block of the queue runs.
 final class ManualLoopTests: XCTestCase {
-  /// How long the loop sleeps when nothing wakes it, in milliseconds. What is found by chance takes
-  /// as long, and far longer than what it was woken for.
-  private static let sleep = 2000
-  private let soon = 0.1
+  /// How long it may take, in seconds: several calls of `process()`, a millisecond apart.
+  private let soon = 0.5
 
-  /// The block of the queue: sleeps until the context's descriptor, or its own, is readable.
+  /// The block of the queue.
   private final class Driver: Sendable {
     let context: AIOContext
     private let stopped = DispatchGroup()
     private let (end, stop): (FileDescriptor, FileDescriptor)
 
-    init(_ context: AIOContext, usesEpoll: Bool) throws {
+    init(_ context: AIOContext) throws {
       self.context = context
       (end, stop) = try FileDescriptor.pipe()
-      let descriptor = context.completionDescriptor.rawValue
       context.queue.async(group: stopped) { [end] in
-        let set = cprobe_epoll(descriptor)
-        defer { close(set) }
-        while true {
-          var polled = [usesEpoll ? set : descriptor, end.rawValue].map {
-            pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
-          }
-          // A full turn may have left more to do, and says so by what it returns.
-          if context.process() > 0 { continue }
-          poll(&polled, 2, Int32(ManualLoopTests.sleep))
-          if polled[1].revents != 0 { return }
+        var polled = pollfd(fd: end.rawValue, events: Int16(POLLIN), revents: 0)
+        while polled.revents == 0 {
+          if context.process() == 0 { poll(&polled, 1, 1) }
         }
       }
     }
@@ -48,15 +36,15 @@ final class ManualLoopTests: XCTestCase {
     }
   }
 
-  /// Lets a loop fall asleep, makes a request on another thread, and looks at how long it takes.
-  private func assertWoken(
-    usesEpoll: Bool = false, line: UInt = #line,
+  /// Makes a request on another thread, and looks at how long it takes.
+  private func assertDone(
+    line: UInt = #line,
     _ body: (AIOContext, TemporaryDirectory, Promise<Outcome>) throws -> Void
   ) throws {
     let directory = try temporaryDirectory()
     _ = try directory.makeFile(size: 1 << 20)
     let context = try AIOContext(queueDepth: 1, pendingLimit: 2)
-    let driver = try Driver(context, usesEpoll: usesEpoll)
+    let driver = try Driver(context)
     defer { driver.finish() }
     for round in 0..<3 {
       let promise = Promise<Outcome>()
@@ -64,30 +52,30 @@ final class ManualLoopTests: XCTestCase {
       try body(context, directory, promise)
       let outcome = try promise.wait(seconds: 20)
       let took = Date().timeIntervalSince(began)
-      if Measurements.arePrinted { print("round \(round): woken after \(took * 1000) ms") }
+      if Measurements.arePrinted { print("round \(round): done after \(took * 1000) ms") }
       XCTAssertNil(outcome.code, "\(outcome)", line: line)
       XCTAssertLessThan(
         took, soon * Sanitizer.slowness,
-        "round \(round): seconds until a loop that sleeps in its own poll was done", line: line)
+        "round \(round): seconds until a loop that is driven by hand was done", line: line)
     }
   }
 
   func testRequestsOfOtherThreads() throws {
-    try assertWoken { context, directory, promise in
+    try assertDone { context, directory, promise in
       let file = try directory.open("file", .readOnly)
       try context.read(file, at: 0, into: AIOBuffer(count: 4096)) { promise.fulfil($0) }
     }
   }
 
-  func testRequestsOfOtherThreadsInAnEpoll() throws {
-    try assertWoken(usesEpoll: true) { context, directory, promise in
+  func testBufferedRequestsOfOtherThreads() throws {
+    try assertDone { context, directory, promise in
       let file = try directory.open("file", .readOnly, caching: .buffered)
       try context.read(file, at: 0, into: AIOBuffer(count: 4096)) { promise.fulfil($0) }
     }
   }
 
   func testOffloadedRequests() throws {
-    try assertWoken { context, directory, promise in
+    try assertDone { context, directory, promise in
       let file = try directory.open("appended")
       let end = try file.size()
       try context.write(file, at: end, from: AIOBuffer(count: 4096)) { promise.fulfil($0) }
@@ -96,7 +84,7 @@ final class ManualLoopTests: XCTestCase {
 
   /// Several at once, of which the kernel has room for one: the rest follow as it ends.
   func testRequestsBehindTheQueueDepth() throws {
-    try assertWoken { context, directory, promise in
+    try assertDone { context, directory, promise in
       let file = try directory.open("file", .readOnly)
       let left = Locked(3)
       for index in 0..<3 {
@@ -113,7 +101,7 @@ final class ManualLoopTests: XCTestCase {
 
   /// More tasks than there are slots: the rest wait for room.
   func testTasksThatWaitForRoom() throws {
-    try assertWoken { context, directory, promise in
+    try assertDone { context, directory, promise in
       let file = try directory.open("file", .readOnly)
       let left = Locked(8)
       for index in 0..<8 {
@@ -135,7 +123,7 @@ final class ManualLoopTests: XCTestCase {
     }
   }
 
-  /// Cancelled while it waits behind a hung file; the loop sleeps.
+  /// Cancelled while it waits behind a hung file.
   func testCancelledRequests() throws {
     let faults = try FaultFileSystem(in: try temporaryDirectory())
     let hung = try AIOFile.open(faults["hangread"], .readOnly, caching: .buffered)
@@ -143,7 +131,7 @@ final class ManualLoopTests: XCTestCase {
     // The one thread hangs, so that what comes after it waits.
     options.offloadThreads = 1
     let context = try AIOContext(queueDepth: 1, pendingLimit: 2, options: options)
-    let driver = try Driver(context, usesEpoll: false)
+    let driver = try Driver(context)
     defer { driver.finish() }
     defer { faults.release() }
     let first = Promise<Outcome>()
@@ -165,7 +153,7 @@ final class ManualLoopTests: XCTestCase {
 
   func testClose() throws {
     let context = try AIOContext(queueDepth: 1)
-    let driver = try Driver(context, usesEpoll: false)
+    let driver = try Driver(context)
     // Closing ends when the queue is given back, at the latest.
     let closed = Promise<Void>()
     context.close { closed.fulfil(()) }

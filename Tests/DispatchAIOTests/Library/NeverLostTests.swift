@@ -51,7 +51,7 @@ final class NeverLostTests: XCTestCase {
     let log = try SystemCallLog(
       tracing: "io_submit,io_getevents", options: ["-e", "inject=\(fault)"],
       ChildProcess.built("dispatch-aio-probe"), [command, directory.path.string],
-      in: directory, environment: ["PROBE_REQUESTS": "600"])
+      in: directory, environment: ["PROBE_REQUESTS": "1500"])
     XCTAssertEqual(log.run.status, 0, "\(fault): \(log.run.output)\(log.run.errors)")
     XCTAssertGreaterThan(log.calls(with: "(INJECTED)").count, 20, "\(fault): not injected")
     return log

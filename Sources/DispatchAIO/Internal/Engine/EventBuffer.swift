@@ -41,8 +41,9 @@ struct EventBuffer: ~Copyable {
       let event = unsafe events[index]
       let tag = unsafe UInt64(UInt(bitPattern: event.data))
       // What ends a wait, and the poll request, are in no slot.
-      if tag >= LinuxKernel.pollTag {
+      if tag >= LinuxKernel.timerTag {
         if tag == LinuxKernel.pollTag { hasPollEvent = true }
+        if tag == LinuxKernel.timerTag { kernel.waitTimerFired() }
         continue
       }
       if end != index { unsafe events[end] = unsafe event }

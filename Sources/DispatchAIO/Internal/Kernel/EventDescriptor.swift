@@ -20,11 +20,6 @@ struct EventDescriptor: Sendable {
     _ = clinux_eventfd_drain(rawValue)
   }
 
-  /// Counts one, as a completion does.
-  func signal() {
-    clinux_eventfd_signal(rawValue)
-  }
-
   func close() {
     Glibc.close(rawValue)
   }

@@ -24,7 +24,14 @@ protocol Kernel: Sendable {
     into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int
 
+  /// A completion of the kernel's own was taken out of the ring: that which bounds a wait.
+  func waitTimerFired()
+
   /// `io_destroy(2)`: waits for everything in flight, then frees the context. It takes tens of
   /// milliseconds even when idle: never on the loop. Nothing may be called after it.
   func destroy()
+}
+
+extension Kernel {
+  func waitTimerFired() {}
 }

@@ -11,12 +11,14 @@ internal import SystemPackage
 ///   of a context from any thread at once.
 @safe
 struct LinuxKernel: Kernel, @unchecked Sendable {
-  /// Names the completion that `wake` makes, and that of the poll request: no slot has them.
+  /// Names the completion that `wake` makes, that of the poll request, and that of the timer of waits:
+  /// no slot has them.
   static let wakeTag = UInt64.max
   static let pollTag = UInt64.max - 1
-  /// Room for the poll request, and for completions that `wake` makes: several threads may be about
+  static let timerTag = UInt64.max - 2
+  /// Room for the poll request, the timer of waits, and completions that `wake` makes: several threads may be about
   /// to, while the loop has stopped waiting already.
-  private static let extraRoom = 5
+  private static let extraRoom = 6
   /// A descriptor that is always readable: an eventfd that has counted one, and is never read.
   private static let readableDescriptor: Int32 = {
     let descriptor = clinux_eventfd()
@@ -25,6 +27,7 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   }()
 
   private let context: io_context_t?
+  private let waitTimer = WaitTimer()
 
   /// `io_setup(2)`.
   ///
@@ -74,6 +77,9 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   func call(
     into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int {
+    if nanoseconds > 0, waitTimer.set(nanoseconds, in: self) {
+      return Int(unsafe io_getevents(context, 1, capacity, events, nil))
+    }
     var timeout = timespec(tv_sec: 0, tv_nsec: Int(nanoseconds))
     return Int(unsafe io_getevents(context, nanoseconds > 0 ? 1 : 0, capacity, events, &timeout))
   }
@@ -90,7 +96,10 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
     }
   }
 
+  func waitTimerFired() { waitTimer.fired() }
+
   func destroy() {
     if unsafe context != nil { unsafe io_destroy(context) }
+    waitTimer.close()
   }
 }

@@ -237,20 +237,14 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
   }
 
-  /// What counts completions, and whatever else a turn has to look at.
-  func driveByHand() -> Int32 { scheduler.driveByHand() }
-
-  /// As of the end of the last turn. In a forked child as of the fork, or zeros when a turn was
-  /// just ending.
+  /// As of the end of the last turn. In a forked child as of the fork, or zeros when a turn was just
+  /// ending.
   var statistics: AIOStatistics {
     if Fork.isChild { return published.withLockIfAvailable { $0 } ?? AIOStatistics() }
     return published.withLock { $0 }
   }
 
   // MARK: The turn
-
-  /// The caller is about to call `turnByHand`: nothing else need see to it that a turn runs.
-  func turnIsScheduled() { scheduler.turnIsScheduled() }
 
   /// A turn, on behalf of the caller of `process()`.
   func turnByHand() -> Int {

@@ -22,9 +22,6 @@ final class TurnScheduler: @unchecked Sendable {
   private let isTurnScheduled = Atomic<Bool>(false)
   /// Whether the turn sleeps in the ring.
   private let isWaiting = Atomic<Bool>(false)
-  /// Whether the queue is held by somebody who waits for the eventfd by himself, so that blocks of
-  /// the queue do not run.
-  private let isDrivenByHand = Atomic<Bool>(false)
 
   /// Whether the eventfd may have counted since it was drained.
   private var mayHaveCounted = false
@@ -35,8 +32,8 @@ final class TurnScheduler: @unchecked Sendable {
   private var nextTurn: DispatchWorkItem?
   /// Whether it is queued.
   private var isTurnQueued = false
-  /// Whether the source is suspended: while turns follow each other without a pause, so that
-  /// completions do not wake Dispatch's manager thread for nothing.
+  /// Whether the source is suspended: while turns follow each other without a pause, or wait in the ring,
+  /// so that completions do not wake Dispatch's manager thread, and a worker, for nothing.
   private var isSourceSuspended = false
   private var isRetryScheduled = false
   private var retryDelay = TurnScheduler.retryDelays.first
@@ -102,25 +99,11 @@ final class TurnScheduler: @unchecked Sendable {
   }
 
   private func queueTurn() {
-    // Nobody who holds the queue and waits for the eventfd would see a block.
-    if isDrivenByHand.load(ordering: .relaxed) { event.signal() }
     queue.async { [self] in turn?() }
   }
 
   private func endWait() {
     if isWaiting.exchange(false, ordering: .sequentiallyConsistent) { kernel.wake() }
-  }
-
-  /// From now on somebody may hold the queue and wait for the eventfd: it tells of everything that
-  /// a turn has to look at.
-  func driveByHand() -> Int32 {
-    isDrivenByHand.store(true, ordering: .relaxed)
-    return event.rawValue
-  }
-
-  /// A turn is about to run: nothing else need be scheduled.
-  func turnIsScheduled() {
-    isTurnScheduled.store(true, ordering: .sequentiallyConsistent)
   }
 
   /// Somebody on the queue is about to run a turn, which looks at what a retry would look at.
@@ -141,7 +124,6 @@ final class TurnScheduler: @unchecked Sendable {
   /// Ends the turn, for another to begin after the queue's other blocks.
   func yield() {
     suspendSource()
-    if isDrivenByHand.load(ordering: .relaxed) { event.signal() }
     guard !isTurnQueued, let nextTurn else { return }
     isTurnQueued = true
     queue.async(execute: nextTurn)
@@ -152,6 +134,7 @@ final class TurnScheduler: @unchecked Sendable {
   ///
   /// - Returns: whether it ran.
   func waitInRing(unless hasArrivals: () -> Bool, _ wait: () -> Void) -> Bool {
+    suspendSource()
     isWaiting.store(true, ordering: .sequentiallyConsistent)
     guard !hasArrivals() else {
       isWaiting.store(false, ordering: .sequentiallyConsistent)
@@ -196,14 +179,7 @@ final class TurnScheduler: @unchecked Sendable {
       prepareRetry?()
       turn?()
     }
-    if isDrivenByHand.load(ordering: .relaxed) {
-      DispatchQueue.global().asyncAfter(deadline: .now() + delay) { [self] in
-        event.signal()
-        queue.async(execute: retry)
-      }
-    } else {
-      queue.asyncAfter(deadline: .now() + delay, execute: retry)
-    }
+    queue.asyncAfter(deadline: .now() + delay, execute: retry)
   }
 
   func retrySucceeded() { retryDelay = Self.retryDelays.first }

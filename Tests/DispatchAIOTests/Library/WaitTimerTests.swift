@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CLibAIO
+import XCTest
+
+@testable import DispatchAIO
+
+/// What bounds a wait in the ring.
+final class WaitTimerTests: XCTestCase {
+  private func kernel() throws -> LinuxKernel {
+    do {
+      return try LinuxKernel(room: 1)
+    } catch {
+      throw XCTSkip("no AIO context: \(error)")
+    }
+  }
+
+  /// Waits with nothing in flight.
+  ///
+  /// - Returns: the tags of what completed.
+  private func wait(_ kernel: LinuxKernel, milliseconds: UInt64) -> [UInt64] {
+    withUnsafeTemporaryAllocation(of: io_event.self, capacity: 8) { events in
+      let count = kernel.reap(
+        into: events.baseAddress!, capacity: 8, waiting: milliseconds * 1_000_000)  // Not empty.
+      XCTAssertGreaterThanOrEqual(count, 0)
+      let tags = (0..<max(0, count)).map { UInt64(UInt(bitPattern: events[$0].data)) }
+      if tags.contains(LinuxKernel.timerTag) { kernel.waitTimerFired() }
+      return tags
+    }
+  }
+
+  func testEveryWaitEndsInTime() throws {
+    let kernel = try kernel()
+    defer { kernel.destroy() }
+    for round in 0..<20 {
+      let began = DispatchTime.now()
+      let tags = wait(kernel, milliseconds: 5)
+      let took = DispatchTime.now().uptimeNanoseconds - began.uptimeNanoseconds
+      XCTAssertTrue(tags.isEmpty || tags == [LinuxKernel.timerTag], "round \(round): \(tags)")
+      XCTAssertGreaterThanOrEqual(took, 4_000_000, "round \(round) ended before")
+      XCTAssertLessThan(took, 2_000_000_000, "round \(round) was not bounded")
+    }
+  }
+
+  /// A wait that something else ends leaves the timer set: the next one ends with it or before its own
+  /// bound, and a shorter one by its own.
+  func testATimerServesSeveralWaits() throws {
+    let kernel = try kernel()
+    defer { kernel.destroy() }
+    for _ in 0..<3 {
+      kernel.wake()
+      XCTAssertEqual(wait(kernel, milliseconds: 900), [LinuxKernel.wakeTag])
+    }
+    let began = DispatchTime.now()
+    _ = wait(kernel, milliseconds: 5)
+    XCTAssertLessThan(
+      DispatchTime.now().uptimeNanoseconds - began.uptimeNanoseconds, 800_000_000,
+      "a timer that was set for later bounded a short wait")
+  }
+}
