@@ -74,7 +74,10 @@ final class Server: @unchecked Sendable {
     }
     if let torn = directory.tornTail {
       logger.notice(
-        "the last run ended within a batch, at \(torn); nothing of it had been echoed")
+        """
+        the last run ended within a batch, at \(torn); nothing of it had been echoed, unless the \
+        disk has damaged it since
+        """)
     }
     var options = AIOContext.Options()
     // `polling` looks at the sockets and the completions together.
@@ -249,11 +252,12 @@ final class Server: @unchecked Sendable {
   /// Ends the journal and the context when every connection is closed.
   private func drained() {
     receiveAll()
-    journal.end { [self] in
+    journal.end { [self] error in
+      let status: Int32 = error == nil ? 0 : 1
       context.close { [self] in
         logStatistics()
         logger.notice("done")
-        exit(0)
+        exit(status)
       }
     }
   }
