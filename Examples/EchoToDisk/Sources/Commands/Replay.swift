@@ -10,9 +10,9 @@ struct Replay: ParsableCommand {
     discussion: """
       Exactly the bytes that the client sent and that are in the journal. Exits with 0 when all of \
       them are known to be there. When a part of them is missing, stops before it and exits with \
-      1. When bytes may be missing at the end, because the journal is damaged and nothing tells \
-      where the connection ended, or at the beginning, because they have been trimmed, says so and \
-      exits with 3.
+      1. When bytes may be missing at the end, because the journal is damaged behind them and nothing \
+      tells where the connection ended, or at the beginning, because they have been trimmed, says \
+      so and exits with 3.
       """)
 
   /// The exit status when bytes may be missing.
@@ -24,53 +24,25 @@ struct Replay: ParsableCommand {
   var connection: UInt64
 
   func run() throws {
-    var position: UInt64 = 0
-    var isKnown = false
-    var isComplete = false
-    var isTrimmed = false
-    var damage: JournalPlace?
+    var replay = ConnectionReplay(connection)
     let output = FileDescriptor.standardOutput
     try JournalReader.reading(journal.directory) { event in
-      switch event {
-      case .damage(let place, _): damage = damage ?? place
-      case .gap(connection, let range, let place):
-        throw Failure(
-          """
-          the bytes of connection \(connection) from position \(range.lowerBound) on are damaged; \
-          the next that are there are in \(place)
-          """)
-      case .record(let record, let payload, _) where record.connection == connection:
-        if !isKnown, record.kind != .opened, record.position > 0 {
-          (isTrimmed, position) = (true, record.position)
-        }
-        isKnown = true
-        if record.kind == .closed { isComplete = true }
-        guard record.kind == .data else { break }
+      try replay.take(event) { bytes in
         do {
-          try output.writeAll(payload)
+          try output.writeAll(bytes)
         } catch {
           throw Failure("standard output: \(error)")
         }
-        position += UInt64(record.length)
-      case .batch, .record, .gap, .tornTail, .endOfSegment: break
       }
+      if case .damaged(let reason) = replay.outcome { throw Failure(reason) }
     }
-    if let damage, !isComplete {
-      // The damaged bytes may be another connection's.
-      try warn(
-        isKnown
-          ? """
-          the journal is damaged, at \(damage) first: bytes of connection \(connection) from \
-          position \(position) on may be missing
-          """
-          : "no connection \(connection) is readable; the journal is damaged, at \(damage) first")
-    }
-    guard isKnown else {
+    switch replay.outcome {
+    case .complete: break
+    case .damaged(let reason): throw Failure(reason)
+    case .mayLackBytes(let reason): try warn(reason)
+    case .unknown:
       throw Failure(
         "no connection \(connection) in \(journal.directory); `echo-to-disk list` shows them")
-    }
-    if isTrimmed {
-      try warn("the beginning of connection \(connection) has been trimmed")
     }
   }
 
@@ -79,5 +51,73 @@ struct Replay: ParsableCommand {
     // Nobody is left to tell if that fails; the exit status says it, too.
     _ = try? FileDescriptor.standardError.writeAll(warning.utf8)
     throw Self.mayBeMissing
+  }
+}
+
+/// The bytes of one connection, and whether they are all.
+struct ConnectionReplay {
+  enum Outcome {
+    case complete
+    /// A part is missing; what was given is before it.
+    case damaged(String)
+    case mayLackBytes(String)
+    /// The journal has no such connection, and is sound.
+    case unknown
+  }
+
+  let connection: UInt64
+  private var position: UInt64 = 0
+  private var isKnown = false
+  private var isComplete = false
+  private var isTrimmed = false
+  private var gap: String?
+  /// The first damage behind what is known.
+  private var damage: JournalPlace?
+
+  init(_ connection: UInt64) { self.connection = connection }
+
+  /// Takes an event of a reading, in order.
+  ///
+  /// - Parameter write: called with bytes of the connection, unless some before them are missing.
+  mutating func take(
+    _ event: JournalReader.Event, write: (UnsafeRawBufferPointer) throws -> Void
+  ) rethrows {
+    switch event {
+    case .damage(let place, _): damage = damage ?? place
+    case .gap(connection, let range, let place):
+      gap = gap ?? """
+        the bytes of connection \(connection) from position \(range.lowerBound) on are damaged; \
+        the next that are there are in \(place)
+        """
+    case .record(let record, let payload, _) where record.connection == connection && gap == nil:
+      if !isKnown, record.kind != .opened, record.position > 0 {
+        (isTrimmed, position) = (true, record.position)
+      }
+      isKnown = true
+      // What was damaged before had none of its bytes: they would be missing here.
+      damage = nil
+      if record.kind == .closed { isComplete = true }
+      guard record.kind == .data else { return }
+      try write(payload)
+      position += UInt64(record.length)
+    case .batch, .record, .gap, .tornTail, .endOfSegment: break
+    }
+  }
+
+  var outcome: Outcome {
+    if let gap { return .damaged(gap) }
+    if let damage, !isComplete {
+      // The damaged bytes may be another connection's, or none.
+      return .mayLackBytes(
+        isKnown
+          ? """
+          the journal is damaged behind them, at \(damage) first: bytes of connection \
+          \(connection) from position \(position) on may be missing
+          """
+          : "no connection \(connection) is readable; the journal is damaged, at \(damage) first")
+    }
+    if !isKnown { return .unknown }
+    return isTrimmed
+      ? .mayLackBytes("the beginning of connection \(connection) has been trimmed") : .complete
   }
 }

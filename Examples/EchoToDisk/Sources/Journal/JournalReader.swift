@@ -82,7 +82,9 @@ private final class JournalReading {
       nextSegment = segments[start].number
     }
     for finding in inspection.findings
-    where finding.segment == nil || segments.contains(where: { $0.number == finding.segment }) {
+    where finding.name != JournalFormat.marksName
+      && (finding.segment == nil || segments.contains { $0.number == finding.segment })
+    {
       try visit(.damage(.file(finding.name), finding.sentence))
     }
     var index = start
@@ -159,6 +161,10 @@ private final class JournalReading {
     var missing: ClosedRange<UInt64>?
     if let expected, let end, expected <= end.sequence { missing = expected...end.sequence }
     try report(missing: missing, at: .segment(end?.segment ?? 0, offset: end?.offset ?? 0))
+    // Last, because it is the journal's end that may be missing.
+    for finding in inspection.findings where finding.name == JournalFormat.marksName {
+      try visit(.damage(.file(finding.name), finding.sentence))
+    }
   }
 
   // MARK: Segments
