@@ -271,7 +271,8 @@ final class JournalTests: XCTestCase {
     whole[17] ^= 1
     try whole.write(to: URL(fileURLWithPath: third))
     let both = try server.verify()
-    XCTAssertTrue(both.output.contains("segment 3 at offset 0: its header is unreadable"), both.output)
+    XCTAssertTrue(
+      both.output.contains("segment 3 at offset 0: its header is unreadable"), both.output)
     XCTAssertTrue(both.output.contains(" 2 damages"), both.output)
   }
 

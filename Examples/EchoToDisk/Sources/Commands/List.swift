@@ -63,7 +63,10 @@ struct List: ParsableCommand {
   private func printTable(_ rows: [Row]) throws {
     let columns = [("connection", true), ("peer", false), ("bytes", true), ("opened", false)]
     let cells = rows.map { row in
-      ["\(row.connection)", row.peer.map(escaped) ?? "unknown", "\(row.bytes)", row.opened ?? "unknown"]
+      [
+        "\(row.connection)", row.peer.map(escaped) ?? "unknown", "\(row.bytes)",
+        row.opened ?? "unknown",
+      ]
     }
     let widths = columns.indices.map { column in
       cells.reduce(columns[column].0.count) { max($0, $1[column].count) }

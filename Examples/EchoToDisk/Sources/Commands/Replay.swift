@@ -85,10 +85,11 @@ struct ConnectionReplay {
     switch event {
     case .damage(let place, _): damage = damage ?? place
     case .gap(connection, let range, let place):
-      gap = gap ?? """
-        the bytes of connection \(connection) from position \(range.lowerBound) on are damaged; \
-        the next that are there are in \(place)
-        """
+      gap =
+        gap ?? """
+          the bytes of connection \(connection) from position \(range.lowerBound) on are damaged; \
+          the next that are there are in \(place)
+          """
     case .record(let record, let payload, _) where record.connection == connection && gap == nil:
       if !isKnown, record.kind != .opened, record.position > 0 {
         (isTrimmed, position) = (true, record.position)

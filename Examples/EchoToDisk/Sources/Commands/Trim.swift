@@ -41,7 +41,9 @@ struct Trim: ParsableCommand {
       }
       var count = 0
       for name in try directory.names() {
-        guard let number = JournalFormat.segment(ofFileName: name), number < before else { continue }
+        guard let number = JournalFormat.segment(ofFileName: name), number < before else {
+          continue
+        }
         guard unlinkat(directory.file.rawValue, name, 0) == 0 else {
           throw Failure("\(path)/\(name): \(Errno(rawValue: errno))")
         }

@@ -58,7 +58,8 @@ final class FileWindow {
       fill(from: first)
       guard offset + length <= start + count else { return nil }
     }
-    return .init(rebasing: UnsafeRawBufferPointer(window)[(offset - start)..<(offset - start + length)])
+    return .init(
+      rebasing: UnsafeRawBufferPointer(window)[(offset - start)..<(offset - start + length)])
   }
 
   /// The first place in a range that is unreadable, and why.
@@ -97,7 +98,8 @@ final class FileWindow {
     while count < stop {
       let block = min(Self.block - (start + count) % Self.block, end - count)
       do {
-        let got = try read(descriptor, start + count, .init(rebasing: window[count..<count + block]))
+        let got = try read(
+          descriptor, start + count, .init(rebasing: window[count..<count + block]))
         if got == 0 { return false }
         count += got
       } catch Errno.interrupted {

@@ -47,7 +47,8 @@ struct SegmentHeader: Equatable {
   }
 
   static func isUnit(_ unit: Int) -> Bool {
-    unit >= JournalFormat.smallestUnit && unit <= JournalFormat.largestUnit && unit & (unit - 1) == 0
+    unit >= JournalFormat.smallestUnit && unit <= JournalFormat.largestUnit
+      && unit & (unit - 1) == 0
   }
 }
 

@@ -101,13 +101,16 @@ struct JournalInspection {
 
   // MARK: Judging
 
-  /// The marks' or, without them, that which most headers have.
+  /// The marks' or, without them, that which most headers have. A copy under another number does not
+  /// count.
   private static func identity(_ marks: JournalMarks, _ entries: [Entry]) -> JournalIdentity? {
     if let identity = marks.identity { return identity }
     var counts: [JournalIdentity: Int] = [:]
-    for entry in entries { if let header = entry.header { counts[header.identity, default: 0] += 1 } }
+    let headers = entries.filter(\.isWellNamed).compactMap(\.header)
+    for header in headers { counts[header.identity, default: 0] += 1 }
     let most = counts.values.max()
-    return entries.compactMap { $0.header?.identity }.first { counts[$0] == most }
+    return headers.map(\.identity).first { counts[$0] == most }
+      ?? entries.lazy.compactMap(\.header?.identity).first
   }
 
   private mutating func judge(_ entry: Entry) {

@@ -131,7 +131,8 @@ struct JournalMarks {
   }
 
   /// Opens the file, which has to be a regular one with one link.
-  fileprivate static func open(_ directory: FileDescriptor, _ flags: Int32) throws -> FileDescriptor {
+  fileprivate static func open(_ directory: FileDescriptor, _ flags: Int32) throws -> FileDescriptor
+  {
     let descriptor = openat(
       directory.rawValue, JournalFormat.marksName, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
     guard descriptor >= 0 else { throw Errno(rawValue: errno) }
@@ -243,4 +244,3 @@ final class JournalMarkWriter: @unchecked Sendable {
     }
   }
 }
-

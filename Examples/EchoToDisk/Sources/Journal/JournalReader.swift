@@ -122,7 +122,8 @@ private final class JournalReading {
       (
         .segment(nextSegment, offset: 0),
         number == nextSegment + 1
-          ? "the file is missing" : "the files of segments \(nextSegment) to \(number - 1) are missing"
+          ? "the file is missing"
+          : "the files of segments \(nextSegment) to \(number - 1) are missing"
       ))
   }
 
@@ -130,7 +131,9 @@ private final class JournalReading {
   ///
   /// - Parameter place: where the batches would be, if no file is known to have had them.
   private func report(missing: ClosedRange<UInt64>?, at place: JournalPlace) throws {
-    let missing = missing.map { "\(JournalFormat.batches($0)) \($0.count == 1 ? "is" : "are") missing" }
+    let missing = missing.map {
+      "\(JournalFormat.batches($0)) \($0.count == 1 ? "is" : "are") missing"
+    }
     guard !losses.isEmpty else {
       if let missing { try visit(.damage(place, missing)) }
       return
@@ -360,7 +363,8 @@ private final class JournalReading {
     let isTrimmed = record.connection < inspection.marks.beginning?.nextConnection ?? 0
     let next = positions[record.connection] ?? (isTrimmed ? record.position : 0)
     if record.position != next {
-      let range = next < record.position ? next..<record.position : record.position..<record.position
+      let range =
+        next < record.position ? next..<record.position : record.position..<record.position
       try visit(.gap(connection: record.connection, range, place))
     }
     // Both are far below the highest number.
