@@ -106,11 +106,11 @@ final class JournalDamageTests: XCTestCase {
     }
     try expectDamage(snapshot, ["segment \(last) at offset \(first.end): batch"])
     // And all of it.
-    try file_zero(path, from: first.offset)
+    try zero(path, from: first.offset)
     try expectDamage(snapshot, ["batches \(first.sequence) to "])
   }
 
-  private func file_zero(_ path: FilePath, from offset: Int) throws {
+  private func zero(_ path: FilePath, from offset: Int) throws {
     let file = try FileDescriptor.open(path, .writeOnly)
     try file.closeAfter {
       _ = try file.writeAll(

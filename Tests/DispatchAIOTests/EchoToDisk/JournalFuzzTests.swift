@@ -9,10 +9,10 @@ import XCTest
 /// Journals whose files were flipped, cut, swapped, linked, copied and removed at random.
 final class JournalFuzzTests: XCTestCase {
   /// After a clean end whatever is missing is known to be missing.
-  func testHarmAfterACleanEnd() throws { try fuzz(cases: 300, endsCleanly: true) }
+  func testHarmAfterACleanEnd() throws { try fuzz(cases: 240, endsCleanly: true) }
 
   /// After a crash the last batches may be torn, but nothing is read that was not sent.
-  func testHarmAfterACrash() throws { try fuzz(cases: 100, endsCleanly: false) }
+  func testHarmAfterACrash() throws { try fuzz(cases: 80, endsCleanly: false) }
 
   private func fuzz(cases: Int, endsCleanly: Bool) throws {
     let directory = try temporaryDirectory()

@@ -22,6 +22,13 @@ struct Trim: ParsableCommand {
   func run() throws {
     let path = FilePath(journal.directory)
     do {
+      let directory = try OpenDirectory(path)
+      // Two at once would not know of each other's mark. A daemon locks the directory, not this.
+      let lock = openat(
+        directory.file.rawValue, JournalFormat.marksName,
+        O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
+      defer { close(lock) }
+      if lock >= 0 { flock(lock, LOCK_EX) }
       let inspection = try JournalInspection(path)
       guard inspection.marks.isWhole else {
         throw Failure("\(path): the file `marks` is damaged; see echo-to-disk verify \(path)")
@@ -32,7 +39,6 @@ struct Trim: ParsableCommand {
       else {
         throw Failure("--before \(before): no readable segment that has batches")
       }
-      let directory = try OpenDirectory(path)
       let marks = try JournalMarkWriter(in: directory.file, file.header.identity, isNew: false)
       try marks.updateBeginning { mark in
         mark.segment = max(mark.segment, before)

@@ -85,7 +85,7 @@ final class Journal: @unchecked Sendable {
     case marking(then: ((any Error)?) -> Void)
   }
   private var end = End.no
-  /// The error of the last batch, if that is the one that marks the end.
+  /// The error of a batch that failed after the end was wanted.
   private var endFailure: (any Error)?
 
   /// Blocks the calling thread, if it has to make the first segment.
@@ -256,7 +256,7 @@ final class Journal: @unchecked Sendable {
   }
 
   private func fail(_ batches: [Batch], _ error: any Error) {
-    if case .written = end { endFailure = error }
+    if case .no = end {} else { endFailure = error }
     statistics.failures += batches.count
     for batch in batches { batch.abandon(error) }
     afterProgress()
@@ -266,7 +266,7 @@ final class Journal: @unchecked Sendable {
   // MARK: The end
 
   /// Makes all that was appended durable, marks the journal's end, and calls back: with an error if
-  /// the end could not be marked, so that what was last could be lost unnoticed.
+  /// something could not be written on the way, so that what was last could be lost unnoticed.
   func end(_ completion: @escaping ((any Error)?) -> Void) {
     end = .wanted(then: completion)
     seal()

@@ -44,25 +44,23 @@ struct JournalInspection {
   let identity: JournalIdentity?
   /// The highest number that any name or header has.
   private(set) var highestNumber: UInt64 = 0
-  private let descriptor: FileDescriptor
+  private let opened: OpenDirectory
   private let read: FileWindow.Read
 
   /// - Parameter read: in place of `pread(2)`, for tests.
   /// - Throws: an `Errno` if the directory cannot be read.
   init(_ directory: FilePath, read: @escaping FileWindow.Read = FileWindow.systemRead) throws {
     (self.directory, self.read) = (directory, read)
-    let descriptor = try OpenDirectory(directory)
-    self.descriptor = descriptor.file
-    defer { withExtendedLifetime(descriptor) {} }
-    owner = descriptor
+    let opened = try OpenDirectory(directory)
+    self.opened = opened
     // Before the names: every segment that it says was made is there then, unless it is missing.
-    var marks = JournalMarks(in: descriptor.file)
-    let names = try descriptor.names().filter(JournalFormat.isSegmentName).sorted()
+    var marks = JournalMarks(in: opened.file)
+    let names = try opened.names().filter(JournalFormat.isSegmentName).sorted()
     // What has been trimmed meanwhile.
-    let beginning = JournalMarks(in: descriptor.file).beginning
+    let beginning = JournalMarks(in: opened.file).beginning
     if beginning != nil { marks.beginning = beginning }
     self.marks = marks
-    var entries = names.map { Entry($0, in: descriptor.file, read) }
+    var entries = names.map { Entry($0, in: opened.file, read) }
     identity = Self.identity(marks, entries)
     if marks.failure != nil && !(names.isEmpty && !marks.exists) {
       // Not nil, as just seen.
@@ -80,13 +78,10 @@ struct JournalInspection {
     segments.sort { $0.number < $1.number }
   }
 
-  /// Closes the directory with the last copy of this value.
-  private let owner: OpenDirectory
-
-  /// Opens a segment to read it. `nil` if it has been trimmed or removed since.
+  /// Opens a segment to read it.
   func open(_ file: SegmentFile) -> Result<SegmentReader, Errno> {
     let descriptor = openat(
-      descriptor.rawValue, file.name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
+      opened.file.rawValue, file.name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
     guard descriptor >= 0 else { return .failure(Errno(rawValue: errno)) }
     return .success(
       SegmentReader(
@@ -96,7 +91,7 @@ struct JournalInspection {
 
   /// Whether a segment that is missing has been trimmed since.
   func isTrimmed(_ number: UInt64) -> Bool {
-    number < JournalMarks(in: descriptor).firstSegment
+    number < JournalMarks(in: opened.file).firstSegment
   }
 
   // MARK: Judging
