@@ -16,7 +16,7 @@ struct Trim: ParsableCommand {
 
   @OptionGroup var journal: JournalArgument
 
-  @Option(help: ArgumentHelp("The first segment to keep.", valueName: "n"))
+  @Option(help: ArgumentHelp("The first segment to keep.", valueName: "segment"))
   var before: UInt64
 
   func run() throws {
