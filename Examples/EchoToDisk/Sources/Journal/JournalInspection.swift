@@ -59,15 +59,16 @@ struct JournalInspection {
     // What has been trimmed meanwhile.
     let beginning = JournalMarks(in: opened.file).beginning
     if beginning != nil { marks.beginning = beginning }
-    self.marks = marks
     var entries = names.map { Entry($0, in: opened.file, read) }
     identity = Self.identity(marks, entries)
+    if let own = marks.identity, own != identity { marks.disown() }
+    self.marks = marks
     if marks.failure != nil && !(names.isEmpty && !marks.exists) {
       // Not nil, as just seen.
       findings.append(
         Finding(
           segment: nil, name: JournalFormat.marksName, sentence: marks.failure!,
-          forbidsWriting: false))
+          forbidsWriting: marks.forbidsWriting))
     }
     for entry in entries {
       highestNumber = max(highestNumber, entry.number ?? 0, entry.header?.segment ?? 0)
@@ -94,18 +95,22 @@ struct JournalInspection {
     number < JournalMarks(in: opened.file).firstSegment
   }
 
+  /// The number below which connections may have been trimmed in part, by now.
+  func trimmedConnections() -> UInt64 {
+    JournalMarks(in: opened.file).beginning?.nextConnection ?? 0
+  }
+
   // MARK: Judging
 
-  /// The marks' or, without them, that which most headers have. A copy under another number does not
-  /// count.
+  /// That of most files: the marks and the segments, of which a copy under another number does not
+  /// count. The marks decide where as many say one as the other.
   private static func identity(_ marks: JournalMarks, _ entries: [Entry]) -> JournalIdentity? {
-    if let identity = marks.identity { return identity }
+    let named = [marks.identity] + entries.filter(\.isWellNamed).map { $0.header?.identity }
     var counts: [JournalIdentity: Int] = [:]
-    let headers = entries.filter(\.isWellNamed).compactMap(\.header)
-    for header in headers { counts[header.identity, default: 0] += 1 }
+    for identity in named { if let identity { counts[identity, default: 0] += 1 } }
     let most = counts.values.max()
-    return headers.map(\.identity).first { counts[$0] == most }
-      ?? entries.lazy.compactMap(\.header?.identity).first
+    return named.lazy.compactMap { $0 }.first { counts[$0] == most }
+      ?? entries.lazy.compactMap { $0.header?.identity }.first
   }
 
   private mutating func judge(_ entry: Entry) {

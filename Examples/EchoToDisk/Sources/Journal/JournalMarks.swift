@@ -77,6 +77,8 @@ struct JournalMarks {
   /// What is wrong with the file; `nil` if nothing is.
   var failure: String?
   private(set) var exists = false
+  /// Whether the file must not be written to: it is a link, no file, or another journal's.
+  private(set) var forbidsWriting = false
   /// Whether all four marks are valid and of one journal.
   private(set) var isWhole = false
 
@@ -93,7 +95,8 @@ struct JournalMarks {
       failure = "the file is missing; without it a journal's end may be missing unnoticed"
       return
     } catch {
-      (exists, failure) = (true, "\(error)")
+      (exists, failure) = (true, "cannot be opened: \(error)")
+      forbidsWriting = error is JournalError
       return
     }
     exists = true
@@ -125,6 +128,12 @@ struct JournalMarks {
     }
   }
 
+  /// Forgets what another journal's marks say.
+  mutating func disown() {
+    (end, beginning, isWhole, forbidsWriting) = (nil, nil, false, true)
+    failure = "the file is of another journal"
+  }
+
   private static func newer(_ a: JournalMark?, _ b: JournalMark?) -> JournalMark? {
     guard let a, let b else { return a ?? b }
     return a.generation >= b.generation ? a : b
@@ -133,17 +142,29 @@ struct JournalMarks {
   /// Opens the file, which has to be a regular one with one link.
   fileprivate static func open(_ directory: FileDescriptor, _ flags: Int32) throws -> FileDescriptor
   {
+    var status = stat()
+    guard
+      fstatat(directory.rawValue, JournalFormat.marksName, &status, AT_SYMLINK_NOFOLLOW) == 0
+    else { throw Errno(rawValue: errno) }
+    try check(status)
     let descriptor = openat(
       directory.rawValue, JournalFormat.marksName, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
     guard descriptor >= 0 else { throw Errno(rawValue: errno) }
-    var status = stat()
-    guard fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFREG, status.st_nlink == 1
-    else {
-      Glibc.close(descriptor)
-      throw JournalError(
-        "it has to be a regular file with one link; move it out of the directory")
+    let file = FileDescriptor(rawValue: descriptor)
+    do {
+      guard fstat(descriptor, &status) == 0 else { throw Errno(rawValue: errno) }
+      try check(status)
+    } catch {
+      try? file.close()
+      throw error
     }
-    return FileDescriptor(rawValue: descriptor)
+    return file
+  }
+
+  private static func check(_ status: stat) throws {
+    guard status.st_mode & S_IFMT == S_IFREG, status.st_nlink == 1 else {
+      throw JournalError("it is no regular file with one link")
+    }
   }
 }
 

@@ -67,12 +67,15 @@ private final class JournalReading {
   private var losses: [(place: JournalPlace, what: String)] = []
   /// The position at which each connection continues.
   private var positions: [UInt64: UInt64] = [:]
+  /// The connections below this number may have been trimmed in part.
+  private var trimmedConnections: UInt64
 
   init(
     _ inspection: JournalInspection, _ visit: @escaping (JournalReader.Event) throws -> Void
   ) {
     (self.inspection, self.visit) = (inspection, visit)
     nextSegment = inspection.marks.firstSegment
+    trimmedConnections = inspection.marks.beginning?.nextConnection ?? 0
   }
 
   func run(from start: Int) throws {
@@ -202,7 +205,9 @@ private final class JournalReading {
     case .success(let opened): reader = opened
     case .failure(let errno):
       if errno == .noSuchFileOrDirectory, inspection.isTrimmed(file.number) {
+        // What follows it begins anew, as far as this reading knows.
         expected = nil
+        trimmedConnections = inspection.trimmedConnections()
         return true
       }
       losses.append((.segment(file.number, offset: 0), "cannot be opened: \(errno)"))
@@ -295,14 +300,14 @@ private final class JournalReading {
     if position.next == nil, let header = tail.header {
       // What is missing before this segment is not its own.
       try reportBefore(header, position)
-      expected = header.first
+      expected = max(expected ?? 0, header.first)
     }
     if let reason {
       try visit(.damage(place, "\(reason); \(JournalFormat.batches(lost...upTo)) unreadable"))
-    } else {
+    } else if expected ?? lost <= upTo {
       try report(missing: max(lost, expected ?? lost)...upTo, at: place)
     }
-    expected = upTo + 1
+    expected = max(expected ?? 0, upTo + 1)
     position.next = upTo + 1
     guard let next else { return try end(&position, isTorn: false) }
     position.offset = next.offset
@@ -360,7 +365,7 @@ private final class JournalReading {
       positions[record.connection] = positions[record.connection] ?? 0
       return
     }
-    let isTrimmed = record.connection < inspection.marks.beginning?.nextConnection ?? 0
+    let isTrimmed = record.connection < trimmedConnections
     let next = positions[record.connection] ?? (isTrimmed ? record.position : 0)
     if record.position != next {
       let range =

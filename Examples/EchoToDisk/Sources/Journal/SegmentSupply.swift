@@ -108,11 +108,14 @@ final class SegmentSupply: @unchecked Sendable {
       failure = nil
       nextNumber += 1
       spares.append(segment)
+    case .failure(let error as Segment.NumberTaken):
+      logger.error("\(error)")
+      nextNumber += 1
+      return makeNext()
     case .failure(let error):
       if failure == nil {
         logger.error("\(Self.reason(error)), retrying each second: \(error)")
       }
-      if error is Segment.NumberTaken { nextNumber += 1 }
       failure = error
       loop.asyncAfter(deadline: .now() + .seconds(1)) { self.makeNext() }
     }
