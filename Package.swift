@@ -52,10 +52,11 @@ let package = Package(
       path: "Examples/Support/ServerSupport"),
     .systemLibrary(
       name: "CXXHash", path: "Examples/EchoToDisk/CXXHash", providers: [.apt(["libxxhash-dev"])]),
+    .target(name: "CJournal", path: "Examples/EchoToDisk/CJournal"),
     .executableTarget(
       name: "EchoToDisk",
       dependencies: [
-        "CXXHash", "DispatchAIO", "ServerSupport",
+        "CJournal", "CXXHash", "DispatchAIO", "ServerSupport",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
         .product(name: "SystemPackage", package: "swift-system"),

@@ -46,7 +46,7 @@ final class ReadmeTests: XCTestCase {
 
   /// Each command whose options a README has a table of, in the order of the tables.
   private static let commands = [
-    ("Examples/EchoToDisk/README.md", ["serve", "list", "replay", "verify"]),
+    ("Examples/EchoToDisk/README.md", ["serve", "list", "replay", "verify", "trim"]),
     ("Examples/BlockServer/README.md", ["serve"]),
     ("Examples/CopyFile/README.md", [""]),
     ("Examples/Benchmark/README.md", ["compare", "run", "stall", "neighbours", "serve", "draw"]),

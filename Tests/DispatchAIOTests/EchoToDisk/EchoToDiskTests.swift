@@ -329,17 +329,16 @@ final class EchoToDiskTests: XCTestCase {
     let refused = try EchoClient(port: server.port)
     XCTAssertFalse(refused.exchange(more, until: more.count))
     XCTAssertTrue(refused.isClosed)
-    let segments = try FileManager.default.contentsOfDirectory(atPath: server.data.string)
-      .filter { $0.hasSuffix(".journal") }.sorted()
-    for segment in segments.prefix(3) {
-      try FileManager.default.removeItem(atPath: server.data.appending(segment).string)
-    }
+    let trim = try EchoServer.command("trim", server.data.string, "--before", "4")
+    XCTAssertEqual(trim.status, 0, trim.errors)
+    XCTAssertEqual(trim.output, "3 segments deleted; the journal begins with segment 4\n")
     XCTAssertTrue(
       eventually {
         guard let client = try? EchoClient(port: server.port) else { return false }
         return client.exchange(more, until: more.count)
       }, "no service, though there is room again")
     XCTAssertEqual(server.stop(), 0)
+    try assertSound(server)
   }
 
   /// A write fails, and the next segment is written well: the journal is sound, and knows every
@@ -370,6 +369,76 @@ final class EchoToDiskTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0, server.logged)
     try assertSound(server)
     XCTAssertFalse(try server.list().contains { $0.peer == nil })
+    withExtendedLifetime(directory) {}
+  }
+
+  /// What could be lost unnoticed is an error: the last batch, and the mark outside of it.
+  func testAnEndThatCannotBeMarked() throws {
+    // Neither can be written; only the last batch, which is behind the others, cannot.
+    for limit in ["1024", "8192"] {
+      let (directory, data) = try data()
+      let server = try EchoServer(data, ["--segment-size", "1M"])
+      let client = try EchoClient(port: server.port)
+      XCTAssertTrue(client.exchange([1], until: 1))
+      let spare = data.appending("segment-0000000002.journal").string
+      XCTAssertTrue(eventually { FileManager.default.fileExists(atPath: spare) })
+      if limit == "8192" {
+        XCTAssertTrue(client.exchange(randomBytes(20_000), until: 20_001))
+      }
+      try limitFiles(of: server, to: limit)
+      XCTAssertEqual(server.stop(), 1, server.logged)
+      withExtendedLifetime(directory) {}
+    }
+  }
+
+  /// Only a full disk is called one.
+  func testASegmentThatCannotBeMade() throws {
+    let (directory, data) = try data()
+    let server = try EchoServer(data, ["--segment-size", "1M"])
+    try limitFiles(of: server, to: "65536")
+    let client = try EchoClient(port: server.port)
+    XCTAssertTrue(client.exchange([1], until: 1))
+    XCTAssertTrue(
+      eventually { server.logged.contains("cannot make the journal's next segment") }, server.logged
+    )
+    XCTAssertFalse(server.logged.contains("no room"), server.logged)
+    try limitFiles(of: server, to: "unlimited")
+    XCTAssertTrue(
+      eventually { server.logged.contains("the journal has its next segment") }, server.logged)
+    XCTAssertEqual(server.stop(), 0)
+    withExtendedLifetime(directory) {}
+  }
+
+  /// Fewer connections than asked for, rather than a journal without descriptors.
+  func testALimitOnOpenFiles() throws {
+    let (directory, data) = try data()
+    func server(_ limit: String) throws -> EchoServer {
+      try EchoServer(
+        data, ["--segment-size", "1M"],
+        under: ["/bin/sh", "-c", "ulimit -n \(limit); exec \"$@\"", "sh"])
+    }
+    let few = try server("74")
+    XCTAssertTrue(few.logged.contains("--max-connections 1024: at most 10"), few.logged)
+    let clients = try (0..<10).map { _ in try EchoClient(port: few.port) }
+    for client in clients { XCTAssertTrue(client.exchange([1], until: 1)) }
+    let eleventh = try EchoClient(port: few.port)
+    XCTAssertFalse(eleventh.exchange([1], until: 1))
+    // Segments can be made, and nobody is closed for that.
+    let bytes = randomBytes(3_000_000)
+    XCTAssertTrue(clients[0].exchange(bytes, until: bytes.count + 1))
+    for client in clients[1...] { XCTAssertTrue(client.exchange([2], until: 2)) }
+    XCTAssertEqual(few.stop(), 0, few.logged)
+    assertThrows(try server("64"), "raise the limit")
+    // A soft limit is raised.
+    let raised = try EchoServer(
+      data, ["--segment-size", "1M"],
+      under: ["/bin/sh", "-c", "ulimit -Sn 64; exec \"$@\"", "sh"])
+    XCTAssertFalse(raised.logged.contains("at most"), raised.logged)
+    let limits = try String(
+      contentsOfFile: "/proc/\(raised.process.processIdentifier)/limits", encoding: .utf8)
+    let line = try XCTUnwrap(limits.split(separator: "\n").first { $0.contains("Max open files") })
+    XCTAssertTrue(line.contains(" 1088 "), "\(line)")
+    XCTAssertEqual(raised.stop(), 0)
     withExtendedLifetime(directory) {}
   }
 

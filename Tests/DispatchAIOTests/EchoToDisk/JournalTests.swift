@@ -8,6 +8,15 @@ import XCTest
 
 @testable import EchoToDisk
 
+/// The bytes before the payload of a batch's first record.
+private let headers = JournalFormat.headerLength + JournalFormat.recordHeaderLength
+
+/// A reader of one segment of a journal.
+func openSegment(_ number: UInt64, of data: FilePath) throws -> SegmentReader {
+  let inspection = try JournalInspection(data)
+  return try inspection.open(XCTUnwrap(inspection.segments.first { $0.number == number })).get()
+}
+
 /// The journal on disk: what is torn, what is damaged, and what a restart makes of it.
 final class JournalTests: XCTestCase {
   /// A journal of some batches in one segment, of three connections that spoke in turn.
@@ -35,11 +44,11 @@ final class JournalTests: XCTestCase {
       }
       self.sent = sent
       if endsCleanly { XCTAssertEqual(server.stop(), 0) } else { server.kill() }
-      let reader = try SegmentReader(segment)
+      let reader = try openSegment(1, of: data)
       var offset = reader.header.unit
-      while case .valid(let header, _) = try reader.batch(at: offset) {
+      while case .valid(let header, _) = reader.batch(at: offset) {
         batches.append((header, offset))
-        offset = reader.end(of: header, at: offset)
+        offset = header.end
       }
       XCTAssertGreaterThan(batches.count, 12)
     }
@@ -119,12 +128,13 @@ final class JournalTests: XCTestCase {
   func testATornBatchBeforeAWholeOne() throws {
     let sample = try Sample(temporaryDirectory(), endsCleanly: false)
     let (torn, next) = (sample.batches[8], sample.batches[9])
+    let identity = try openSegment(1, of: sample.data).header.identity
     try sample.change(at: torn.offset) { bytes in bytes[100] ^= 0xff }
     try sample.change(at: next.offset) { bytes in
       // As it would be, had it been written before the other was durable; and nothing after it.
       var header = next.header
       header.durable = torn.header.sequence - 1
-      bytes.withUnsafeMutableBytes { header.write(to: $0) }
+      bytes.withUnsafeMutableBytes { header.write(to: $0, identity) }
       let end = JournalFormat.headerLength + header.length
       for i in end..<bytes.count { bytes[i] = 0 }
     }
@@ -145,11 +155,14 @@ final class JournalTests: XCTestCase {
     let directory = try temporaryDirectory()
     let cases: [(String, (inout [UInt8], BatchHeader) -> Void, String)] = [
       (
-        "a byte of a payload", { bytes, _ in bytes[64 + 32 + 200] ^= 1 },
+        "a byte of a payload", { bytes, _ in bytes[headers + 200] ^= 1 },
         "wrong checksum of a record"
       ),
-      ("a byte of a record's header", { bytes, _ in bytes[64] ^= 1 }, "wrong checksum of a record"),
-      ("a byte of the batch's header", { bytes, _ in bytes[25] ^= 1 }, "no valid batch header"),
+      (
+        "a byte of a record's header", { bytes, _ in bytes[JournalFormat.headerLength] ^= 1 },
+        "wrong checksum of a record's header"
+      ),
+      ("a byte of the batch's header", { bytes, _ in bytes[33] ^= 1 }, "no valid batch header"),
       (
         "all of the batch",
         { bytes, batch in
@@ -188,7 +201,7 @@ final class JournalTests: XCTestCase {
   func testDamageAtACleanEnd() throws {
     let sample = try Sample(temporaryDirectory(), endsCleanly: true)
     let last = try sample.lastData()
-    try sample.change(at: last.offset) { $0[200] ^= 1 }
+    try sample.change(at: last.offset) { $0[headers + 100] ^= 1 }
     let verify = try sample.verify()
     XCTAssertEqual(verify.status, 1, verify.output)
     XCTAssertTrue(
@@ -209,7 +222,7 @@ final class JournalTests: XCTestCase {
     }
     // In the middle of the second connection's bytes.
     let target = try XCTUnwrap(sample.batches.filter { $0.header.length > 2000 }.dropFirst(5).first)
-    try sample.change(at: target.offset) { $0[64 + 32 + 200] ^= 1 }
+    try sample.change(at: target.offset) { $0[headers + 200] ^= 1 }
     func findings() throws -> [Substring] {
       try sample.verify().output.split(separator: "\n").filter {
         $0.hasPrefix("damage: ") || $0.hasPrefix("torn tail: ")
@@ -234,9 +247,8 @@ final class JournalTests: XCTestCase {
     XCTAssertEqual(try server.replay(4), [1, 2, 3])
     XCTAssertEqual(try server.replay(1), sample.sent[0])
     XCTAssertEqual(try server.replay(3), Array(sample.sent[2][..<7500]))
-    let next = try SegmentReader(sample.data.appending(JournalFormat.fileName(of: 2)))
-    XCTAssertEqual(
-      try next.batchHeader(at: next.header.unit)?.sequence, torn.header.sequence + 1)
+    let next = try openSegment(2, of: sample.data)
+    XCTAssertEqual(next.batchHeader(at: next.header.unit)?.sequence, torn.header.sequence + 1)
   }
 
   func testAMissingSegment() throws {
@@ -258,7 +270,10 @@ final class JournalTests: XCTestCase {
     var whole = try Data(contentsOf: URL(fileURLWithPath: third))
     whole[17] ^= 1
     try whole.write(to: URL(fileURLWithPath: third))
-    XCTAssertTrue(try server.verify().output.contains("the segment's header is unreadable"))
+    let both = try server.verify()
+    XCTAssertTrue(
+      both.output.contains("segment 3 at offset 0: its header is unreadable"), both.output)
+    XCTAssertTrue(both.output.contains(" 2 damages"), both.output)
   }
 
   // MARK: While a server is writing
@@ -274,7 +289,8 @@ final class JournalTests: XCTestCase {
     for count in 1...12 {
       XCTAssertTrue(client.exchange([UInt8](repeating: 1, count: 2500), until: 2500 * count))
     }
-    XCTAssertEqual(server.stop(), 0)
+    // Without a mark of its end, which would say that more was there.
+    server.kill()
     let all = try Reading(data)
     XCTAssertEqual(all.damages, [])
     let state = try JournalState(data)
@@ -295,7 +311,7 @@ final class JournalTests: XCTestCase {
     let client = try EchoClient(port: server.port)
     let bytes = randomBytes(3_000_000)
     XCTAssertTrue(client.exchange(bytes, until: bytes.count))
-    XCTAssertEqual(server.stop(), 0)
+    server.kill()
     let state = try JournalState(data)
 
     try state.keep(batches: 3)
@@ -319,20 +335,23 @@ final class JournalTests: XCTestCase {
   /// All that is in a journal, and how it was with fewer batches.
   private struct JournalState {
     let segments: [(path: FilePath, bytes: Data)]
+    let data: FilePath
 
     init(_ data: FilePath) throws {
-      segments = try JournalReader(directory: data).segments.map {
-        ($0.path, try Data(contentsOf: URL(fileURLWithPath: $0.path.string)))
+      self.data = data
+      segments = try JournalInspection(data).segments.map {
+        let path = data.appending($0.name)
+        return (path, try Data(contentsOf: URL(fileURLWithPath: path.string)))
       }
     }
 
     /// Of the first segment, and none of the others.
     func keep(batches: Int) throws {
       for (index, segment) in segments.enumerated() {
-        let reader = try SegmentReader(segment.path)
+        let reader = try openSegment(UInt64(index + 1), of: data)
         var end = reader.header.unit
         for _ in 0..<(index == 0 ? batches : 0) {
-          end = reader.end(of: try XCTUnwrap(reader.batchHeader(at: end)), at: end)
+          end = try XCTUnwrap(reader.batchHeader(at: end)).end
         }
         let rest = Data(count: segment.bytes.count - end)
         try (segment.bytes[..<end] + rest).write(to: URL(fileURLWithPath: segment.path.string))
@@ -358,8 +377,10 @@ final class JournalTests: XCTestCase {
         switch event {
         case .record(let record, _, _): bytes += record.kind == .data ? record.length : 0
         case .damage(let place, let what): damages.append("\(place): \(what)")
+        case .gap(let connection, let range, let place):
+          damages.append("\(place): \(connection) \(range)")
         case .tornTail: torn += 1
-        case .endOfSegment: break
+        case .batch, .endOfSegment: break
         }
         try then(event)
       }
@@ -371,8 +392,11 @@ final class JournalTests: XCTestCase {
   /// Batches that fail together are lost once: what has gone to the next segment since is not.
   func testBatchesThatFailTogether() throws {
     let directory = try temporaryDirectory()
-    _ = try Segment(
-      making: 1, in: directory.path, journal: 1, size: 1 << 20, syncs: false)
+    do {
+      let new = try JournalDirectory(directory.path, syncs: false)
+      _ = try Segment(
+        making: 1, in: new.directory, directory.path, new.identity, size: 1 << 20, syncs: false)
+    }
     let opened = try JournalDirectory(directory.path, syncs: false)
     // A descriptor that cannot be written to takes the place of the segment's.
     let segment = directory.path.appending(JournalFormat.fileName(of: 1))
@@ -425,8 +449,7 @@ final class JournalTests: XCTestCase {
     XCTAssertTrue(client.exchange([1, 2, 3], until: 3))
     XCTAssertEqual(server.stop(), 0)
     XCTAssertTrue(
-      try SegmentReader(data.appending(JournalFormat.fileName(of: 1))).isFresh(),
-      "the small spare was used")
+      try openSegment(1, of: data).isFresh(), "the small spare was used")
     XCTAssertEqual(try server.verify().status, 0)
     XCTAssertEqual(try server.replay(1), [1, 2, 3])
   }

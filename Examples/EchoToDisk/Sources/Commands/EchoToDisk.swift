@@ -9,10 +9,10 @@ struct EchoToDisk: ParsableCommand {
     abstract: "Echoes what clients send, once it is durable on disk.",
     discussion: """
       `serve` appends whatever its clients send to a journal, and echoes it when it is durable. \
-      The other commands read such a journal; they may be used while a server is writing it.
+      The other commands read such a journal, and `trim` shortens it; they may be used while a server is writing it.
       """,
     version: "1.0.0",
-    subcommands: [Serve.self, List.self, Replay.self, Verify.self],
+    subcommands: [Serve.self, List.self, Replay.self, Verify.self, Trim.self],
     defaultSubcommand: Serve.self)
 }
 

@@ -10,7 +10,8 @@ struct List: ParsableCommand {
     abstract: "List the connections in a journal.",
     discussion: """
       One row per connection: its number, its peer, how many of its bytes are in the journal, and \
-      when it was opened (UTC). Exits with 1 when the journal is damaged; what is readable is listed.
+      when it was opened (UTC). Exits as verify does: with 1 when the journal is damaged; what is \
+      readable is listed. In the table, what a terminal would act on is escaped.
       """)
 
   @OptionGroup var journal: JournalArgument
@@ -36,33 +37,36 @@ struct List: ParsableCommand {
         switch record.kind {
         case .opened:
           let time = Date(timeIntervalSince1970: Double(payload.get(Int64.self, at: 0)) / 1e9)
-          row.opened = time.formatted(.iso8601.time(includingFractionalSeconds: true))
+          row.opened = time.formatted(Date.ISO8601FormatStyle(includingFractionalSeconds: true))
           row.peer = String(decoding: payload[8...], as: UTF8.self)
         case .data: row.bytes += UInt64(record.length)
         case .closed: break
         }
         rows[record.connection] = row
-      case .damage: damages += 1
-      case .tornTail, .endOfSegment: break
+      case .damage, .gap: damages += 1
+      case .batch, .tornTail, .endOfSegment: break
       }
     }
     let sorted = rows.values.sorted { $0.connection < $1.connection }
     if json {
       let encoder = JSONEncoder()
       encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-      print(String(decoding: try encoder.encode(sorted), as: UTF8.self))
+      try printLine(String(decoding: try encoder.encode(sorted), as: UTF8.self))
     } else {
-      printTable(sorted)
+      try printTable(sorted)
     }
     if damages > 0 {
       throw Failure("the journal is damaged: see echo-to-disk verify \(journal.directory)")
     }
   }
 
-  private func printTable(_ rows: [Row]) {
+  private func printTable(_ rows: [Row]) throws {
     let columns = [("connection", true), ("peer", false), ("bytes", true), ("opened", false)]
     let cells = rows.map { row in
-      ["\(row.connection)", row.peer ?? "unknown", "\(row.bytes)", row.opened ?? "unknown"]
+      [
+        "\(row.connection)", row.peer.map(escaped) ?? "unknown", "\(row.bytes)",
+        row.opened ?? "unknown",
+      ]
     }
     let widths = columns.indices.map { column in
       cells.reduce(columns[column].0.count) { max($0, $1[column].count) }
@@ -72,7 +76,7 @@ struct List: ParsableCommand {
         let space = String(repeating: " ", count: widths[column] - row[column].count)
         return columns[column].1 ? space + row[column] : row[column] + space
       }
-      print(line.joined(separator: "  ").trimmingCharacters(in: .whitespaces))
+      try printLine(line.joined(separator: "  ").trimmingCharacters(in: .whitespaces))
     }
   }
 }

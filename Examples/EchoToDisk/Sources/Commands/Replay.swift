@@ -8,10 +8,15 @@ struct Replay: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Write a connection's bytes to standard output.",
     discussion: """
-      Exactly the bytes that the client sent and that are in the journal. When a part of them is \
-      damaged, stops before it and exits with 1. Where the journal is damaged and nothing tells \
-      where the connection ended, warns that there may have been more.
+      Exactly the bytes that the client sent and that are in the journal. Exits with 0 when all of \
+      them are known to be there. When a part of them is missing, stops before it and exits with \
+      1. When bytes may be missing at the end, because the journal is damaged behind them and nothing \
+      tells where the connection ended, or at the beginning, because they have been trimmed, says \
+      so and exits with 3.
       """)
+
+  /// The exit status when bytes may be missing.
+  static let mayBeMissing = ExitCode(3)
 
   @OptionGroup var journal: JournalArgument
 
@@ -19,49 +24,101 @@ struct Replay: ParsableCommand {
   var connection: UInt64
 
   func run() throws {
-    var position: UInt64 = 0
-    var isKnown = false
-    var isComplete = false
-    var damage: JournalPlace?
+    var replay = ConnectionReplay(connection)
     let output = FileDescriptor.standardOutput
     try JournalReader.reading(journal.directory) { event in
-      if case .damage(let place, _) = event { damage = damage ?? place }
-      guard case .record(let record, let payload, let place) = event,
-        record.connection == connection
-      else { return }
-      isKnown = true
-      guard record.kind != .opened else { return }
-      guard record.position == position else {
-        throw Failure(
-          """
-          the bytes of connection \(connection) from position \(position) on are damaged; the \
-          next that are there are at \(record.position), in \(place)
-          """)
+      try replay.take(event) { bytes in
+        do {
+          try output.writeAll(bytes)
+        } catch {
+          throw Failure("standard output: \(error)")
+        }
       }
-      guard record.kind == .data else {
-        // All of it is there.
-        isComplete = true
-        return
-      }
-      do {
-        try output.writeAll(payload)
-      } catch {
-        throw Failure("standard output: \(error)")
-      }
-      position += UInt64(record.length)
+      if case .damaged(let reason) = replay.outcome { throw Failure(reason) }
     }
-    if let damage, !isComplete {
-      // The damaged bytes may be another connection's.
-      let warning = """
-        warning: the journal is damaged, at \(damage) first: bytes of connection \(connection) from \
-        position \(position) on may be missing; `echo-to-disk verify` tells more
-
-        """
-      _ = try? FileDescriptor.standardError.writeAll(warning.utf8)
-    }
-    guard isKnown else {
+    switch replay.outcome {
+    case .complete: break
+    case .damaged(let reason): throw Failure(reason)
+    case .mayLackBytes(let reason): try warn(reason)
+    case .unknown:
       throw Failure(
         "no connection \(connection) in \(journal.directory); `echo-to-disk list` shows them")
     }
+  }
+
+  private func warn(_ text: String) throws {
+    let warning = "warning: \(text); `echo-to-disk verify` tells more\n"
+    // Nobody is left to tell if that fails; the exit status says it, too.
+    _ = try? FileDescriptor.standardError.writeAll(warning.utf8)
+    throw Self.mayBeMissing
+  }
+}
+
+/// The bytes of one connection, and whether they are all.
+struct ConnectionReplay {
+  enum Outcome {
+    case complete
+    /// A part is missing; what was given is before it.
+    case damaged(String)
+    case mayLackBytes(String)
+    /// The journal has no such connection, and is sound.
+    case unknown
+  }
+
+  let connection: UInt64
+  private var position: UInt64 = 0
+  private var isKnown = false
+  private var isComplete = false
+  private var isTrimmed = false
+  private var gap: String?
+  /// The first damage behind what is known.
+  private var damage: JournalPlace?
+
+  init(_ connection: UInt64) { self.connection = connection }
+
+  /// Takes an event of a reading, in order.
+  ///
+  /// - Parameter write: called with bytes of the connection, unless some before them are missing.
+  mutating func take(
+    _ event: JournalReader.Event, write: (UnsafeRawBufferPointer) throws -> Void
+  ) rethrows {
+    switch event {
+    case .damage(let place, _): damage = damage ?? place
+    case .gap(connection, let range, let place):
+      gap =
+        gap ?? """
+          the bytes of connection \(connection) from position \(range.lowerBound) on are damaged; \
+          the next that are there are in \(place)
+          """
+    case .record(let record, let payload, _) where record.connection == connection && gap == nil:
+      if !isKnown, record.kind != .opened, record.position > 0 {
+        (isTrimmed, position) = (true, record.position)
+      }
+      isKnown = true
+      // What was damaged before had none of its bytes: they would be missing here.
+      damage = nil
+      if record.kind == .closed { isComplete = true }
+      guard record.kind == .data else { return }
+      try write(payload)
+      position += UInt64(record.length)
+    case .batch, .record, .gap, .tornTail, .endOfSegment: break
+    }
+  }
+
+  var outcome: Outcome {
+    if let gap { return .damaged(gap) }
+    if let damage, !isComplete {
+      // The damaged bytes may be another connection's, or none.
+      return .mayLackBytes(
+        isKnown
+          ? """
+          the journal is damaged behind them, at \(damage) first: bytes of connection \
+          \(connection) from position \(position) on may be missing
+          """
+          : "no connection \(connection) is readable; the journal is damaged, at \(damage) first")
+    }
+    if !isKnown { return .unknown }
+    return isTrimmed
+      ? .mayLackBytes("the beginning of connection \(connection) has been trimmed") : .complete
   }
 }

@@ -13,10 +13,11 @@ struct Serve: ParsableCommand {
     discussion: """
       Prints `listening on ADDRESS` to standard output when it is ready, and logs to standard error. \
       SIGTERM and SIGINT: accepts no more, echoes what it has, and exits with 0; a second one does \
-      not wait for slow clients.
+      not wait for slow clients. Exits with 1 when the journal's end could not be marked.
 
-      A connection takes at most \(ByteCount(Connection.window)) of memory; beyond that, and while \
-      the disk falls behind, nothing is read from its socket.
+      Of a connection at most \(ByteCount(Connection.window)) are held that are not echoed, for which \
+      up to 400KiB of memory are taken; beyond that, and while the disk falls behind, nothing is \
+      read from its socket.
       """)
 
   enum Sync: String, ExpressibleByArgument, CaseIterable {
@@ -88,7 +89,8 @@ struct Serve: ParsableCommand {
     journal.batchSize = min(journal.batchSize, segmentSize.bytes / 4)
     let settings = Server.Settings(
       address: listen.address, directory: FilePath(data), journal: journal,
-      queueDepth: queueDepth, maxConnections: maxConnections,
+      queueDepth: queueDepth,
+      maxConnections: try DescriptorLimit.connections(maxConnections, logger),
       idleTimeout: idleTimeout > 0 ? .seconds(idleTimeout) : nil,
       statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil,
       drainTimeout: .seconds(drainTimeout))

@@ -7,10 +7,11 @@ struct Verify: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Check a journal.",
     discussion: """
-      Checks every checksum, every sequence number, and that each connection's bytes follow each \
-      other. Exits with 0 when all that was ever durable is there, and with 1 when something is \
-      damaged, which it names by segment and offset. A torn tail, a batch that was on its way when \
-      a server died (or still is), is sound: nothing of it had been echoed.
+      Checks every file, checksum and sequence number, that each connection's bytes follow each \
+      other, and that the journal goes on up to where it is known to have gone. Exits with 0 when \
+      all that is known to have been durable is there, and with 1 when something is damaged, which \
+      it names by segment and offset. A torn tail, a batch that was on its way when a server died \
+      (or still is), is sound: nothing of it had been echoed, unless the disk has damaged it since.
       """)
 
   @OptionGroup var journal: JournalArgument
@@ -22,40 +23,43 @@ struct Verify: ParsableCommand {
     var bytes = 0
     var torn = 0
     var damages = 0
-    var positions: [UInt64: UInt64] = [:]
-
-    func damage(_ place: JournalPlace, _ what: String) {
-      damages += 1
-      print("damage: \(place): \(what)")
-    }
+    var connections: Set<UInt64> = []
     try JournalReader.reading(journal.directory) { event in
       switch event {
-      case .record(let record, _, let place):
+      case .batch: break
+      case .record(let record, _, _):
         records += 1
-        guard record.kind != .opened else { break }
-        let expected = positions[record.connection] ?? 0
-        if record.position != expected {
-          damage(
-            place,
-            "connection \(record.connection) goes on at \(record.position), \(expected) expected")
-        }
-        positions[record.connection] = record.position + UInt64(record.length)
-        bytes += record.length
+        connections.insert(record.connection)
+        if record.kind == .data { bytes += record.length }
+      case .gap(let connection, let range, let place):
+        // The consequence of a damage, which has been counted where it is; else one of its own.
+        if damages == 0 { damages += 1 }
+        try printLine("missing: \(JournalReader.describe(connection, range)), before \(place)")
       case .tornTail(let place):
         torn += 1
-        print("torn tail: \(place): a batch that was on its way when a server died, or still is")
+        try printLine(
+          "torn tail: \(place): a batch that was on its way when a server died, or still is")
       case .damage(let place, let what):
-        damage(place, what)
+        damages += 1
+        try printLine("damage: \(place): \(what)")
       case .endOfSegment(_, let count):
         segments += 1
         batches += count
       }
     }
-    print(
+    try printLine(
       """
-      \(segments) segments, \(batches) batches, \(records) records of \(positions.count) \
+      \(segments) segments, \(batches) batches, \(records) records of \(connections.count) \
       connections, \(bytes) bytes (\(ByteCount(bytes))); \(torn) torn tails, \(damages) damages
       """)
     if damages > 0 { throw ExitCode.failure }
+  }
+}
+
+extension JournalReader {
+  static func describe(_ connection: UInt64, _ range: Range<UInt64>) -> String {
+    range.isEmpty
+      ? "connection \(connection) at position \(range.lowerBound), where it had been already"
+      : "\(range.count) bytes of connection \(connection) from position \(range.lowerBound) on"
   }
 }

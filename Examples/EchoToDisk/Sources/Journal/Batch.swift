@@ -17,10 +17,16 @@ final class Batch: @unchecked Sendable {
   /// The time when it was sealed.
   private(set) var sealed = ContinuousClock.now
   var isWritten = false
+  /// The place behind it; set when it is submitted.
+  var end: (segment: UInt64, offset: Int) = (0, 0)
   /// Whether its clients have been told that it failed.
   private(set) var isAbandoned = false
 
-  init(buffer: AIOBuffer) { self.buffer = buffer }
+  private let identity: JournalIdentity
+
+  init(buffer: AIOBuffer, _ identity: JournalIdentity) {
+    (self.buffer, self.identity) = (buffer, identity)
+  }
 
   /// The most bytes of payload that one more record can have; negative if not even its header fits.
   var room: Int { buffer.count - used - JournalFormat.recordHeaderLength }
@@ -40,7 +46,7 @@ final class Batch: @unchecked Sendable {
       guard count >= 0 else { return count }
       var record = header
       record.length = count
-      record.write(to: .init(rebasing: bytes[used...]))
+      record.write(to: .init(rebasing: bytes[used...]), at: used, identity)
       // The buffer has been used before, so that the padding has to be zeroed.
       for index in start + count..<used + record.stride { bytes[index] = 0 }
       used += record.stride
@@ -58,7 +64,7 @@ final class Batch: @unchecked Sendable {
     precondition(used <= length && length <= buffer.count)
     sequence = header.sequence
     buffer.withUnsafeMutableBytes { bytes in
-      header.write(to: bytes)
+      header.write(to: bytes, identity)
       for index in used..<length { bytes[index] = 0 }
     }
     sealed = .now

@@ -55,7 +55,7 @@ final class Journal: @unchecked Sendable {
   private let context: AIOContext
   private let settings: Settings
   private let logger: Logger
-  private let journal: UInt64
+  private let identity: JournalIdentity
   private let supply: SegmentSupply
   /// The size of every batch's buffer: a multiple of each segment's unit.
   private let batchSize: Int
@@ -71,23 +71,33 @@ final class Journal: @unchecked Sendable {
 
   private var segment: Segment?
   private var segmentOffset = 0
+  /// The sequence number of the segment's first batch, and the last durable batch before it.
+  private var segmentFirst: UInt64 = 0
+  private var segmentBefore: UInt64 = 0
+  /// Where the last durable batch ends.
+  private var durableEnd: (segment: UInt64, offset: Int)?
 
   private enum End {
     case no
     /// Once idle, an empty batch is to be written, which calls all before it durable.
-    case wanted(then: () -> Void)
-    case written(then: () -> Void)
+    case wanted(then: ((any Error)?) -> Void)
+    case written(then: ((any Error)?) -> Void)
+    /// The mark outside of the segments is being written.
+    case marking(then: ((any Error)?) -> Void)
   }
   private var end = End.no
+  /// The error of a batch that failed after the end was wanted.
+  private var endFailure: (any Error)?
 
   /// Blocks the calling thread, if it has to make the first segment.
   init(
     _ directory: JournalDirectory, context: AIOContext, settings: Settings, logger: Logger
   ) throws {
     (self.context, self.settings, self.logger) = (context, settings, logger)
-    journal = directory.journal
+    identity = directory.identity
     nextSequence = directory.nextSequence
     durable = directory.durable
+    durableEnd = directory.durableEnd
     nextConnection = directory.nextConnection
     supply = try SegmentSupply(directory, settings, loop: context.queue, logger: logger)
     // Units are powers of two.
@@ -136,7 +146,8 @@ final class Journal: @unchecked Sendable {
   private static let leastRoom = 4096
 
   private func makeBatch() -> Batch {
-    Batch(buffer: emptyBuffers.popLast() ?? AIOBuffer(count: batchSize, alignment: 4096))
+    Batch(
+      buffer: emptyBuffers.popLast() ?? AIOBuffer(count: batchSize, alignment: 4096), identity)
   }
 
   // MARK: Writing
@@ -152,13 +163,15 @@ final class Journal: @unchecked Sendable {
     precondition(segmentOffset + length <= segment.size)
     batch.seal(
       BatchHeader(
-        journal: journal, segment: segment.number, sequence: nextSequence, durable: durable,
+        segment: segment.number, offset: segmentOffset, sequence: nextSequence,
+        first: segmentFirst, before: segmentBefore, durable: durable,
         nextConnection: nextConnection, length: batch.used - JournalFormat.headerLength,
-        records: batch.records),
+        records: batch.records, unit: segment.unit),
       length: length)
     nextSequence += 1
     let offset = segmentOffset
     segmentOffset += length
+    batch.end = (segment.number, segmentOffset)
     inFlight.append(batch)
     statistics.batches += 1
     statistics.records += batch.records
@@ -195,6 +208,7 @@ final class Journal: @unchecked Sendable {
     logger.debug("the journal continues in segment \(next.number)")
     segment = next
     segmentOffset = next.unit
+    (segmentFirst, segmentBefore) = (nextSequence, durable)
     return next
   }
 
@@ -210,6 +224,7 @@ final class Journal: @unchecked Sendable {
     while let batch = inFlight.first, batch.isWritten {
       inFlight.removeFirst()
       durable = batch.sequence
+      durableEnd = batch.end
       done.append(batch)
     }
     // The next batch before the echoes: the disk works while the sockets are written to.
@@ -243,6 +258,7 @@ final class Journal: @unchecked Sendable {
   }
 
   private func fail(_ batches: [Batch], _ error: any Error) {
+    if case .no = end {} else { endFailure = error }
     statistics.failures += batches.count
     for batch in batches { batch.abandon(error) }
     afterProgress()
@@ -251,8 +267,9 @@ final class Journal: @unchecked Sendable {
 
   // MARK: The end
 
-  /// Makes all that was appended durable, writes a last batch that says so, and calls back.
-  func end(_ completion: @escaping () -> Void) {
+  /// Makes all that was appended durable, marks the journal's end, and calls back: with an error if
+  /// something could not be written on the way, so that what was last could be lost unnoticed.
+  func end(_ completion: @escaping ((any Error)?) -> Void) {
     end = .wanted(then: completion)
     seal()
     endIfIdle()
@@ -261,18 +278,36 @@ final class Journal: @unchecked Sendable {
   private func endIfIdle() {
     guard openBatch == nil, inFlight.isEmpty else { return }
     switch end {
-    case .no: break
+    case .no, .marking: break
     case .wanted(let completion) where segment == nil:
       // Nothing has been written, or the disk has failed.
-      end = .no
-      completion()
+      mark(then: completion)
     case .wanted(let completion):
       end = .written(then: completion)
       openBatch = makeBatch()
       seal()
     case .written(let completion):
+      mark(then: completion)
+    }
+  }
+
+  /// Marks the end outside of the segments: see JournalFormat.
+  private func mark(then completion: @escaping ((any Error)?) -> Void) {
+    end = .marking(then: completion)
+    let (durable, nextConnection, durableEnd) = (durable, nextConnection, durableEnd)
+    supply.markEnd { mark in
+      mark.isClean = true
+      mark.sequence = max(mark.sequence, durable)
+      mark.nextConnection = nextConnection
+      if let durableEnd, durableEnd.segment >= mark.segment {
+        (mark.segment, mark.offset) = durableEnd
+      }
+    } _: { [self] error in
+      // On the loop.
+      guard case .marking(let completion) = end else { return }
       end = .no
-      completion()
+      if let error { logger.error("the journal's end could not be marked: \(error)") }
+      completion(error ?? endFailure)
     }
   }
 }

@@ -9,24 +9,26 @@ import SystemPackage
 /// A journal's directory, locked by this process: no other daemon writes to it until this one ends.
 struct JournalDirectory {
   let path: FilePath
-  /// The random number of this journal, which every header has.
-  let journal: UInt64
-  /// The last valid batch; 0 if there is none.
-  let durable: UInt64
+  let identity: JournalIdentity
+  /// The last batch that is, or was called, durable; 0 if there is none.
+  private(set) var durable: UInt64
   /// A number above that of every batch header, valid batch or not.
-  let nextSequence: UInt64
-  let nextConnection: UInt64
-  /// The number of the next segment to make.
+  private(set) var nextSequence: UInt64
+  private(set) var nextConnection: UInt64
+  /// Where the last valid batch ends; `nil` if there is none.
+  private(set) var durableEnd: (segment: UInt64, offset: Int)?
+  /// The number of the next segment to make: above that of every segment that was ever made.
   let nextSegment: UInt64
   /// Segments that exist and have no batch yet.
-  let fresh: [Segment]
+  private(set) var fresh: [Segment] = []
   /// The place of the batch that the last daemon was writing when it died.
-  let tornTail: JournalPlace?
-  /// The places in the last segment where something that was durable is unreadable.
-  let damages: [(place: JournalPlace, what: String)]
-
-  /// The descriptor of the lock file, which holds the lock as long as it is open.
-  private let lock: FileDescriptor
+  private(set) var tornTail: JournalPlace?
+  /// What `verify` says of the directory and of the last segment that has batches.
+  private(set) var damages: [(place: JournalPlace, what: String)] = []
+  let marks: JournalMarkWriter
+  /// The directory, whose lock is held as long as it is open. The directory itself is locked, because
+  /// it cannot be removed while it has a journal.
+  let directory: OpenDirectory
 
   /// Opens a directory, which is made if it is missing, and finds the end of its journal. Whatever
   /// was readable is durable when this returns.
@@ -38,80 +40,188 @@ struct JournalDirectory {
     self.path = path
     do {
       try Self.makeDirectory(path)
-      lock = try Self.lock(path)
+      directory = try OpenDirectory(path)
+      try Self.lock(directory, path)
+      try Self.removeUnfinished(directory)
+      let inspection = try JournalInspection(path)
+      try Self.refuse(inspection)
+      identity = inspection.identity ?? JournalIdentity()
+      let isNew = inspection.segments.isEmpty && inspection.findings.isEmpty
+      let end = inspection.marks.end
+      // Another file that has the number of a new segment's name is skipped when it is made.
+      nextSegment =
+        1
+        + max(
+          inspection.segments.last?.number ?? 0, end?.made ?? 0, end?.segment ?? 0,
+          inspection.marks.firstSegment - 1,
+          inspection.marks.isWhole ? 0 : inspection.highestNumber)
+      var found = try JournalTail(inspection)
+      fresh = try Self.open(found.fresh, inspection, path, syncs: syncs)
+      if !isNew && !inspection.marks.isWhole || found.lacksItsEnd { found.skipNumbers() }
+      durable = max(found.durable, end?.sequence ?? 0)
+      nextSequence = max(found.nextSequence, durable + 1)
+      nextConnection = max(
+        found.nextConnection, end?.nextConnection ?? 1,
+        inspection.marks.beginning?.nextConnection ?? 1)
+      (tornTail, damages, durableEnd) = (found.tornTail, found.damages, found.durableEnd)
+      marks = try JournalMarkWriter(in: directory.file, identity, isNew: isNew)
     } catch let errno as Errno {
       throw JournalError("--data \(path): \(errno)")
     }
-    let found = try JournalReader.list(path)
-    try Self.removeUnfinished(path)
-
-    var fresh: [Segment] = []
-    var journal: UInt64?
-    var end = JournalEnd()
-    // From the last segment back to one with a valid batch.
-    for (_, path) in found.reversed() {
-      let segment = try SegmentReader(path)
-      journal = journal ?? segment.header.journal
-      guard segment.header.journal == journal else {
-        throw JournalError("\(path): belongs to another journal")
-      }
-      if !end.hasExamined, try segment.isFresh() {
-        // A segment made on a disk with smaller sectors is left as it is.
-        if let segment = try Segment(path, segment.header, syncs: syncs) {
-          fresh.insert(segment, at: 0)
-        }
-        continue
-      }
-      let hasValidBatch = try end.examine(segment)
-      // The last daemon may have died before it synced what is readable, and the batches from now
-      // on will call it durable.
-      let descriptor = try FileDescriptor.open(path, .readOnly)
-      defer { try? descriptor.close() }
-      guard fdatasync(descriptor.rawValue) == 0 else {
-        throw JournalError("\(path): fdatasync: \(Errno(rawValue: errno))")
-      }
-      if hasValidBatch { break }
-    }
-    self.journal = journal ?? UInt64.random(in: 1 ... .max)
-    (durable, nextSequence, nextConnection) = (end.durable, end.nextSequence, end.nextConnection)
-    nextSegment = (found.last?.number ?? 0) + 1
-    self.fresh = fresh
-    (tornTail, damages) = (end.tornTail, end.damages)
   }
 
   private static func makeDirectory(_ path: FilePath) throws {
     var parent = path
     parent.removeLastComponent()
-    if mkdir(path.string, 0o777) == 0 { return }
-    switch errno {
-    case EEXIST: return
-    case ENOENT where !parent.isEmpty && parent != path:
-      try makeDirectory(parent)
-      guard mkdir(path.string, 0o777) == 0 else { throw Errno(rawValue: errno) }
-    case let errno: throw Errno(rawValue: errno)
+    if mkdir(path.string, 0o700) != 0 {
+      switch errno {
+      case EEXIST: return
+      case ENOENT where !parent.isEmpty && parent != path:
+        try makeDirectory(parent)
+        guard mkdir(path.string, 0o700) == 0 else { throw Errno(rawValue: errno) }
+      case let errno: throw Errno(rawValue: errno)
+      }
     }
+    // So that a power failure does not take the directory with the journal.
+    let opened = try OpenDirectory(parent.isEmpty ? "." : parent)
+    fsync(opened.file.rawValue)
   }
 
-  private static func lock(_ path: FilePath) throws -> FileDescriptor {
-    let lock = try FileDescriptor.open(
-      path.appending("lock"), .readWrite, options: [.create, .closeOnExec],
-      permissions: [.ownerReadWrite, .groupRead, .otherRead])
-    guard flock(lock.rawValue, LOCK_EX | LOCK_NB) == 0 else {
-      let errno = Errno(rawValue: errno)
-      try? lock.close()
-      if errno == .wouldBlock {
+  private static func lock(_ directory: OpenDirectory, _ path: FilePath) throws {
+    guard flock(directory.file.rawValue, LOCK_EX | LOCK_NB) == 0 else {
+      if errno == EWOULDBLOCK {
         throw JournalError("--data \(path): another echo-to-disk is writing to this directory")
       }
-      throw errno
+      throw Errno(rawValue: errno)
     }
-    return lock
   }
 
-  /// Removes the segments that were being made when the last daemon died.
-  private static func removeUnfinished(_ path: FilePath) throws {
-    for name in try JournalReader.fileNames(in: path)
-    where name.hasPrefix("segment-") && name.hasSuffix(Segment.unfinishedSuffix) {
-      unlink(path.appending(name).string)
+  /// Removes the files that were being made when the last daemon died.
+  private static func removeUnfinished(_ directory: OpenDirectory) throws {
+    for name in try directory.names()
+    where (name.hasPrefix("segment-") || name.hasPrefix(JournalFormat.marksName))
+      && name.hasSuffix(JournalFormat.unfinishedSuffix)
+    {
+      unlinkat(directory.file.rawValue, name, 0)
     }
+  }
+
+  /// Refuses a directory in which a file is not what its name says, so that something could be
+  /// written where no reader looks.
+  private static func refuse(_ inspection: JournalInspection) throws {
+    guard let first = inspection.findings.first(where: \.forbidsWriting) else { return }
+    throw JournalError(
+      """
+      \(inspection.directory)/\(escaped(first.name)): \(first.sentence); \
+      move the file out of the directory, or put the right one in its place, and see \
+      echo-to-disk verify \(inspection.directory)
+      """)
+  }
+
+  /// Opens the segments that have no batches to write to them, if they are still what was inspected.
+  /// One made on a disk with smaller sectors is left as it is.
+  private static func open(
+    _ files: [JournalInspection.SegmentFile], _ inspection: JournalInspection, _ path: FilePath,
+    syncs: Bool
+  ) throws -> [Segment] {
+    try files.compactMap { file in
+      let segment = try Segment(path.appending(file.name), file.header, syncs: syncs)
+      var status = stat()
+      if let segment {
+        guard fstat(segment.file.fileDescriptor.rawValue, &status) == 0,
+          UInt64(status.st_ino) == file.inode, status.st_nlink == 1
+        else { throw JournalError("\(path)/\(file.name): it has been replaced meanwhile") }
+      }
+      return segment
+    }
+  }
+}
+
+/// The end of a journal, and the numbers a daemon continues with: found by reading the last segments,
+/// back to one that has a batch.
+private struct JournalTail {
+  private(set) var durable: UInt64 = 0
+  private(set) var nextSequence: UInt64 = 1
+  private(set) var nextConnection: UInt64 = 1
+  private(set) var tornTail: JournalPlace?
+  private(set) var durableEnd: (segment: UInt64, offset: Int)?
+  private(set) var damages: [(place: JournalPlace, what: String)] = []
+  /// The segments behind the last batch that are as they were made.
+  private(set) var fresh: [JournalInspection.SegmentFile] = []
+  /// Whether a segment at the end is missing, or has no readable batch.
+  private(set) var lacksItsEnd = false
+
+  init(_ inspection: JournalInspection) throws {
+    var start = inspection.segments.count
+    var hasBatch = false
+    while start > 0, !hasBatch {
+      start -= 1
+      hasBatch = try examine(inspection.segments[start], inspection)
+    }
+    let made = inspection.marks.end?.made ?? 0
+    let isClean = inspection.marks.end?.isClean ?? false
+    if !isClean, inspection.segments.last?.number ?? 0 < made { lacksItsEnd = true }
+    if start == inspection.segments.count {
+      if inspection.findings.isEmpty, made == 0 { return }
+    }
+    try JournalReader(inspection).read(from: start) { event in
+      switch event {
+      case .batch(let header):
+        durable = max(durable, header.sequence)
+        durableEnd = (header.segment, header.end)
+      case .tornTail(let place): tornTail = tornTail ?? place
+      case .damage(let place, let what): damages.append((place, what))
+      case .gap, .record, .endOfSegment: break
+      }
+    }
+    // Of the directory, `read` says what concerns the segments it has read.
+    for finding in inspection.findings
+    where !damages.contains(where: { "\($0.place)" == "\(JournalPlace.file(finding.name))" }) {
+      damages.append((.file(finding.name), finding.sentence))
+    }
+    for file in inspection.segments[..<start] {
+      if let failure = file.failure { damages.append((file.failurePlace, failure)) }
+    }
+  }
+
+  /// - Returns: whether the segment has a batch.
+  private mutating func examine(
+    _ file: JournalInspection.SegmentFile, _ inspection: JournalInspection
+  ) throws -> Bool {
+    let end = inspection.marks.end
+    let isSpare = (end?.isClean ?? false) && file.number > end?.segment ?? 0
+    guard case .success(let reader) = inspection.open(file) else {
+      lacksItsEnd = lacksItsEnd || !isSpare
+      return false
+    }
+    if reader.isFresh() {
+      if file.failure == nil {
+        fresh.insert(file, at: 0)
+      } else {
+        // It is not as it was made, and may have lost its batches.
+        lacksItsEnd = lacksItsEnd || !isSpare
+      }
+      return false
+    }
+    // A spare that is followed by batches stays unused.
+    fresh.removeAll { $0.number < file.number }
+    var hasBatch = false
+    reader.headers(from: reader.header.unit) { header in
+      hasBatch = true
+      nextSequence = max(nextSequence, header.sequence + 1)
+      nextConnection = max(nextConnection, header.nextConnection)
+      durable = max(durable, header.durable)
+    }
+    if !hasBatch { lacksItsEnd = true }
+    // The last daemon may have died before it synced what is readable, and the batches from now on
+    // will call it durable.
+    try reader.sync()
+    return hasBatch
+  }
+
+  /// Leaves out as many numbers as can have been given where nothing is readable.
+  mutating func skipNumbers() {
+    nextSequence += 1 << 30
+    nextConnection += 1 << 30
   }
 }

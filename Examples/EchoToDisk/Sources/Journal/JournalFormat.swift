@@ -1,46 +1,91 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The format on disk. A journal is a directory of segment files, `segment-0000000001.journal` and
-// on; a segment is a header and then batches; a batch is a header and then records. All numbers are
-// little-endian.
+// The format on disk, version 2. A journal is a directory of segment files,
+// `segment-0000000001.journal` and on, and a file `marks`. A segment is a header and then batches; a
+// batch is a header and then records. All numbers are little-endian.
 //
-//   segment header (64 bytes, alone in the segment's first unit)
-//      0  "ECHOJNL1"
+//   segment header (256 bytes, alone in the segment's first unit)
+//      0  "ECHOJNL2"
 //      8  u32 unit: batches begin at multiples of it   12  u32 zero
-//     16  u64 journal: the directory's random number   24  u64 segment: this file's number
+//     16  u64 journal: its random number               24  u64 segment: this file's number
 //     32  u64 size of the file                         40  i64 created, ns since 1970
-//     48  u64 zero                                     56  u64 XXH3 of the 56 bytes before
+//     48  u64 zero
+//     56  192 bytes: the journal's secret             248  u64 XXH3 of the 248 bytes before
 //
-//   batch header (64 bytes, at a multiple of the unit)
-//      0  "EBAT"                                        4  u32 zero
+//   batch header (96 bytes, at a multiple of the unit)
+//      0  "EBT2"                                        4  u32 how many records
 //      8  u64 journal                                  16  u64 segment
-//     24  u64 sequence: 1, 2, 3, … over all segments
-//     32  u64 durable: every batch up to this one was durable when this one was written
-//     40  u64 the lowest connection number never used so far
-//     48  u32 length of the records that follow        52  u32 how many
-//     56  u64 XXH3 of the 56 bytes before
+//     24  u64 offset: where in the file this header is
+//     32  u64 sequence: 1, 2, 3, … over all segments
+//     40  u64 first: the sequence of the segment's first batch
+//     48  u64 before: the last durable batch of the segments before this one
+//     56  u64 durable: every batch up to this one was durable when this one was written
+//     64  u64 the lowest connection number never used so far
+//     72  u32 length of the records that follow        76  u32 unit
+//     80  u64 zero                                     88  u64 keyed XXH3 of the 88 bytes before
 //
-//   record (32 bytes, then `length` bytes of payload, then zeros to a multiple of 8)
+//   record (40 bytes, then `length` bytes of payload, then zeros to a multiple of 8)
 //      0  u64 connection                                8  u64 position in the connection's stream
 //     16  u32 length                                   20  u8 kind, then 3 zeros
-//     24  u64 XXH3 of the payload, seeded with XXH3 of the 24 bytes before
+//     24  u64 keyed XXH3 of the 24 bytes before, mixed with the record's offset in its batch
+//     32  u64 XXH3 of the payload, seeded with the checksum before
+//
+//   marks: four blocks of 4096 bytes, each with one mark (320 bytes, then zeros). The first two are
+//   the journal's end, the other two its beginning; of two, the one with the higher generation
+//   counts, and the other is written next, in place: no mark needs room on the disk, and a crash
+//   leaves at least one of them.
+//      0  "ECHOMRK2"                                    8  u32 kind: 1 end, 2 beginning
+//     12  u32 flags: 1 clean, 2 lost                   16  u64 generation
+//     24  u64 journal
+//     32  u64 segment    of an end: the last one that batches were written to
+//                        of a beginning: the first one that was not trimmed
+//     40  u64 offset     of an end: where the next batch of that segment would have been
+//     48  u64 sequence   of an end: the last durable batch; of a beginning: the last trimmed one
+//     56  u64 the lowest connection number never used so far
+//     64  u64 made: the highest segment number made    72  6 u64 zero
+//    120  192 bytes: the journal's secret             312  u64 XXH3 of the 312 bytes before
+//
+// Keyed checksums take the journal's secret, which no client can read (files 0600 in a directory
+// 0700): bytes of a client are valid as nothing else. Besides, nothing is looked for inside a batch
+// whose own header is valid, and a header is valid only at its own place and with numbers that the
+// place explains.
 //
 // The unwritten part of a segment is zeros. Batches lie one after the other, each beginning at the
-// next multiple of the unit, so that no durable block is ever written again.
+// next multiple of the unit, so that no durable block is ever written again. Sequence numbers within
+// a segment have no gaps; between two segments they have one where batches failed or were torn.
 //
-// A torn tail is told from damage by the later batches: a durable batch is followed, sooner or
-// later, by one that says so (`durable`). An unreadable batch that a later one calls durable is
-// damage; one that none calls durable was being written when the daemon died, and no byte of it was
-// echoed. A segment's first batch is written only when all of the previous segment is durable.
+// A torn tail is told from damage by the later batches: a durable batch is followed, sooner or later,
+// by one that says so (`durable`), or by a segment that does (`before`). An unreadable batch that a
+// later one calls durable is damage. One that none calls durable was being written when the daemon
+// died, and no byte of it was echoed, unless it was one of the last (at most as many as are in
+// flight) and the disk has damaged it since. A segment's first batch is written only when all of the
+// previous segment is durable.
+//
+// The marks are what lies outside the tail. A segment is used only after the mark of the end says
+// that it was made, so that a file that is missing is damage, also the last one. After a clean stop
+// the mark says up to where there are batches, so that a tail that is missing is damage. A flag that
+// marks were lost (`lost`) stays.
 
-import CXXHash
 import Glibc
 
 enum JournalFormat {
-  static let headerLength = 64
-  static let recordHeaderLength = 32
-  static let segmentMagic: UInt64 = 0x314c_4e4a_4f48_4345  // "ECHOJNL1"
-  static let batchMagic: UInt32 = 0x5441_4245  // "EBAT"
+  static let segmentHeaderLength = 256
+  static let headerLength = 96
+  static let recordHeaderLength = 40
+  static let markLength = 320
+  static let markBlock = 4096
+  static let secretLength = 192
+  static let segmentMagic: UInt64 = 0x324c_4e4a_4f48_4345  // "ECHOJNL2"
+  static let batchMagic: UInt32 = 0x3254_4245  // "EBT2"
+  static let markMagic: UInt64 = 0x324b_524d_4f48_4345  // "ECHOMRK2"
+  static let marksName = "marks"
+  static let unfinishedSuffix = ".making"
+
+  /// Above every number that a journal can reach: what is higher is not believed, so that no sum of
+  /// such numbers overflows.
+  static let highest: UInt64 = 1 << 60
+  static let smallestUnit = 512
+  static let largestUnit = 1 << 20
 
   static func fileName(of segment: UInt64) -> String {
     let digits = String(segment)
@@ -48,10 +93,17 @@ enum JournalFormat {
       + ".journal"
   }
 
-  /// The number in a segment's file name; `nil` if it is another file.
+  static func isSegmentName(_ name: String) -> Bool {
+    name.hasPrefix("segment-") && name.hasSuffix(".journal")
+  }
+
+  /// The number in a segment's file name. `nil` if it is not the name that a segment is given.
   static func segment(ofFileName name: String) -> UInt64? {
-    guard name.hasPrefix("segment-"), name.hasSuffix(".journal") else { return nil }
-    return UInt64(name.dropFirst("segment-".count).dropLast(".journal".count))
+    guard isSegmentName(name),
+      let number = UInt64(name.dropFirst("segment-".count).dropLast(".journal".count)),
+      number > 0, number <= highest, fileName(of: number) == name
+    else { return nil }
+    return number
   }
 
   static func padded(_ length: Int) -> Int { (length + 7) & ~7 }
@@ -62,177 +114,21 @@ enum JournalFormat {
     clock_gettime(CLOCK_REALTIME, &now)
     return Int64(now.tv_sec) * 1_000_000_000 + Int64(now.tv_nsec)
   }
-}
 
-struct SegmentHeader: Equatable {
-  var unit: Int
-  var journal: UInt64
-  var segment: UInt64
-  var size: Int
-  var created: Int64
-
-  func write(to bytes: UnsafeMutableRawBufferPointer) {
-    bytes.put(JournalFormat.segmentMagic, at: 0)
-    bytes.put(UInt32(unit), at: 8)
-    bytes.put(UInt32(0), at: 12)
-    bytes.put(journal, at: 16)
-    bytes.put(segment, at: 24)
-    bytes.put(UInt64(size), at: 32)
-    bytes.put(created, at: 40)
-    bytes.put(UInt64(0), at: 48)
-    bytes.put(checksum(of: bytes, count: 56), at: 56)
+  /// A range of batches, as messages name it.
+  static func batches(_ range: ClosedRange<UInt64>) -> String {
+    range.count == 1
+      ? "batch \(range.lowerBound)" : "batches \(range.lowerBound) to \(range.upperBound)"
   }
-
-  /// Reads a header; `nil` if it is not valid.
-  init?(_ bytes: UnsafeRawBufferPointer) {
-    guard bytes.count >= JournalFormat.headerLength,
-      bytes.get(UInt64.self, at: 0) == JournalFormat.segmentMagic,
-      bytes.get(UInt64.self, at: 56) == checksum(of: bytes, count: 56)
-    else { return nil }
-    unit = Int(bytes.get(UInt32.self, at: 8))
-    journal = bytes.get(at: 16)
-    segment = bytes.get(at: 24)
-    size = Int(clamping: bytes.get(UInt64.self, at: 32))
-    created = bytes.get(at: 40)
-    guard unit >= JournalFormat.headerLength, unit & (unit - 1) == 0 else { return nil }
-  }
-
-  init(unit: Int, journal: UInt64, segment: UInt64, size: Int, created: Int64) {
-    (self.unit, self.journal, self.segment) = (unit, journal, segment)
-    (self.size, self.created) = (size, created)
-  }
-}
-
-struct BatchHeader: Equatable {
-  var journal: UInt64
-  var segment: UInt64
-  var sequence: UInt64
-  var durable: UInt64
-  var nextConnection: UInt64
-  var length: Int
-  var records: Int
-
-  func write(to bytes: UnsafeMutableRawBufferPointer) {
-    bytes.put(JournalFormat.batchMagic, at: 0)
-    bytes.put(UInt32(0), at: 4)
-    bytes.put(journal, at: 8)
-    bytes.put(segment, at: 16)
-    bytes.put(sequence, at: 24)
-    bytes.put(durable, at: 32)
-    bytes.put(nextConnection, at: 40)
-    bytes.put(UInt32(length), at: 48)
-    bytes.put(UInt32(records), at: 52)
-    bytes.put(checksum(of: bytes, count: 56), at: 56)
-  }
-
-  /// Reads a header; `nil` if it is not valid, or of another segment.
-  init?(_ bytes: UnsafeRawBufferPointer, in segment: SegmentHeader) {
-    guard bytes.count >= JournalFormat.headerLength,
-      bytes.get(UInt32.self, at: 0) == JournalFormat.batchMagic,
-      bytes.get(UInt64.self, at: 8) == segment.journal,
-      bytes.get(UInt64.self, at: 16) == segment.segment,
-      bytes.get(UInt64.self, at: 56) == checksum(of: bytes, count: 56)
-    else { return nil }
-    journal = segment.journal
-    self.segment = segment.segment
-    sequence = bytes.get(at: 24)
-    durable = bytes.get(at: 32)
-    nextConnection = bytes.get(at: 40)
-    length = Int(bytes.get(UInt32.self, at: 48))
-    records = Int(bytes.get(UInt32.self, at: 52))
-  }
-
-  init(
-    journal: UInt64, segment: UInt64, sequence: UInt64, durable: UInt64, nextConnection: UInt64,
-    length: Int, records: Int
-  ) {
-    (self.journal, self.segment) = (journal, segment)
-    (self.sequence, self.durable, self.nextConnection) = (sequence, durable, nextConnection)
-    (self.length, self.records) = (length, records)
-  }
-}
-
-struct RecordHeader: Equatable {
-  enum Kind: UInt8 {
-    /// The first record of a connection. Payload: i64 time in ns since 1970, then the peer's
-    /// address in UTF-8.
-    case opened = 1
-    /// Bytes that the connection sent, which are the payload.
-    case data = 2
-    /// The last record of a connection. No payload; the position is the number of its bytes.
-    case closed = 3
-  }
-
-  var kind: Kind
-  var connection: UInt64
-  var position: UInt64
-  var length: Int
-
-  /// The distance to the next record, in bytes.
-  var stride: Int { JournalFormat.recordHeaderLength + JournalFormat.padded(length) }
-
-  /// Writes the header to the beginning of `bytes`. The payload has to be in its place already,
-  /// because the checksum covers it.
-  func write(to bytes: UnsafeMutableRawBufferPointer) {
-    bytes.put(connection, at: 0)
-    bytes.put(position, at: 8)
-    bytes.put(UInt32(length), at: 16)
-    bytes.put(UInt32(kind.rawValue), at: 20)
-    bytes.put(Self.checksum(of: UnsafeRawBufferPointer(bytes), length), at: 24)
-  }
-
-  enum Failure: Error, CustomStringConvertible {
-    case cutOff
-    case checksum(connection: UInt64, position: UInt64)
-    case unknownKind(UInt8)
-
-    var description: String {
-      switch self {
-      case .cutOff: "a record is longer than its batch"
-      case .checksum(let connection, let position):
-        "wrong checksum of a record, of connection \(connection) at position \(position) it says"
-      case .unknownKind(let kind): "a record of unknown kind \(kind)"
-      }
-    }
-  }
-
-  /// Reads the record at the beginning of `bytes`, and checks it, payload included.
-  init(_ bytes: UnsafeRawBufferPointer) throws(Failure) {
-    guard bytes.count >= JournalFormat.recordHeaderLength else { throw .cutOff }
-    connection = bytes.get(at: 0)
-    position = bytes.get(at: 8)
-    length = Int(bytes.get(UInt32.self, at: 16))
-    guard length <= bytes.count - JournalFormat.recordHeaderLength else { throw .cutOff }
-    guard bytes.get(UInt64.self, at: 24) == Self.checksum(of: bytes, length) else {
-      throw .checksum(connection: connection, position: position)
-    }
-    guard let kind = Kind(rawValue: bytes[20]) else { throw .unknownKind(bytes[20]) }
-    self.kind = kind
-  }
-
-  init(kind: Kind, connection: UInt64, position: UInt64, length: Int) {
-    (self.kind, self.connection, self.position) = (kind, connection, position)
-    self.length = length
-  }
-
-  private static func checksum(of record: UnsafeRawBufferPointer, _ length: Int) -> UInt64 {
-    let seed = XXH3_64bits(record.baseAddress, 24)
-    return XXH3_64bits_withSeed(
-      record.baseAddress! + JournalFormat.recordHeaderLength, length, seed)
-  }
-}
-
-private func checksum(of bytes: UnsafeRawBufferPointer, count: Int) -> UInt64 {
-  XXH3_64bits(bytes.baseAddress, count)
-}
-
-private func checksum(of bytes: UnsafeMutableRawBufferPointer, count: Int) -> UInt64 {
-  checksum(of: UnsafeRawBufferPointer(bytes), count: count)
 }
 
 extension UnsafeMutableRawBufferPointer {
   func put<Number: FixedWidthInteger>(_ number: Number, at offset: Int) {
     storeBytes(of: number.littleEndian, toByteOffset: offset, as: Number.self)
+  }
+
+  func put(_ bytes: [UInt8], at offset: Int) {
+    Self(rebasing: self[offset..<offset + bytes.count]).copyBytes(from: bytes)
   }
 }
 

@@ -1,207 +1,378 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Reading a whole journal, also while a daemon is writing it. For the commands `list`, `replay` and
-// `verify`; blocks the calling thread.
+// Reading a journal, also while a daemon is writing it. For the commands `list`, `replay` and
+// `verify`, and for the daemon's start; blocks the calling thread.
 //
 // Whether an unreadable batch is a torn tail or damage is decided here: see JournalFormat.
 
 import Glibc
 import SystemPackage
 
-/// A reader of a journal's batches in order, which tells what is torn from what is damaged.
+/// A reader of a journal's batches in order, which tells what is torn from what is damaged, and
+/// continues behind what is damaged.
 struct JournalReader {
   enum Event {
+    /// A batch of which at least the header is readable; its records follow.
+    case batch(BatchHeader)
     case record(RecordHeader, payload: UnsafeRawBufferPointer, JournalPlace)
-    /// A batch that was being written when a daemon died: its bytes were not echoed.
+    /// A batch that was being written when a daemon died, or still is.
     case tornTail(JournalPlace)
-    /// Something that was durable is missing or unreadable.
+    /// Something that was durable is missing or unreadable, or a file is where it must not be.
     case damage(JournalPlace, String)
-    /// The end of a segment, and how many valid batches it had.
+    /// Bytes of a connection that are missing before a record.
+    case gap(connection: UInt64, Range<UInt64>, JournalPlace)
+    /// The end of a segment, and how many batches it had.
     case endOfSegment(UInt64, batches: Int)
   }
 
-  /// The numbers of the segment files, and their paths, in order.
-  let segments: [(number: UInt64, path: FilePath)]
+  let inspection: JournalInspection
 
   /// - Throws: an `Errno`, or a `JournalError` if there is no journal.
-  init(directory: FilePath) throws {
-    segments = try Self.list(directory)
-    if segments.isEmpty { throw JournalError("\(directory): no journal here") }
+  init(
+    directory: FilePath, read: @escaping FileWindow.Read = FileWindow.systemRead
+  ) throws {
+    inspection = try JournalInspection(directory, read: read)
+    if inspection.segments.isEmpty, inspection.findings.isEmpty, !inspection.marks.exists {
+      throw JournalError("\(directory): no journal here")
+    }
   }
 
-  /// The segment files in a directory, by number.
-  static func list(_ directory: FilePath) throws -> [(number: UInt64, path: FilePath)] {
-    var segments: [(UInt64, FilePath)] = []
-    for name in try fileNames(in: directory) {
-      if let number = JournalFormat.segment(ofFileName: name) {
-        segments.append((number, directory.appending(name)))
-      }
-    }
-    return segments.sorted { $0.0 < $1.0 }
-  }
-
-  /// The names of all files in a directory, in no order.
-  static func fileNames(in directory: FilePath) throws -> [String] {
-    guard let stream = opendir(directory.string) else { throw Errno(rawValue: errno) }
-    defer { closedir(stream) }
-    var names: [String] = []
-    while let entry = readdir(stream) {
-      names.append(
-        withUnsafePointer(to: &entry.pointee.d_name) {
-          $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-        })
-    }
-    return names
-  }
+  init(_ inspection: JournalInspection) { self.inspection = inspection }
 
   /// Calls `visit` for everything in the journal, in order. While a daemon is writing, that is the
   /// journal as it was at some moment since the call.
-  func read(_ visit: (Event) throws -> Void) throws {
-    var progress = Progress()
-    for index in segments.indices { try readSegment(index, &progress, visit) }
-  }
-
-  /// The progress of the reading.
-  private struct Progress {
-    /// The sequence number of the next batch; `nil` before the first batch of all.
-    var expected: UInt64?
-    /// Whether nothing had been written after the end of the last segment that was read.
-    var isAtEnd = false
-    /// The valid batches of this segment so far.
-    var batches = 0
-  }
-
-  private func readSegment(
-    _ index: Int, _ progress: inout Progress, _ visit: (Event) throws -> Void
-  ) throws {
-    let (number, path) = segments[index]
-    let start = JournalPlace(segment: number, offset: 0)
-    let segment: SegmentReader
-    do {
-      segment = try SegmentReader(path)
-    } catch let error as JournalError {
-      return try visit(.damage(start, error.description))
-    }
-    guard segment.header.segment == number else {
-      return try visit(
-        .damage(start, "the file says that it is segment \(segment.header.segment)"))
-    }
-    progress.batches = 0
-    var next: Int? = progress.isAtEnd ? nil : segment.header.unit
-    while let offset = next {
-      next = try readBatch(at: offset, in: segment, index, &progress, visit)
-    }
-    try visit(.endOfSegment(number, batches: progress.batches))
-  }
-
-  /// Visits the records of the batch at `offset`, or says what is there instead.
   ///
-  /// - Returns: the offset to continue at; `nil` at the end of the segment.
-  private func readBatch(
-    at offset: Int, in segment: SegmentReader, _ index: Int, _ progress: inout Progress,
-    _ visit: (Event) throws -> Void
-  ) throws -> Int? {
-    let place = JournalPlace(segment: segments[index].number, offset: offset)
-    var batch = try segment.batch(at: offset)
-    var following = Following()
-    if !batch.isValid {
-      // A daemon may have written it since. Whatever was called durable before the second look is
+  /// - Parameter start: the index of the segment to begin with; what is before is neither read nor
+  ///   missed.
+  func read(from start: Int = 0, _ visit: (Event) throws -> Void) throws {
+    try withoutActuallyEscaping(visit) { visit in
+      let reading = JournalReading(inspection, visit)
+      try reading.run(from: start)
+    }
+  }
+}
+
+/// One reading of a journal.
+private final class JournalReading {
+  private let inspection: JournalInspection
+  private let visit: (JournalReader.Event) throws -> Void
+  private var segments: [JournalInspection.SegmentFile] { inspection.segments }
+
+  /// The sequence number of the next batch; `nil` if it is not known before one is found.
+  private var expected: UInt64?
+  /// The number of the next segment.
+  private var nextSegment: UInt64
+  /// What is known to be wrong before the next batch, and not yet said: with it, batches may be
+  /// missing.
+  private var losses: [(place: JournalPlace, what: String)] = []
+  /// The position at which each connection continues.
+  private var positions: [UInt64: UInt64] = [:]
+  /// The connections below this number may have been trimmed in part.
+  private var trimmedConnections: UInt64
+
+  init(
+    _ inspection: JournalInspection, _ visit: @escaping (JournalReader.Event) throws -> Void
+  ) {
+    (self.inspection, self.visit) = (inspection, visit)
+    nextSegment = inspection.marks.firstSegment
+    trimmedConnections = inspection.marks.beginning?.nextConnection ?? 0
+  }
+
+  func run(from start: Int) throws {
+    if start == 0 {
+      expected = (inspection.marks.beginning?.sequence ?? 0) + 1
+    } else {
+      nextSegment = segments[start].number
+    }
+    for finding in inspection.findings
+    where finding.name != JournalFormat.marksName
+      && (finding.segment == nil || segments.contains { $0.number == finding.segment })
+    {
+      try visit(.damage(.file(finding.name), finding.sentence))
+    }
+    var index = start
+    while index < segments.count {
+      noteMissing(before: segments[index].number)
+      if try !readSegment(index) {
+        index += 1
+        break
+      }
+      index += 1
+    }
+    try finish(from: index)
+  }
+
+  // MARK: Files
+
+  /// Notes the segments from `nextSegment` on that are not there.
+  private func noteMissing(before number: UInt64) {
+    let odd = inspection.findings.filter { finding in
+      finding.segment.map { $0 >= nextSegment && $0 < number } ?? false
+        && !segments.contains { $0.number == finding.segment }
+    }.sorted { ($0.segment ?? 0) < ($1.segment ?? 0) }
+    for finding in odd {
+      noteMissing(upTo: finding.segment ?? 0)
+      losses.append((.file(finding.name), finding.sentence))
+      nextSegment = (finding.segment ?? 0) + 1
+    }
+    noteMissing(upTo: number)
+    nextSegment = number + 1
+  }
+
+  private func noteMissing(upTo number: UInt64) {
+    guard nextSegment < number else { return }
+    losses.append(
+      (
+        .segment(nextSegment, offset: 0),
+        number == nextSegment + 1
+          ? "the file is missing"
+          : "the files of segments \(nextSegment) to \(number - 1) are missing"
+      ))
+  }
+
+  /// Says what is known to be wrong and, if batches are missing with it, which.
+  ///
+  /// - Parameter place: where the batches would be, if no file is known to have had them.
+  private func report(missing: ClosedRange<UInt64>?, at place: JournalPlace) throws {
+    let missing = missing.map {
+      "\(JournalFormat.batches($0)) \($0.count == 1 ? "is" : "are") missing"
+    }
+    guard !losses.isEmpty else {
+      if let missing { try visit(.damage(place, missing)) }
+      return
+    }
+    for (index, loss) in losses.enumerated() {
+      let what = index == 0 && missing != nil ? "\(loss.what); \(missing ?? "")" : loss.what
+      try visit(.damage(loss.place, what))
+    }
+    losses = []
+  }
+
+  /// Says what is wrong with the segments that have no batches, and whether the journal's end is
+  /// missing.
+  private func finish(from index: Int) throws {
+    for file in segments[index...] {
+      noteMissing(before: file.number)
+      if let failure = file.failure { losses.append((file.failurePlace, failure)) }
+      try visit(.endOfSegment(file.number, batches: 0))
+    }
+    let end = inspection.marks.end
+    // A spare that is missing had nothing.
+    let made = (end?.isClean ?? false) ? (end?.segment ?? 0) : (end?.made ?? 0)
+    if made >= nextSegment { noteMissing(before: made + 1) }
+    // Behind the last segment there is nothing to miss.
+    for finding in inspection.findings where finding.segment ?? 0 >= nextSegment {
+      try visit(.damage(.file(finding.name), finding.sentence))
+    }
+    var missing: ClosedRange<UInt64>?
+    if let expected, let end, expected <= end.sequence { missing = expected...end.sequence }
+    try report(missing: missing, at: .segment(end?.segment ?? 0, offset: end?.offset ?? 0))
+    // Last, because it is the journal's end that may be missing.
+    for finding in inspection.findings where finding.name == JournalFormat.marksName {
+      try visit(.damage(.file(finding.name), finding.sentence))
+    }
+  }
+
+  // MARK: Segments
+
+  /// The reading of one segment.
+  private struct Position {
+    let index: Int
+    let reader: SegmentReader
+    var offset: Int
+    /// The sequence number of the next batch; `nil` before the segment's first.
+    var next: UInt64?
+    var batches = 0
+    /// What there is after the first place that has no valid batch.
+    var tail: Tail?
+  }
+
+  /// What there is after a place in a segment.
+  private struct Tail {
+    /// A header of the segment, which says where its batches begin; `nil` if none is readable.
+    var header: BatchHeader?
+    /// The last batch that is called durable, of those that can be in this segment; 0 if none is.
+    var durable: UInt64 = 0
+    /// Whether nothing had been written to the later segments.
+    var isLast = true
+  }
+
+  /// - Returns: whether the segments after it may have batches.
+  private func readSegment(_ index: Int) throws -> Bool {
+    let file = segments[index]
+    let reader: SegmentReader
+    switch inspection.open(file) {
+    case .success(let opened): reader = opened
+    case .failure(let errno):
+      if errno == .noSuchFileOrDirectory, inspection.isTrimmed(file.number) {
+        // What follows it begins anew, as far as this reading knows.
+        expected = nil
+        trimmedConnections = inspection.trimmedConnections()
+        return true
+      }
+      losses.append((.segment(file.number, offset: 0), "cannot be opened: \(errno)"))
+      return true
+    }
+    if let failure = file.failure { losses.append((file.failurePlace, failure)) }
+    var position = Position(index: index, reader: reader, offset: reader.header.unit)
+    while try readBatch(&position) {}
+    if file.failure != nil { try report(missing: nil, at: file.failurePlace) }
+    try visit(.endOfSegment(file.number, batches: position.batches))
+    return !(position.tail?.isLast ?? false)
+  }
+
+  /// Visits the records of the batch at a position, or says what is there instead.
+  ///
+  /// - Returns: whether the segment has more.
+  private func readBatch(_ position: inout Position) throws -> Bool {
+    let batch = position.reader.batch(at: position.offset)
+    if case .valid(let header, let records) = batch {
+      try accept(header, records, &position)
+      return true
+    }
+    if position.tail == nil {
+      // A daemon may have written it since. What was called durable before the second look is
       // readable then, or damaged, and a segment after which another has been begun is complete.
-      following = try look(after: offset, in: segment, index)
-      segment.discardWindow()
-      batch = try segment.batch(at: offset)
+      position.tail = look(after: position)
+      position.reader.discardWindow()
+      return true
     }
     switch batch {
-    case .valid(let batch, let records) where batch.sequence == progress.expected ?? batch.sequence:
-      try visitRecords(of: batch, records, place, visit)
-      progress.expected = batch.sequence + 1
-      progress.batches += 1
-      return segment.end(of: batch, at: offset)
-    case .valid(let batch, _):
-      if batch.sequence < progress.expected ?? 0 {
-        try visit(.damage(place, "batch \(batch.sequence) appears twice"))
-      } else if let expected = progress.expected, batch.durable >= expected {
-        try visit(.damage(place, Self.missing(expected, batch.sequence)))
-      }
-      // Else the batches between were abandoned when the disk failed: nobody calls them durable.
-      progress.expected = batch.sequence
-      return offset
-    case .unwritten:
-      if let expected = progress.expected, let next = following.next, next.durable >= expected {
-        try visit(.damage(place, Self.missing(expected, next.sequence)))
-      }
-      progress.isAtEnd = following.isLast
-      return nil
-    case .unreadable(let reason):
-      return try skipUnreadable(reason, place, following, &progress, visit)
+    case .valid: return true
+    case .damaged(let header, let records, let reason):
+      guard isDurable(header.sequence, position) else { return try end(&position, isTorn: true) }
+      try reportBefore(header, position)
+      try visit(.damage(.segment(header.segment, offset: header.offset), reason))
+      try accept(header, records, &position)
+      return true
+    case .unreadable(let reason): return try skip(reason, &position)
+    case .unwritten: return try skip(nil, &position)
     }
   }
 
-  /// Says of an unreadable batch whether it was durable, which the batches after it tell.
-  ///
-  /// - Returns: the offset of the next readable batch; `nil` if the segment has none.
-  private func skipUnreadable(
-    _ reason: String, _ place: JournalPlace, _ following: Following, _ progress: inout Progress,
-    _ visit: (Event) throws -> Void
-  ) throws -> Int? {
-    guard following.durable >= progress.expected ?? 1 else {
-      try visit(.tornTail(place))
-      progress.isAtEnd = following.isLast
-      return nil
-    }
-    try visit(.damage(place, reason))
-    let expected = progress.expected ?? 0
-    guard let next = following.inSegment.first(where: { $0.header.sequence > expected }) else {
-      progress.expected = following.next?.sequence
-      progress.isAtEnd = following.isLast
-      return nil
-    }
-    progress.expected = next.header.sequence
-    return next.offset
-  }
-
-  private static func missing(_ first: UInt64, _ next: UInt64) -> String {
-    next == first + 1 ? "batch \(first) is missing" : "batches \(first) to \(next - 1) are missing"
-  }
-
-  private func visitRecords(
-    of batch: BatchHeader, _ records: UnsafeRawBufferPointer, _ place: JournalPlace,
-    _ visit: (Event) throws -> Void
+  private func accept(
+    _ header: BatchHeader, _ records: BatchRecords, _ position: inout Position
   ) throws {
-    var start = 0
-    for _ in 0..<batch.records {
-      let record = try RecordHeader(.init(rebasing: records[start...]))
-      let payload = start + JournalFormat.recordHeaderLength
+    try reportBefore(header, position)
+    position.offset = header.end
+    position.next = header.sequence + 1
+    position.batches += 1
+    if let expected, header.sequence < expected {
+      let place = JournalPlace.segment(header.segment, offset: header.offset)
+      return try visit(.damage(place, "batch \(header.sequence) appears twice"))
+    }
+    expected = header.sequence + 1
+    try visit(.batch(header))
+    for (record, start) in records.readable {
+      let place = JournalPlace.segment(
+        header.segment, offset: header.offset + JournalFormat.headerLength + start)
+      try check(record, place)
+      try visit(.record(record, payload: records.payload(of: record, at: start), place))
+    }
+  }
+
+  /// Says which batches are missing between the last one and this.
+  private func reportBefore(_ header: BatchHeader, _ position: Position) throws {
+    let last = position.next == nil ? header.before : header.sequence - 1
+    var missing: ClosedRange<UInt64>?
+    if let expected, expected <= last {
+      missing = expected...last
+      self.expected = last + 1
+    }
+    if missing != nil || position.next == nil && !hasOwnLoss(position) {
+      try report(missing: missing, at: .segment(header.segment, offset: header.offset))
+    }
+  }
+
+  /// Whether what is known to be wrong is of this segment itself, and so may say more at its end.
+  private func hasOwnLoss(_ position: Position) -> Bool {
+    segments[position.index].failure != nil && losses.count == 1
+  }
+
+  /// Continues behind bytes that are no batch.
+  private func skip(_ reason: String?, _ position: inout Position) throws -> Bool {
+    let next = reason == nil ? nil : position.reader.nextHeader(after: position.offset)
+    let tail = position.tail ?? Tail()
+    let lost = position.next ?? tail.header?.first ?? expected ?? 1
+    guard tail.durable >= lost else { return try end(&position, isTorn: reason != nil) }
+    let upTo = max(lost, min(tail.durable, next.map { $0.sequence - 1 } ?? tail.durable))
+    let place = JournalPlace.segment(segments[position.index].number, offset: position.offset)
+    if position.next == nil, let header = tail.header {
+      // What is missing before this segment is not its own.
+      try reportBefore(header, position)
+      expected = max(expected ?? 0, header.first)
+    }
+    if let reason {
+      try visit(.damage(place, "\(reason); \(JournalFormat.batches(lost...upTo)) unreadable"))
+    } else if expected ?? lost <= upTo {
+      try report(missing: max(lost, expected ?? lost)...upTo, at: place)
+    }
+    expected = max(expected ?? 0, upTo + 1)
+    position.next = upTo + 1
+    guard let next else { return try end(&position, isTorn: false) }
+    position.offset = next.offset
+    return true
+  }
+
+  private func end(_ position: inout Position, isTorn: Bool) throws -> Bool {
+    if isTorn {
       try visit(
-        .record(
-          record, payload: .init(rebasing: records[payload..<payload + record.length]),
-          JournalPlace(
-            segment: place.segment, offset: place.offset + JournalFormat.headerLength + start)))
-      start += record.stride
+        .tornTail(.segment(segments[position.index].number, offset: position.offset)))
     }
+    return false
   }
 
-  /// The batches after a place.
-  private struct Following {
-    /// Those in the same segment.
-    var inSegment: [(header: BatchHeader, offset: Int)] = []
-    /// The first batch of the later segments.
-    var next: BatchHeader?
-    /// Whether nothing has been written to the later segments.
-    var isLast = true
-    /// The last batch that one of them calls durable.
-    var durable: UInt64 { (inSegment.map(\.header.durable) + [next?.durable ?? 0]).max() ?? 0 }
+  private func isDurable(_ sequence: UInt64, _ position: Position) -> Bool {
+    (position.tail?.durable ?? 0) >= sequence
   }
 
-  private func look(
-    after offset: Int, in segment: SegmentReader, _ index: Int
-  ) throws -> Following {
-    var following = Following(inSegment: try segment.batchHeaders(after: offset))
-    for (_, path) in segments[(index + 1)...] where following.next == nil {
-      guard let segment = try? SegmentReader(path), try !segment.isFresh() else { continue }
-      following.isLast = false
-      following.next = try segment.batchHeader(at: segment.header.unit)
+  /// Looks at what there is after a place, and in the later segments.
+  private func look(after position: Position) -> Tail {
+    var tail = Tail()
+    let number = segments[position.index].number
+    position.reader.headers(from: position.offset) { header in
+      tail.header = tail.header ?? header
+      tail.durable = max(tail.durable, header.durable)
     }
-    return following
+    if let end = inspection.marks.end, end.segment == number {
+      tail.durable = max(tail.durable, end.sequence)
+    }
+    // Whether every segment between this one and a later one is there, and unused.
+    var isNext = true
+    var last = number
+    for file in segments[(position.index + 1)...] {
+      if file.number != last + 1 || file.failure != nil { isNext = false }
+      last = file.number
+      guard case .success(let later) = inspection.open(file) else {
+        isNext = false
+        continue
+      }
+      if let first = later.firstHeader() {
+        tail.isLast = false
+        if isNext { tail.durable = max(tail.durable, first.before) }
+        break
+      }
+      if !later.isFresh() { (tail.isLast, isNext) = (false, false) }
+    }
+    return tail
+  }
+
+  // MARK: Connections
+
+  /// Checks that a record continues its connection.
+  private func check(_ record: RecordHeader, _ place: JournalPlace) throws {
+    guard record.kind != .opened else {
+      positions[record.connection] = positions[record.connection] ?? 0
+      return
+    }
+    let isTrimmed = record.connection < trimmedConnections
+    let next = positions[record.connection] ?? (isTrimmed ? record.position : 0)
+    if record.position != next {
+      let range =
+        next < record.position ? next..<record.position : record.position..<record.position
+      try visit(.gap(connection: record.connection, range, place))
+    }
+    // Both are far below the highest number.
+    positions[record.connection] = record.position + UInt64(record.length)
   }
 }

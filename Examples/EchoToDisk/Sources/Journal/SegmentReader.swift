@@ -8,138 +8,118 @@ import SystemPackage
 
 /// A reader of the batches of one segment file, from any offset. Confined to one thread.
 final class SegmentReader {
-  let header: SegmentHeader
+  /// What the file's header says, or what is assumed in its place.
+  private(set) var header: SegmentHeader
+  /// The size of the file, up to what the header says.
   let size: Int
-  private let descriptor: FileDescriptor
-  /// A part of the file in memory, read ahead.
-  private var window: UnsafeMutableRawBufferPointer
-  private var windowStart = 0
-  private var windowCount = 0
+  private let window: FileWindow
 
-  /// - Throws: an `Errno`, or a `JournalError` when the header is unreadable.
-  init(_ path: FilePath) throws {
-    descriptor = try FileDescriptor.open(path, .readOnly, options: .closeOnExec)
-    window = .allocate(byteCount: 1 << 20, alignment: 4096)
-    do {
-      size = Int(try descriptor.seek(offset: 0, from: .end))
-      let first = try Self.read(descriptor, at: 0, into: window)
-      guard let header = SegmentHeader(.init(rebasing: UnsafeRawBufferPointer(window)[..<first]))
-      else { throw JournalError("\(path): the segment's header is unreadable") }
-      self.header = header
-      windowCount = first
-    } catch {
-      try? descriptor.close()
-      window.deallocate()
-      throw error
+  /// - Parameter header: what the file's header says or, where it is unreadable, should say. The unit
+  ///   is then taken from the first batch that is found.
+  init(_ window: FileWindow, _ header: SegmentHeader, isHeaderReadable: Bool = true) {
+    (self.window, self.header) = (window, header)
+    size = min(window.size, header.size)
+    if !isHeaderReadable {
+      self.header.unit = JournalFormat.smallestUnit
+      if let first = nextHeader(after: 0) { self.header.unit = first.unit }
     }
-  }
-
-  deinit {
-    try? descriptor.close()
-    window.deallocate()
   }
 
   enum Batch {
-    /// A valid batch; `records` are the bytes that follow its header.
-    case valid(BatchHeader, records: UnsafeRawBufferPointer)
+    /// A valid batch.
+    case valid(BatchHeader, BatchRecords)
+    /// A batch with a valid header whose records are not all readable, and why.
+    case damaged(BatchHeader, BatchRecords, String)
     /// Zeros from here to the end of the segment: nothing has been written.
     case unwritten
-    /// Bytes that are no valid batch, and why.
+    /// Bytes that are no batch, and why.
     case unreadable(String)
-
-    var isValid: Bool { if case .valid = self { true } else { false } }
   }
 
   /// Reads and checks the batch at `offset`. Its bytes are valid until the next call.
-  func batch(at offset: Int) throws -> Batch {
-    guard offset + JournalFormat.headerLength <= size else { return .unwritten }
-    guard let batch = try batchHeader(at: offset) else {
-      return try isZero(from: offset) ? .unwritten : .unreadable("no valid batch header")
+  func batch(at offset: Int) -> Batch {
+    guard offset <= size - JournalFormat.headerLength else { return .unwritten }
+    guard let batch = batchHeader(at: offset) else {
+      if let reason = failure(at: offset, JournalFormat.headerLength) { return .unreadable(reason) }
+      return isZero(from: offset) ? .unwritten : .unreadable("no valid batch header")
     }
-    guard let bytes = try bytes(at: offset + JournalFormat.headerLength, batch.length) else {
-      return .unreadable("the batch is longer than the file")
+    let start = offset + JournalFormat.headerLength
+    guard let bytes = window.bytes(at: start, min(batch.length, size - start)) else {
+      return .unreadable("the file is being cut")
     }
-    var rest = bytes
-    do {
-      for _ in 0..<batch.records {
-        let record = try RecordHeader(rest)
-        rest = .init(rebasing: rest[min(record.stride, rest.count)...])
-      }
-    } catch {
-      return .unreadable("\(error)")
+    let records = BatchRecords(bytes, batch, header.identity)
+    if bytes.count < batch.length {
+      return .damaged(batch, records, "the file ends within the batch")
     }
-    guard rest.isEmpty else { return .unreadable("bytes after the last record of a batch") }
-    return .valid(batch, records: bytes)
+    if let reason = failure(at: offset + JournalFormat.headerLength, batch.length) {
+      return .damaged(batch, records, reason)
+    }
+    if let reason = records.failure { return .damaged(batch, records, reason) }
+    return .valid(batch, records)
   }
 
-  /// The header of the batch at `offset`, whatever its records are like; `nil` if it is not valid.
-  func batchHeader(at offset: Int) throws -> BatchHeader? {
-    guard let bytes = try bytes(at: offset, JournalFormat.headerLength) else { return nil }
-    return BatchHeader(bytes, in: header)
+  private func failure(at offset: Int, _ length: Int) -> String? {
+    window.failure(in: offset..<offset + length).map { failure in
+      "cannot be read at offset \(failure.offset): \(failure.error)"
+    }
   }
 
-  /// The valid batch headers after `offset`, whatever the records of the batches are like.
-  func batchHeaders(after offset: Int) throws -> [(header: BatchHeader, offset: Int)] {
-    var found: [(BatchHeader, Int)] = []
-    var offset = offset + header.unit
-    while offset + JournalFormat.headerLength <= size {
-      if let batch = try batchHeader(at: offset) { found.append((batch, offset)) }
+  /// The header of the batch at `offset`, whatever its records are like. `nil` if it is not valid.
+  func batchHeader(at offset: Int) -> BatchHeader? {
+    guard let bytes = window.bytes(at: offset, JournalFormat.headerLength) else { return nil }
+    return BatchHeader(bytes, at: offset, in: header)
+  }
+
+  /// The first valid batch header after `offset`, at which there is none.
+  func nextHeader(after offset: Int) -> BatchHeader? {
+    // Offsets are at most the file's size, which is far below Int.max.
+    var offset = (offset / header.unit + 1) * header.unit
+    while offset <= size - JournalFormat.headerLength {
+      if let batch = batchHeader(at: offset) { return batch }
       offset += header.unit
     }
-    return found
+    return nil
   }
 
-  /// The offset at which the batch after this one begins.
-  func end(of batch: BatchHeader, at offset: Int) -> Int {
-    let unit = header.unit
-    return (offset + JournalFormat.headerLength + batch.length + unit - 1) & ~(unit - 1)
+  /// Calls `visit` for each valid batch header from `offset` on, whatever the records are like.
+  /// Nothing is looked for inside a batch whose own header is valid.
+  func headers(from offset: Int, _ visit: (BatchHeader) -> Void) {
+    var next = batchHeader(at: offset) ?? nextHeader(after: offset)
+    while let batch = next {
+      visit(batch)
+      next = batchHeader(at: batch.end) ?? nextHeader(after: batch.end)
+    }
+  }
+
+  /// The first valid batch header. `nil` if no batch is known to have been written.
+  func firstHeader() -> BatchHeader? {
+    batchHeader(at: header.unit) ?? (isFresh() ? nil : nextHeader(after: header.unit))
   }
 
   /// Discards what was read ahead, so that the next call reads the file as it is now.
-  func discardWindow() { windowCount = 0 }
+  func discardWindow() { window.discard() }
+
+  /// Makes durable what is readable: `fdatasync(2)`.
+  func sync() throws {
+    guard fdatasync(window.descriptor.rawValue) == 0 else {
+      throw JournalError("segment \(header.segment): fdatasync: \(Errno(rawValue: errno))")
+    }
+  }
 
   /// Whether no batch has been written to the segment: it has only zeros after its header.
-  func isFresh() throws -> Bool { try isZero(from: header.unit) }
+  func isFresh() -> Bool { isZero(from: header.unit) }
 
-  private func isZero(from offset: Int) throws -> Bool {
+  private func isZero(from offset: Int) -> Bool {
     var offset = offset
     while offset < size {
-      let count = min(window.count, size - offset)
-      guard let bytes = try bytes(at: offset, count) else { return true }
-      // Each byte equals the next, and the first is zero.
-      guard bytes[0] == 0, memcmp(bytes.baseAddress!, bytes.baseAddress! + 1, count - 1) == 0
+      let count = min(1 << 20, size - offset)
+      guard let bytes = window.bytes(at: offset, count) else { return true }
+      // Each byte equals the next, and the first is zero. Not nil: it has bytes.
+      guard bytes[0] == 0, memcmp(bytes.baseAddress!, bytes.baseAddress! + 1, count - 1) == 0,
+        window.failure(in: offset..<offset + count) == nil
       else { return false }
       offset += count
     }
     return true
-  }
-
-  /// - Returns: `count` bytes of the file; `nil` if it ends before.
-  private func bytes(at offset: Int, _ count: Int) throws -> UnsafeRawBufferPointer? {
-    guard offset >= 0, count <= size, offset <= size - count else { return nil }
-    if offset < windowStart || offset + count > windowStart + windowCount {
-      if count > window.count {
-        window.deallocate()
-        window = .allocate(byteCount: count + (1 << 20), alignment: 4096)
-      }
-      windowStart = offset
-      windowCount = try Self.read(descriptor, at: offset, into: window)
-      guard windowCount >= count else { return nil }
-    }
-    let start = offset - windowStart
-    return .init(rebasing: UnsafeRawBufferPointer(window)[start..<start + count])
-  }
-
-  private static func read(
-    _ descriptor: FileDescriptor, at offset: Int, into bytes: UnsafeMutableRawBufferPointer
-  ) throws -> Int {
-    var count = 0
-    while count < bytes.count {
-      let got = try descriptor.read(
-        fromAbsoluteOffset: Int64(offset + count), into: .init(rebasing: bytes[count...]))
-      if got == 0 { break }
-      count += got
-    }
-    return count
   }
 }

@@ -4,7 +4,9 @@
 // as long as to write all of it. They are made on a queue beside the loop.
 
 import Dispatch
+import DispatchAIO
 import Logging
+import SystemPackage
 
 /// The spare segments of a journal, and the making of the next one.
 ///
@@ -34,9 +36,31 @@ final class SegmentSupply: @unchecked Sendable {
     nextNumber = directory.nextSegment
     // The spare of an earlier run may be too small for a batch of this one; it is left unused.
     spares = directory.fresh.filter { $0.unit + settings.batchSize <= $0.size }
-    if spares.isEmpty {
-      spares = [try Self.make(nextNumber, directory, settings)]
+    // What the journal is known to have, before more is written.
+    try directory.marks.updateEnd { end in
+      end.isClean = false
+      end.nextConnection = max(end.nextConnection, directory.nextConnection)
+    }
+    while spares.isEmpty {
+      do {
+        spares = [try Self.make(nextNumber, directory, settings)]
+      } catch let error as Segment.NumberTaken {
+        logger.error("\(error)")
+      }
       nextNumber += 1
+    }
+  }
+
+  /// Marks the journal's end, durably, and calls back on the loop: with an error if that failed.
+  func markEnd(
+    _ change: @escaping @Sendable (inout JournalMark) -> Void,
+    _ completion: @escaping @Sendable ((any Error)?) -> Void
+  ) {
+    let (loop, marks) = (loop, directory.marks)
+    maker.async {
+      var failure: (any Error)?
+      do { try marks.updateEnd(change) } catch { failure = error }
+      loop.async { [failure] in completion(failure) }
     }
   }
 
@@ -68,26 +92,40 @@ final class SegmentSupply: @unchecked Sendable {
   private static func make(
     _ number: UInt64, _ directory: JournalDirectory, _ settings: Journal.Settings
   ) throws -> Segment {
-    try Segment(
-      making: number, in: directory.path, journal: directory.journal, size: settings.segmentSize,
-      syncs: settings.syncs)
+    let segment = try Segment(
+      making: number, in: directory.directory, directory.path, directory.identity,
+      size: settings.segmentSize, syncs: settings.syncs)
+    // Before it is used, so that it is known to be missing if it is.
+    try directory.marks.updateEnd { $0.made = max($0.made, number) }
+    return segment
   }
 
   private func finish(_ result: Result<Segment, any Error>) {
     isMaking = false
     switch result {
     case .success(let segment):
-      if failure != nil { logger.notice("there is room for the journal again") }
+      if failure != nil { logger.notice("the journal has its next segment") }
       failure = nil
       nextNumber += 1
       spares.append(segment)
+    case .failure(let error as Segment.NumberTaken):
+      logger.error("\(error)")
+      nextNumber += 1
+      return makeNext()
     case .failure(let error):
       if failure == nil {
-        logger.error("no room for the journal's next segment, retrying each second: \(error)")
+        logger.error("\(Self.reason(error)), retrying each second: \(error)")
       }
       failure = error
       loop.asyncAfter(deadline: .now() + .seconds(1)) { self.makeNext() }
     }
     afterAttempt()
+  }
+
+  /// What an error means for the journal.
+  private static func reason(_ error: any Error) -> String {
+    let errno = error as? Errno ?? (error as? AIOError)?.errno
+    return errno == .noSpace || errno == .diskQuotaExceeded
+      ? "no room for the journal's next segment" : "cannot make the journal's next segment"
   }
 }

@@ -72,7 +72,10 @@ final class Server: @unchecked Sendable {
     }
     if let torn = directory.tornTail {
       logger.notice(
-        "the last run ended within a batch, at \(torn); nothing of it had been echoed")
+        """
+        the last run ended within a batch, at \(torn); nothing of it had been echoed, unless the \
+        disk has damaged it since
+        """)
     }
     context = try AIOContext(queueDepth: settings.queueDepth, queue: loop)
     drainTimer = try context.makeTimerSource()
@@ -244,11 +247,12 @@ final class Server: @unchecked Sendable {
   /// Ends the journal and the context when every connection is closed.
   private func drained() {
     receiveAll()
-    journal.end { [self] in
+    journal.end { [self] error in
+      let status: Int32 = error == nil ? 0 : 1
       context.close { [self] in
         logStatistics()
         logger.notice("done")
-        exit(0)
+        exit(status)
       }
     }
   }
