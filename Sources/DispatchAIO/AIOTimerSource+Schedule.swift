@@ -3,8 +3,8 @@
 public import Dispatch
 
 extension AIOTimerSource {
-  /// Fires at a deadline, and then at an interval in seconds, as a `DispatchSourceTimer` takes it too.
-  /// See ``schedule(deadline:repeating:leeway:)-(_,DispatchTimeInterval,_)``.
+  /// Fires at a deadline, and then at an interval in seconds, as a `DispatchSourceTimer` takes it
+  /// too. See ``schedule(deadline:repeating:leeway:)-(_,DispatchTimeInterval,_)``.
   ///
   /// - Parameters:
   ///   - deadline: The first time, by the clock of `DispatchTime`; one that has passed is at once.

@@ -6,7 +6,8 @@ import XCTest
 
 @testable import EchoToDisk
 
-/// What is in a journal's directory: files under wrong names, the lock, and bytes that clients chose.
+/// What is in a journal's directory: files under wrong names, the lock, and bytes that clients
+/// chose.
 final class JournalInspectionTests: XCTestCase {
   private func snapshot(_ directory: TemporaryDirectory) throws -> JournalSnapshot {
     try JournalSnapshot(

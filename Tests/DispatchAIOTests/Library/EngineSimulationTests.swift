@@ -83,7 +83,8 @@ private final class Simulation {
   var numbers: [UInt64: Int] = [:]
   /// Accepted, and not taken in by `collect` yet.
   var inInbox = 0
-  /// Whether the loop polls, how often something became ready since it looked, and how often it looked.
+  /// Whether the loop polls, how often something became ready since it looked, and how often it
+  /// looked.
   let polls: Bool
   var isEnding = false
   var unseen = 0
@@ -389,8 +390,8 @@ private final class Simulation {
 
   // MARK: Rules
 
-  /// What became ready is heard of, as long as the kernel has polls; where it has none, the driver is
-  /// told so.
+  /// What became ready is heard of, as long as the kernel has polls; where it has none, the driver
+  /// is told so.
   private func checkPolling() throws {
     guard polls else { return }
     for _ in 0..<1000 where unseen > 0 || !engine.isPollArmed && !engine.isPollUnsupported {

@@ -42,8 +42,8 @@ final class WaitTimerTests: XCTestCase {
     }
   }
 
-  /// A wait that something else ends leaves the timer set: the next one ends with it or before its own
-  /// bound, and a shorter one by its own.
+  /// A wait that something else ends leaves the timer set: the next one ends with it or before its
+  /// own bound, and a shorter one by its own.
   func testATimerServesSeveralWaits() throws {
     let kernel = try kernel()
     defer { kernel.destroy() }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A processor quota for this process and the engines that it starts, as a container has one: a cgroup of
-// its own, version 1 or 2, whose limit the kernel enforces for each period of 100 ms.
+// A processor quota for this process and the engines that it starts, as a container has one: a
+// cgroup of its own, version 1 or 2, whose limit the kernel enforces for each period of 100 ms.
 
 import ArgumentParser
 import Foundation

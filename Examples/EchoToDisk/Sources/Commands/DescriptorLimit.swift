@@ -7,8 +7,8 @@ import SystemPackage
 
 /// The process's limit on open files, which the connections share with the journal.
 enum DescriptorLimit {
-  /// The descriptors that are kept for what is not a connection: the standard streams, the loop, the
-  /// listening socket, the journal's segments and the making of the next one.
+  /// The descriptors that are kept for what is not a connection: the standard streams, the loop,
+  /// the listening socket, the journal's segments and the making of the next one.
   static let reserve = 64
 
   /// Raises the limit as far as the process may.

@@ -26,8 +26,8 @@ struct JournalDirectory {
   /// What `verify` says of the directory and of the last segment that has batches.
   private(set) var damages: [(place: JournalPlace, what: String)] = []
   let marks: JournalMarkWriter
-  /// The directory, whose lock is held as long as it is open. The directory itself is locked, because
-  /// it cannot be removed while it has a journal.
+  /// The directory, whose lock is held as long as it is open. The directory itself is locked,
+  /// because it cannot be removed while it has a journal.
   let directory: OpenDirectory
 
   /// Opens a directory, which is made if it is missing, and finds the end of its journal. Whatever
@@ -118,8 +118,8 @@ struct JournalDirectory {
       """)
   }
 
-  /// Opens the segments that have no batches to write to them, if they are still what was inspected.
-  /// One made on a disk with smaller sectors is left as it is.
+  /// Opens the segments that have no batches to write to them, if they are still what was
+  /// inspected. One made on a disk with smaller sectors is left as it is.
   private static func open(
     _ files: [JournalInspection.SegmentFile], _ inspection: JournalInspection, _ path: FilePath,
     syncs: Bool
@@ -137,8 +137,8 @@ struct JournalDirectory {
   }
 }
 
-/// The end of a journal, and the numbers a daemon continues with: found by reading the last segments,
-/// back to one that has a batch.
+/// The end of a journal, and the numbers a daemon continues with: found by reading the last
+/// segments, back to one that has a batch.
 private struct JournalTail {
   private(set) var durable: UInt64 = 0
   private(set) var nextSequence: UInt64 = 1

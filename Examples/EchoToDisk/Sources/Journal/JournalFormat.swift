@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The format on disk, version 2. A journal is a directory of segment files,
-// `segment-0000000001.journal` and on, and a file `marks`. A segment is a header and then batches; a
-// batch is a header and then records. All numbers are little-endian.
+// `segment-0000000001.journal` and on, and a file `marks`. A segment is a header and then batches;
+// a batch is a header and then records. All numbers are little-endian.
 //
 //   segment header (256 bytes, alone in the segment's first unit)
 //      0  "ECHOJNL2"
@@ -51,20 +51,21 @@
 // place explains.
 //
 // The unwritten part of a segment is zeros. Batches lie one after the other, each beginning at the
-// next multiple of the unit, so that no durable block is ever written again. Sequence numbers within
-// a segment have no gaps; between two segments they have one where batches failed or were torn.
+// next multiple of the unit, so that no durable block is ever written again. Sequence numbers
+// within a segment have no gaps; between two segments they have one where batches failed or were
+// torn.
 //
-// A torn tail is told from damage by the later batches: a durable batch is followed, sooner or later,
-// by one that says so (`durable`), or by a segment that does (`before`). An unreadable batch that a
-// later one calls durable is damage. One that none calls durable was being written when the daemon
-// died, and no byte of it was echoed, unless it was one of the last (at most as many as are in
-// flight) and the disk has damaged it since. A segment's first batch is written only when all of the
-// previous segment is durable.
+// A torn tail is told from damage by the later batches: a durable batch is followed, sooner or
+// later, by one that says so (`durable`), or by a segment that does (`before`). An unreadable batch
+// that a later one calls durable is damage. One that none calls durable was being written when the
+// daemon died, and no byte of it was echoed, unless it was one of the last (at most as many as are
+// in flight) and the disk has damaged it since. A segment's first batch is written only when all of
+// the previous segment is durable.
 //
 // The marks are what lies outside the tail. A segment is used only after the mark of the end says
 // that it was made, so that a file that is missing is damage, also the last one. After a clean stop
-// the mark says up to where there are batches, so that a tail that is missing is damage. A flag that
-// marks were lost (`lost`) stays.
+// the mark says up to where there are batches, so that a tail that is missing is damage. A flag
+// that marks were lost (`lost`) stays.
 
 import Glibc
 

@@ -105,7 +105,8 @@ struct BatchHeader: Equatable {
     guard isPlausible(in: file) else { return nil }
   }
 
-  /// Whether its place explains its numbers. Those before it in the segment have at least a unit each.
+  /// Whether its place explains its numbers. Those before it in the segment have at least a unit
+  /// each.
   private func isPlausible(in file: SegmentHeader) -> Bool {
     guard SegmentHeader.isUnit(unit), offset % unit == 0, offset >= unit,
       offset <= file.size - JournalFormat.headerLength,

@@ -2,8 +2,8 @@
 
 import CXXHash
 
-/// What makes one journal's bytes different from all others: its number, which is no secret, and the
-/// secret that its checksums take. Every segment has both, and the marks have.
+/// What makes one journal's bytes different from all others: its number, which is no secret, and
+/// the secret that its checksums take. Every segment has both, and the marks have.
 final class JournalIdentity: Sendable, Hashable {
   let journal: UInt64
   let secret: [UInt8]

@@ -6,8 +6,8 @@ import CXXHash
 
 struct RecordHeader: Equatable {
   enum Kind: UInt8 {
-    /// The first record of a connection. Payload: i64 time in ns since 1970, then the peer's address
-    /// in UTF-8.
+    /// The first record of a connection. Payload: i64 time in ns since 1970, then the peer's
+    /// address in UTF-8.
     case opened = 1
     /// Bytes that the connection sent, which are the payload.
     case data = 2
@@ -111,8 +111,8 @@ struct BatchRecords {
   /// What is wrong with the first that is not; `nil` if all are readable.
   private(set) var failure: String?
 
-  /// Reads the records one by one. Behind one that is unreadable it continues at the next that has a
-  /// valid header, which no client can make.
+  /// Reads the records one by one. Behind one that is unreadable it continues at the next that has
+  /// a valid header, which no client can make.
   init(_ bytes: UnsafeRawBufferPointer, _ batch: BatchHeader, _ identity: JournalIdentity) {
     self.bytes = bytes
     readable.reserveCapacity(batch.records)

@@ -14,8 +14,8 @@ final class SegmentReader {
   let size: Int
   private let window: FileWindow
 
-  /// - Parameter header: what the file's header says or, where it is unreadable, should say. The unit
-  ///   is then taken from the first batch that is found.
+  /// - Parameter header: what the file's header says or, where it is unreadable, should say. The
+  ///   unit is then taken from the first batch that is found.
   init(_ window: FileWindow, _ header: SegmentHeader, isHeaderReadable: Bool = true) {
     (self.window, self.header) = (window, header)
     size = min(window.size, header.size)

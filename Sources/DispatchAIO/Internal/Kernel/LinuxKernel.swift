@@ -11,13 +11,13 @@ internal import SystemPackage
 ///   of a context from any thread at once.
 @safe
 struct LinuxKernel: Kernel, @unchecked Sendable {
-  /// Names the completion that `wake` makes, that of the poll request, and that of the timer of waits:
-  /// no slot has them.
+  /// Names the completion that `wake` makes, that of the poll request, and that of the timer of
+  /// waits: no slot has them.
   static let wakeTag = UInt64.max
   static let pollTag = UInt64.max - 1
   static let timerTag = UInt64.max - 2
-  /// Room for the poll request, the timer of waits, and completions that `wake` makes: several threads may be about
-  /// to, while the loop has stopped waiting already.
+  /// Room for the poll request, the timer of waits, and completions that `wake` makes: several
+  /// threads may be about to, while the loop has stopped waiting already.
   private static let extraRoom = 6
   /// A descriptor that is always readable: an eventfd that has counted one, and is never read.
   private static let readableDescriptor: Int32 = {

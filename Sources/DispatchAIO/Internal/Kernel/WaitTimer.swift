@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The bound of the waits in a context's ring. A timeout of io_getevents is a timer that is set and
-// cancelled for each wait, and where the machine is a virtual one each of both leaves it: 10 us for one
-// wait, as much as all else that a small request costs. So the bound is a timerfd that the ring polls.
-// Set once, it serves every wait until it fires; a server that is busy sets it once in as long as the
-// bound is.
+// cancelled for each wait, and where the machine is a virtual one each of both leaves it: 10 us for
+// one wait, as much as all else that a small request costs. So the bound is a timerfd that the ring
+// polls. Set once, it serves every wait until it fires; a server that is busy sets it once in as
+// long as the bound is.
 
 internal import CLibAIO
 internal import CLinux
 internal import Glibc
-internal import SystemPackage
 
-/// - Safety: `@unchecked Sendable` because it is touched by the one who reaps only, a turn of the loop; and
-///   by the end, when there are no turns any more.
+/// - Safety: `@unchecked Sendable` because it is touched by the one who reaps only, a turn of the
+///   loop; and by the end, when there are no turns any more.
 final class WaitTimer: @unchecked Sendable {
   /// A timerfd; -1 before the first wait, and where there is none.
   private var descriptor: Int32 = -1
@@ -55,7 +54,7 @@ final class WaitTimer: @unchecked Sendable {
 
   /// Frees it. Its poll must be over.
   func close() {
-    if descriptor >= 0 { try? FileDescriptor(rawValue: descriptor).close() }
+    if descriptor >= 0 { Glibc.close(descriptor) }
     descriptor = -1
     isRefused = true
   }

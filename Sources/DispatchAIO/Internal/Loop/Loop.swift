@@ -237,8 +237,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
   }
 
-  /// As of the end of the last turn. In a forked child as of the fork, or zeros when a turn was just
-  /// ending.
+  /// As of the end of the last turn. In a forked child as of the fork, or zeros when a turn was
+  /// just ending.
   var statistics: AIOStatistics {
     if Fork.isChild { return published.withLockIfAvailable { $0 } ?? AIOStatistics() }
     return published.withLock { $0 }

@@ -32,8 +32,8 @@ final class TurnScheduler: @unchecked Sendable {
   private var nextTurn: DispatchWorkItem?
   /// Whether it is queued.
   private var isTurnQueued = false
-  /// Whether the source is suspended: while turns follow each other without a pause, or wait in the ring,
-  /// so that completions do not wake Dispatch's manager thread, and a worker, for nothing.
+  /// Whether the source is suspended: while turns follow each other without a pause, or wait in the
+  /// ring, so that completions do not wake Dispatch's manager thread, and a worker, for nothing.
   private var isSourceSuspended = false
   private var isRetryScheduled = false
   private var retryDelay = TurnScheduler.retryDelays.first
