@@ -69,6 +69,16 @@ struct HandMadeJournal {
     return offset
   }
 
+  /// Marks the end, as a daemon does that stops.
+  func end() throws {
+    let directory = try OpenDirectory(data)
+    let marks = try JournalMarkWriter(in: directory.file, identity, isNew: false)
+    try marks.updateEnd { mark in
+      (mark.isClean, mark.segment, mark.offset) = (true, 1, offset)
+      (mark.sequence, mark.nextConnection) = (sequence, 100)
+    }
+  }
+
   func write(_ bytes: [UInt8], at offset: Int) throws {
     let file = try FileDescriptor.open(segment, .writeOnly)
     try file.closeAfter { _ = try file.writeAll(toAbsoluteOffset: Int64(offset), bytes) }

@@ -156,6 +156,60 @@ final class JournalDamageTests: XCTestCase {
     XCTAssertEqual(try status("verify", snapshot.data), 1)
   }
 
+  /// No byte of a header, a record or a mark can change unnoticed, and only the record that it is in
+  /// is lost.
+  func testEveryByte() throws {
+    let directory = try temporaryDirectory()
+    let data = directory.path.appending("data")
+    var journal = try HandMadeJournal(in: data)
+    let (first, second) = (randomBytes(104), randomBytes(200))
+    let offset = try journal.append([
+      .opened(1, "12345678"), .init(kind: .data, connection: 1, payload: first),
+      .init(kind: .data, connection: 2, payload: second),
+    ])
+    try journal.append([
+      .init(kind: .closed, connection: 1, position: 104),
+      .init(kind: .closed, connection: 2, position: 200),
+    ])
+    try journal.end()
+    XCTAssertEqual(try JournalContents(data, asked: [1, 2]).damages, [])
+    let header = JournalFormat.recordHeaderLength
+    let records = offset + JournalFormat.headerLength
+    let marks = data.appending(JournalFormat.marksName)
+    let ranges: [(FilePath, Range<Int>, whole: [UInt64])] = [
+      (journal.segment, 0..<JournalFormat.segmentHeaderLength, [1, 2]),
+      (journal.segment, offset..<records, []),
+      // The opening, the bytes of the first and those of the second.
+      (journal.segment, records..<records + header + 16, [1, 2]),
+      (journal.segment, records + header + 16..<records + 2 * header + 120, [2]),
+      (journal.segment, records + 2 * header + 120..<records + 3 * header + 320, [1]),
+      (marks, 0..<JournalFormat.markLength, [1, 2]),
+      (marks, 3 * 4096..<3 * 4096 + JournalFormat.markLength, [1, 2]),
+    ]
+    for (path, range, whole) in ranges {
+      let file = try FileDescriptor.open(path, .readWrite)
+      try file.closeAfter {
+        for place in range {
+          var byte = [UInt8](repeating: 0, count: 1)
+          _ = try byte.withUnsafeMutableBytes {
+            try file.read(fromAbsoluteOffset: Int64(place), into: $0)
+          }
+          let changed = [byte[0] ^ (1 << UInt8(place % 8))]
+          _ = try file.writeAll(toAbsoluteOffset: Int64(place), changed)
+          let contents = try JournalContents(data, asked: [1, 2])
+          _ = try file.writeAll(toAbsoluteOffset: Int64(place), byte)
+          let what = "\(path) at \(place)"
+          XCTAssertFalse(contents.damages.isEmpty, what)
+          XCTAssertEqual(contents.bytes(of: 1) == first, whole.contains(1), what)
+          XCTAssertEqual(contents.bytes(of: 2) == second, whole.contains(2), what)
+          for connection in [1, 2] as [UInt64] where !whole.contains(connection) {
+            XCTAssertNotEqual(contents.status(of: connection), 0, what)
+          }
+        }
+      }
+    }
+  }
+
   // MARK: What cannot be read
 
   /// Each stands where a segment was; nothing hangs, and the others are read.

@@ -56,18 +56,18 @@ struct JournalInspection {
     // Before the names: every segment that it says was made is there then, unless it is missing.
     var marks = JournalMarks(in: opened.file)
     let names = try opened.names().filter(JournalFormat.isSegmentName).sorted()
-    // What has been trimmed meanwhile.
-    let beginning = JournalMarks(in: opened.file).beginning
-    if beginning != nil { marks.beginning = beginning }
+    // What has been trimmed meanwhile, or a journal that has been begun.
+    let later = JournalMarks(in: opened.file)
+    if !marks.exists { marks = later }
+    if later.beginning != nil { marks.beginning = later.beginning }
     var entries = names.map { Entry($0, in: opened.file, read) }
     identity = Self.identity(marks, entries)
     if let own = marks.identity, own != identity { marks.disown() }
     self.marks = marks
-    if marks.failure != nil && !(names.isEmpty && !marks.exists) {
-      // Not nil, as just seen.
+    if let failure = marks.failure, marks.exists || !names.isEmpty {
       findings.append(
         Finding(
-          segment: nil, name: JournalFormat.marksName, sentence: marks.failure!,
+          segment: nil, name: JournalFormat.marksName, sentence: failure,
           forbidsWriting: marks.forbidsWriting))
     }
     for entry in entries {
