@@ -93,7 +93,8 @@ let package = Package(
       name: "DispatchAIOTests",
       dependencies: [
         "BlockServer", "CopyFile", "CProbe", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk",
-        "first-write", "one-queue", .product(name: "Logging", package: "swift-log"),
+        "first-write", "one-queue", "ServerSupport",
+        .product(name: "Logging", package: "swift-log"),
       ]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),
     .target(name: "CProbe", path: "Tests/CProbe"),

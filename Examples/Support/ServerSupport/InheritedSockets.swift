@@ -38,9 +38,8 @@ extension Listener {
       throw ListenError(description: "descriptor \(descriptor): \(Errno(rawValue: errno))")
     }
     _ = fcntl(socket, F_SETFL, fcntl(socket, F_GETFL) | O_NONBLOCK)
-    var yes: Int32 = 1
     // Has no effect on sockets other than TCP.
-    setsockopt(socket, Int32(IPPROTO_TCP), TCP_NODELAY, &yes, socklen_t(MemoryLayout<Int32>.size))
+    setUpConnection(socket)
     return socket
   }
 }

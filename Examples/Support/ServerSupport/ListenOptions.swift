@@ -18,13 +18,13 @@ public struct ListenOptions<Defaults: ListenDefaults>: ParsableArguments {
   var port: UInt16?
 
   @Option(help: ArgumentHelp("Listen on a Unix socket instead.", valueName: "path"))
-  var unix: String?
+  var unix: PathArgument?
 
   public init() {}
 
   public mutating func validate() throws {
     if unix != nil && (host != nil || port != nil) {
-      throw ValidationError("--unix \(unix ?? ""): either that, or --host and --port")
+      throw ValidationError("--unix \(unix?.description ?? ""): either that, or --host and --port")
     }
   }
 
@@ -32,6 +32,7 @@ public struct ListenOptions<Defaults: ListenDefaults>: ParsableArguments {
   public var isGiven: Bool { unix != nil || host != nil || port != nil }
 
   public var address: Listener.Address {
-    unix.map { .unix(path: $0) } ?? .tcp(host: host ?? "127.0.0.1", port: port ?? Defaults.port)
+    unix.map { .unix(path: $0.path) }
+      ?? .tcp(host: host ?? "127.0.0.1", port: port ?? Defaults.port)
   }
 }

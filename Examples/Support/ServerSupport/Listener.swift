@@ -16,24 +16,27 @@ public struct ListenError: Error, CustomStringConvertible {
 public final class Listener: @unchecked Sendable {
   public enum Address: Sendable {
     case tcp(host: String, port: UInt16)
-    case unix(path: String)
+    case unix(path: FilePath)
   }
 
   /// The address that it listens on: `127.0.0.1:7777`, or a path.
   public let name: String
   private let descriptor: Int32
-  private let unixPath: String?
+  private let unixSocket: UnixSocketFile?
+  private let retryTimer: RetryTimer
   private var source: (any DispatchSourceRead)?
   private var isPaused = false
 
   public init(_ address: Address, backlog: Int32 = 1024) throws(ListenError) {
+    retryTimer = try RetryTimer()
+    _ = lastingTimer
     switch address {
     case .tcp(let host, let port):
-      unixPath = nil
+      unixSocket = nil
       (descriptor, name) = try Self.listen(host: host, port: port, backlog: backlog)
     case .unix(let path):
       descriptor = try Self.listen(path: path, backlog: backlog)
-      (name, unixPath) = (path, path)
+      (name, unixSocket) = (path.escaped, UnixSocketFile(path))
     }
   }
 
@@ -44,11 +47,12 @@ public final class Listener: @unchecked Sendable {
     guard getsockopt(descriptor, SOL_SOCKET, SO_ACCEPTCONN, &isListening, &length) == 0,
       isListening != 0
     else { throw ListenError(description: "descriptor \(descriptor) is no listening socket") }
+    retryTimer = try RetryTimer()
     _ = fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) | O_NONBLOCK)
     _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
     self.descriptor = descriptor
     name = SocketAddress(localOf: descriptor).description
-    unixPath = nil
+    unixSocket = nil
   }
 
   /// Starts to accept.
@@ -64,6 +68,7 @@ public final class Listener: @unchecked Sendable {
   ) {
     let source = DispatchSource.makeReadSource(fileDescriptor: descriptor, queue: queue)
     let descriptor = descriptor
+    retryTimer.activate(on: queue) { [weak self] in self?.resume() }
     source.setEventHandler { [weak self] in
       // A few at a time, so that others on the queue get their turn. The source fires for the rest.
       for _ in 0..<64 {
@@ -75,15 +80,11 @@ public final class Listener: @unchecked Sendable {
         case EAGAIN: return
         case EINTR, ECONNABORTED: continue
         case let errno where socket < 0:
-          self.pause(on: queue)
+          self.pause()
           return accepted(.failure(Errno(rawValue: errno)))
         default:
           let peer = SocketAddress(address, length)
-          if peer.isInternet {
-            var yes: Int32 = 1
-            setsockopt(
-              socket, Int32(IPPROTO_TCP), TCP_NODELAY, &yes, socklen_t(MemoryLayout<Int32>.size))
-          }
+          if peer.isInternet { Self.setUpConnection(socket) }
           accepted(.success((socket, peer.description)))
         }
       }
@@ -93,10 +94,10 @@ public final class Listener: @unchecked Sendable {
     self.source = source
   }
 
-  private func pause(on queue: DispatchQueue) {
+  private func pause() {
     isPaused = true
     source?.suspend()
-    queue.asyncAfter(deadline: .now() + .milliseconds(100)) { [weak self] in self?.resume() }
+    retryTimer.schedule()
   }
 
   private func resume() {
@@ -116,10 +117,26 @@ public final class Listener: @unchecked Sendable {
       source.resume()
     }
     source.cancel()
-    if let unixPath { unlink(unixPath) }
+    retryTimer.cancel()
+    unixSocket?.unlink()
   }
 
   // MARK: Sockets
+
+  /// Sets the options of a connection's TCP socket: no delay of small replies, and probes of a peer
+  /// that says nothing, so that one that has vanished (a power cut, a cable) does not hold its
+  /// connection for ever. It is closed after 10 minutes without any answer.
+  static func setUpConnection(_ socket: Int32) {
+    func set(_ level: Int32, _ option: Int32, _ value: Int32) {
+      var value = value
+      setsockopt(socket, level, option, &value, socklen_t(MemoryLayout<Int32>.size))
+    }
+    set(Int32(IPPROTO_TCP), TCP_NODELAY, 1)
+    set(SOL_SOCKET, SO_KEEPALIVE, 1)
+    set(Int32(IPPROTO_TCP), TCP_KEEPIDLE, 300)
+    set(Int32(IPPROTO_TCP), TCP_KEEPINTVL, 60)
+    set(Int32(IPPROTO_TCP), TCP_KEEPCNT, 5)
+  }
 
   private static func listen(
     host: String, port: UInt16, backlog: Int32
@@ -151,15 +168,19 @@ public final class Listener: @unchecked Sendable {
     return (socket, SocketAddress(localOf: socket).description)
   }
 
-  private static func listen(path: String, backlog: Int32) throws(ListenError) -> Int32 {
+  private static func listen(path: FilePath, backlog: Int32) throws(ListenError) -> Int32 {
     var address = sockaddr_un()
     address.sun_family = sa_family_t(AF_UNIX)
     let room = MemoryLayout.size(ofValue: address.sun_path) - 1
-    guard !path.isEmpty, path.utf8.count <= room else {
+    guard !path.isEmpty, path.length <= room else {
       throw ListenError(
-        description: "--unix '\(path)': a socket's path has 1 to \(room) bytes")
+        description: "--unix '\(path.escaped)': a socket's path has 1 to \(room) bytes")
     }
-    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
+    path.withPlatformString { name in
+      withUnsafeMutableBytes(of: &address.sun_path) {
+        $0.copyBytes(from: UnsafeRawBufferPointer(start: name, count: path.length))
+      }
+    }
     let socket = csockets_stream_socket(AF_UNIX)
     guard socket >= 0 else {
       throw ListenError(description: "cannot make a socket: \(Errno(rawValue: -socket))")
@@ -175,14 +196,14 @@ public final class Listener: @unchecked Sendable {
     var failure = call(bind)
     if failure == .addressInUse {
       var status = stat()
-      if lstat(path, &status) == 0, status.st_mode & S_IFMT != S_IFSOCK {
+      if path.withPlatformString({ lstat($0, &status) }) == 0, status.st_mode & S_IFMT != S_IFSOCK {
         Glibc.close(socket)
         throw ListenError(
-          description: "--unix \(path): a file of that name is there, and it is no socket")
+          description: "--unix \(path.escaped): a file of that name is there, and it is no socket")
       }
       if call(connect) == .connectionRefused {
         // Left behind by a server that was killed: nobody answers there.
-        unlink(path)
+        path.withPlatformString { _ = unlink($0) }
         failure = call(bind)
       }
     }
@@ -190,7 +211,7 @@ public final class Listener: @unchecked Sendable {
     if let failure {
       Glibc.close(socket)
       throw ListenError(
-        description: "cannot listen on \(path): \(failure)"
+        description: "cannot listen on \(path.escaped): \(failure)"
           + (failure == .addressInUse ? "; another server answers there" : ""))
     }
     return socket

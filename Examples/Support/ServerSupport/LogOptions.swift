@@ -14,9 +14,11 @@ public struct LogOptions: ParsableArguments {
 
   public init() {}
 
-  /// A logger that writes to standard error.
+  /// A logger that writes to standard error; see ``RateLimitedLogHandler``.
   public func makeLogger(_ label: String) -> Logger {
-    var logger = Logger(label: label) { StreamLogHandler.standardError(label: $0) }
+    var logger = Logger(label: label) {
+      RateLimitedLogHandler(StreamLogHandler.standardError(label: $0))
+    }
     logger.logLevel = Logger.Level(rawValue: logLevel.rawValue) ?? .info
     return logger
   }

@@ -3,29 +3,57 @@
 import Dispatch
 import Glibc
 
-/// SIGTERM and SIGINT as calls on a queue.
+/// The signals that ask a program to end: SIGTERM, SIGINT, SIGQUIT and SIGHUP, as a call on a
+/// queue.
+///
+/// The first is given to the program. A second SIGTERM, SIGINT or SIGQUIT ends the process at once,
+/// with the status 128 + its number, even while the program's queue is busy. A second SIGHUP does
+/// not, because a terminal that is closed sends one, and its shell another. A SIGHUP that is
+/// ignored when the process starts (`nohup`) stays so.
 public final class ShutdownSignals {
-  private static let signals = [(SIGTERM, "SIGTERM"), (SIGINT, "SIGINT")]
+  private static let signals = [
+    (SIGTERM, "SIGTERM"), (SIGINT, "SIGINT"), (SIGQUIT, "SIGQUIT"), (SIGHUP, "SIGHUP"),
+  ]
+
+  /// The state of the signals.
+  ///
+  /// - Safety: `@unchecked Sendable` because it is confined to `queue`.
+  private final class State: @unchecked Sendable {
+    let queue = DispatchQueue(label: "signals")
+    var missing: Int
+    var hasBegun = false
+    init(_ count: Int) { missing = count }
+  }
 
   private var sources: [any DispatchSourceSignal] = []
-  private var installed = 0
 
   /// - Parameters:
   ///   - queue: serial.
-  ///   - whenInstalled: called on `queue` once both signals are handled. Before that they end the
+  ///   - whenInstalled: called on `queue` once all signals are handled. Before that they end the
   ///     process, so a server says that it is ready only now.
-  ///   - handler: called on `queue` for each signal, with its number and name.
+  ///   - handler: called on `queue` once, for the first signal, with its number and name.
   public init(
     queue: DispatchQueue, whenInstalled: @escaping () -> Void,
     handler: @escaping (_ number: Int32, _ name: String) -> Void
   ) {
-    for (number, name) in Self.signals {
-      let source = DispatchSource.makeSignalSource(signal: number, queue: queue)
-      source.setEventHandler { handler(number, name) }
-      source.setRegistrationHandler { [weak self] in
-        guard let self else { return }
-        installed += 1
-        if installed == Self.signals.count { whenInstalled() }
+    let signals = Self.signals.filter { $0.0 != SIGHUP || !Self.isIgnored(SIGHUP) }
+    let state = State(signals.count)
+    // Called on `queue` only, as the initializer says.
+    nonisolated(unsafe) let (whenInstalled, handler) = (whenInstalled, handler)
+    for (number, name) in signals {
+      // A queue of its own, which nothing but these handlers can keep busy.
+      let source = DispatchSource.makeSignalSource(signal: number, queue: state.queue)
+      source.setEventHandler {
+        if !state.hasBegun {
+          state.hasBegun = true
+          queue.async { handler(number, name) }
+        } else if number != SIGHUP {
+          _exit(128 + number)
+        }
+      }
+      source.setRegistrationHandler {
+        state.missing -= 1
+        if state.missing == 0 { queue.async { whenInstalled() } }
       }
       source.activate()
       sources.append(source)
@@ -34,5 +62,12 @@ public final class ShutdownSignals {
 
   deinit {
     for source in sources { source.cancel() }
+  }
+
+  private static func isIgnored(_ number: Int32) -> Bool {
+    var action = sigaction()
+    guard sigaction(number, nil, &action) == 0 else { return false }
+    return unsafeBitCast(action.__sigaction_handler.sa_handler, to: Int.self)
+      == unsafeBitCast(SIG_IGN, to: Int.self)
   }
 }

@@ -31,9 +31,10 @@ struct SocketAddress: CustomStringConvertible {
     case AF_UNIX:
       isInternet = false
       let path = withUnsafeBytes(of: &address) { bytes in
-        String(
-          decoding: bytes[MemoryLayout<sa_family_t>.size..<max(2, min(Int(length), bytes.count))]
-            .prefix { $0 != 0 }, as: UTF8.self)
+        RawArgument.text(
+          of: bytes[MemoryLayout<sa_family_t>.size..<max(2, min(Int(length), bytes.count))]
+            .prefix { $0 != 0 }
+        ).escaped  // the client chose it
       }
       description = path.isEmpty ? "unix" : path
     default:

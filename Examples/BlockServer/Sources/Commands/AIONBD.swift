@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import ServerSupport
 
 @main
 struct AIONBD: ParsableCommand {
@@ -10,4 +11,6 @@ struct AIONBD: ParsableCommand {
     version: "1.0.0",
     subcommands: [Serve.self],
     defaultSubcommand: Serve.self)
+
+  static func main() { Program.run(Self.self) }
 }

@@ -12,8 +12,13 @@ struct Serve: ParsableCommand {
     abstract: "Serve files and block devices (the default command).",
     discussion: """
       Prints `listening on ADDRESS` to standard output when it is ready, and logs to standard error. \
-      SIGTERM and SIGINT: accepts no more, answers what it has received, makes it durable, and exits \
-      with 0, or with 1 if that failed; a second one does not wait for slow clients.
+      SIGTERM, SIGINT, SIGQUIT and SIGHUP (unless it is ignored, as by nohup): accepts no more, \
+      answers what it has received, makes it durable, and exits with 0, or with 1 if that failed; a \
+      second SIGTERM, SIGINT or SIGQUIT ends it at once, with 128 and the signal's number. SIGUSR1 \
+      and SIGUSR2 are ignored.
+
+      Of log lines of one kind, 5 a second are written, and the others counted. The limit of \
+      descriptors is raised as far as is needed (ulimit -Hn), and caps --max-connections.
 
       The export of the empty name is the first.
 
@@ -78,15 +83,21 @@ struct Serve: ParsableCommand {
 
   /// The files with the names of their exports.
   private func namedFiles() throws -> [(name: String, path: FilePath)] {
-    var names: [String: String] = [:]
+    var names: [String: FilePath] = [:]
     return try files.map { file in
       let parts = file.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
       // A path may have a `=` in it, too.
-      let isNamed = parts.count == 2 && !parts[0].contains("/") && access(file, F_OK) != 0
-      let (path, name) =
+      let isNamed =
+        parts.count == 2 && !parts[0].contains("/")
+        && RawArgument.path(file).withPlatformString { access($0, F_OK) } != 0
+      let path = RawArgument.path(isNamed ? String(parts[1]) : file)
+      let name: String? =
         isNamed
-        ? (String(parts[1]), String(parts[0]))
-        : (file, FilePath(file).lastComponent?.string ?? "")
+        ? String(validating: RawArgument.bytes(of: String(parts[0])), as: UTF8.self)
+        : path.lastComponent.map { $0.withPlatformString { String(validatingCString: $0) } } ?? ""
+      guard let name else {
+        throw ValidationError("'\(file)': an export's name is UTF-8; choose one with NAME=PATH")
+      }
       guard !path.isEmpty, !name.isEmpty else {
         throw ValidationError("'\(file)': neither a file nor NAME=PATH")
       }
@@ -97,18 +108,18 @@ struct Serve: ParsableCommand {
         throw ValidationError(
           "two exports would be named '\(name)', \(other) and \(path): use NAME=PATH for one")
       }
-      return (name, FilePath(path))
+      return (name, path)
     }
   }
 
   func run() throws {
     let logger = logOptions.makeLogger("aio-nbd")
-    // A write beyond RLIMIT_FSIZE, or to a closed socket, is an error, which the signal must not
-    // turn into the end.
+    // A write beyond RLIMIT_FSIZE is an error, which the signal must not turn into the end.
     signal(SIGXFSZ, SIG_IGN)
-    signal(SIGPIPE, SIG_IGN)
     var settings = Server.Settings(
-      loops: loops, maxConnections: maxConnections,
+      loops: loops,
+      maxConnections: try DescriptorLimit.cap(
+        connections: maxConnections, others: 16 * loops + 2 * files.count, logger: logger),
       statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil)
     settings.loop.queueDepth = queueDepth
     settings.loop.handshakeLimit = handshakeLimit > 0 ? .seconds(handshakeLimit) : nil
@@ -137,8 +148,11 @@ struct Serve: ParsableCommand {
       throw Failure("\(error)")
     }
     server.start(connection: connection) { [address] in
-      if let address { FileDescriptor.standardOutput.write(line: "listening on \(address)") }
+      if let address {
+        FileDescriptor.standardOutput.announce("listening on \(address)", logger: logger)
+      }
     } exit: {
+      LogRateLimit.shared.reportAll()
       Glibc.exit($0)
     }
     dispatchMain()

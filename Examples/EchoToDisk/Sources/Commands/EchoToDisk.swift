@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import ServerSupport
+import SystemPackage
 
 @main
 struct EchoToDisk: ParsableCommand {
@@ -14,10 +16,14 @@ struct EchoToDisk: ParsableCommand {
     version: "1.0.0",
     subcommands: [Serve.self, List.self, Replay.self, Verify.self, Trim.self],
     defaultSubcommand: Serve.self)
+
+  static func main() { Program.run(Self.self) }
 }
 
 struct JournalArgument: ParsableArguments {
   @Argument(
     help: ArgumentHelp("The journal's directory.", valueName: "dir"), completion: .directory)
-  var directory: String
+  var argument: PathArgument
+
+  var directory: FilePath { argument.path }
 }

@@ -83,9 +83,9 @@ struct List: ParsableCommand {
 
 extension JournalReader {
   /// Reads the journal in `directory`, with errors put into words for a command's user.
-  static func reading(_ directory: String, _ visit: (Event) throws -> Void) throws {
+  static func reading(_ directory: FilePath, _ visit: (Event) throws -> Void) throws {
     do {
-      try JournalReader(directory: FilePath(directory)).read(visit)
+      try JournalReader(directory: directory).read(visit)
     } catch let errno as Errno {
       throw Failure("\(directory): \(errno)")
     } catch let error as JournalError {

@@ -12,8 +12,13 @@ struct Serve: ParsableCommand {
     abstract: "Serve clients (the default command).",
     discussion: """
       Prints `listening on ADDRESS` to standard output when it is ready, and logs to standard error. \
-      SIGTERM and SIGINT: accepts no more, echoes what it has, and exits with 0; a second one does \
-      not wait for slow clients. Exits with 1 when the journal's end could not be marked.
+      SIGTERM, SIGINT, SIGQUIT and SIGHUP (unless it is ignored, as by nohup): accepts no more, echoes \
+      what it has, and exits with 0, or with 1 when the journal's end could not be marked; a second \
+      SIGTERM, SIGINT or SIGQUIT ends it at once, with 128 and the signal's number. SIGUSR1 and \
+      SIGUSR2 are ignored.
+
+      Of log lines of one kind, 5 a second are written, and the others counted. The limit of \
+      descriptors is raised as far as is needed (ulimit -Hn), and caps --max-connections.
 
       Of a connection at most \(ByteCount(Connection.window)) are held that are not echoed, for which \
       up to 400KiB of memory are taken; beyond that, and while the disk falls behind, nothing is \
@@ -31,7 +36,7 @@ struct Serve: ParsableCommand {
   @OptionGroup var listen: ListenOptions<Defaults>
 
   @Option(help: ArgumentHelp("The journal's directory; made if it is missing.", valueName: "dir"))
-  var data = "./echo-data"
+  var data = PathArgument(argument: "./echo-data")
 
   @Option(help: ArgumentHelp("The size of a segment file.", valueName: "bytes"))
   var segmentSize = ByteCount(64 << 20)
@@ -88,9 +93,9 @@ struct Serve: ParsableCommand {
     var journal = Journal.Settings(segmentSize: segmentSize.bytes, syncs: sync == .batch)
     journal.batchSize = min(journal.batchSize, segmentSize.bytes / 4)
     let settings = Server.Settings(
-      address: listen.address, directory: FilePath(data), journal: journal,
+      address: listen.address, directory: data.path, journal: journal,
       queueDepth: queueDepth,
-      maxConnections: try DescriptorLimit.connections(maxConnections, logger),
+      maxConnections: try DescriptorLimit.cap(connections: maxConnections, logger: logger),
       idleTimeout: idleTimeout > 0 ? .seconds(idleTimeout) : nil,
       statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil,
       drainTimeout: .seconds(drainTimeout))
@@ -101,8 +106,11 @@ struct Serve: ParsableCommand {
       throw Failure("\(error)")
     }
     try server.start(
-      ready: { FileDescriptor.standardOutput.write(line: "listening on \($0)") },
-      exit: { Glibc.exit($0) })
+      ready: { FileDescriptor.standardOutput.announce("listening on \($0)", logger: logger) },
+      exit: { status in
+        LogRateLimit.shared.reportAll()
+        Glibc.exit(status)
+      })
     dispatchMain()
   }
 }

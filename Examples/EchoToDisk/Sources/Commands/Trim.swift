@@ -20,7 +20,7 @@ struct Trim: ParsableCommand {
   var before: UInt64
 
   func run() throws {
-    let path = FilePath(journal.directory)
+    let path = journal.directory
     do {
       let directory = try OpenDirectory(path)
       // Two at once would not know of each other's mark. A daemon locks the directory, not this.

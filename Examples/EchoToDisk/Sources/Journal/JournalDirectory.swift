@@ -73,12 +73,14 @@ struct JournalDirectory {
   private static func makeDirectory(_ path: FilePath) throws {
     var parent = path
     parent.removeLastComponent()
-    if mkdir(path.string, 0o700) != 0 {
+    if path.withPlatformString({ mkdir($0, 0o700) }) != 0 {
       switch errno {
       case EEXIST: return
       case ENOENT where !parent.isEmpty && parent != path:
         try makeDirectory(parent)
-        guard mkdir(path.string, 0o700) == 0 else { throw Errno(rawValue: errno) }
+        guard path.withPlatformString({ mkdir($0, 0o700) }) == 0 else {
+          throw Errno(rawValue: errno)
+        }
       case let errno: throw Errno(rawValue: errno)
       }
     }
