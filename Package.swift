@@ -72,10 +72,11 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       path: "Examples/BlockServer/Sources"),
+    .target(name: "CFiles", path: "Examples/CopyFile/CFiles"),
     .executableTarget(
       name: "CopyFile",
       dependencies: [
-        "DispatchAIO", "ServerSupport",
+        "CFiles", "DispatchAIO", "ServerSupport",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],

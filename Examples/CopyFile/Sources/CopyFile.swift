@@ -12,29 +12,31 @@ struct CopyFile: ParsableCommand {
     commandName: "aio-copy",
     abstract: "Copies a file, with several pieces of it on their way at once.",
     discussion: """
-      The copy is written under a temporary name (.aio-copy-…) in DEST's directory, and gets its \
-      own name when it is complete: whatever happens to the copying, there is no half file under \
-      that name; with --fsync, nor whatever happens to the machine. \
-      SIGINT, SIGTERM and errors remove the temporary file; only kill -9 and a power failure can \
-      leave it behind.
+      The copy gets its name when it is complete: whatever happens to the copying, there is no half \
+      file under that name; with --fsync, nor whatever happens to the machine. Before, it has no \
+      name (O_TMPFILE), or a temporary one (.aio-copy-…) where the filesystem cannot do that, as \
+      NFS cannot: SIGINT, SIGTERM, SIGQUIT, SIGHUP (unless it is ignored, as by nohup) and errors \
+      remove that; kill -9 and a power failure can leave it behind. SIGUSR1 and SIGUSR2 are ignored.
 
-      Holes stay holes, and the permissions are kept. What is appended to SOURCE meanwhile is not \
-      copied; it is an error when SOURCE becomes shorter. Reads and writes are direct (O_DIRECT) \
-      where the filesystem has that, and go through the page cache elsewhere.
+      Holes stay holes, and the permissions are kept; of an access control list without --preserve \
+      only what gives nobody a right that he does not have to SOURCE. What is appended to SOURCE \
+      meanwhile is not copied; it is an error when SOURCE becomes shorter. Files whose size is not \
+      the number of their bytes, as in /proc and /sys, are read to their end. Reads and writes are \
+      direct (O_DIRECT) where the filesystem has that, and go through the page cache elsewhere, and \
+      for a file of many small extents.
 
       On a terminal, standard error shows how far it is. Exits with 0 when the copy is there, with \
-      1 and a sentence on standard error when it is not, and with 130 or 143 after SIGINT or \
-      SIGTERM.
+      1 and a sentence on standard error when it is not, and with 128 + its number after a signal.
       """,
     version: "1.0.0")
 
   @Argument(help: "The file to copy: a regular file.", completion: .file())
-  var source: String
+  var source: PathArgument
 
   @Argument(
     help: "The copy, or a directory that is to hold it, under the source's name.",
     completion: .file())
-  var dest: String
+  var dest: PathArgument
 
   @Option(help: ArgumentHelp("How many pieces are on their way at once.", valueName: "n"))
   var queueDepth = 8
@@ -52,8 +54,17 @@ struct CopyFile: ParsableCommand {
   @Flag(help: "Replace DEST if it exists; a symbolic link is replaced, not followed.")
   var force = false
 
+  @Flag(
+    help: """
+      Keep the owner (if permitted), the access control list, the times, and the extended \
+      attributes, too.
+      """)
+  var preserve = false
+
   @Flag(help: "Show no progress.")
   var quiet = false
+
+  static func main() { Program.run(Self.self) }
 
   /// The signal handlers, kept for the life of the process.
   nonisolated(unsafe) private static var signals: ShutdownSignals?  // written once, by `run`
@@ -69,9 +80,8 @@ struct CopyFile: ParsableCommand {
     let copy = PendingFile()
     let progress = ProgressBar(isShown: !quiet && isatty(STDERR_FILENO) == 1)
     let task = CopyTask(
-      source: FilePath(source), destination: FilePath(dest),
-      isToBeDirectory: dest.hasSuffix("/"), queueDepth: queueDepth, chunk: chunk.bytes,
-      isDurable: fsync, verifies: verify, replaces: force)
+      source: source, destination: dest, queueDepth: queueDepth, chunk: chunk.bytes,
+      isDurable: fsync, verifies: verify, replaces: force, preserves: preserve)
     // There is nothing to remove before the signals are taken.
     let signals = ShutdownSignals(queue: DispatchQueue(label: "signals")) {
       Task {
@@ -82,7 +92,8 @@ struct CopyFile: ParsableCommand {
         } catch {
           copy.remove()
           progress.clear()
-          _ = try? FileDescriptor.standardError.writeAll("aio-copy: \(error)\n".utf8)
+          let line = "aio-copy: \("\(error)".escaped)\n"
+          _ = try? FileDescriptor.standardError.writeAll(line.utf8)
           Glibc.exit(1)
         }
       }

@@ -5,89 +5,128 @@ import Glibc
 import ServerSupport
 import SystemPackage
 
-/// One copy, from the check of the two names to the rename.
+/// One copy, from the check of the two names to the link under its own.
 struct CopyTask {
-  let source: FilePath
-  let destination: FilePath
-  /// Whether the destination was given with a slash at its end, which a `FilePath` drops.
-  let isToBeDirectory: Bool
+  let source: PathArgument
+  let destination: PathArgument
   let queueDepth: Int
   let chunk: Int
   let isDurable: Bool
   let verifies: Bool
   let replaces: Bool
+  let preserves: Bool
 
   /// The size that extents begin at multiples of. The alignments of all files divide it.
   private static let block: Int64 = 4096
+  /// The largest hole that is read rather than skipped, in a file of many small extents.
+  private static let readGap: Int64 = 16 << 10
 
   /// - Returns: the size of the copy, in bytes.
   func run(_ copy: PendingFile, _ progress: ProgressBar) async throws -> Int64 {
-    let from = try open()
+    var from = try open()
     let status = try status(of: from)
+    let metadata = try metadata(of: from, status)
     let size = Int64(status.st_size)
     let name = try finalName(status)
     let directory = name.removingLastComponent()
     let parent = directory.isEmpty ? FilePath(".") : directory
+    let extents = try extents(of: from, size)
+    let areFragments = Extents.areFragments(extents)
+    if areFragments { from = try from.buffered() }
     let to: AIOFile
     do {
-      to = try copy.create(in: parent)
+      to = try copy.create(in: parent, named: name, caching: areFragments ? .buffered : .direct)
     } catch let error as AIOError {
-      throw Failure("\(parent): \(words(error))")
+      throw Failure("\(parent.escaped): \(words(error))")
     }
+    let count: Int64
     do {
-      try await fill(to, from: from, status, progress)
+      let context = try makeContext()
+      count = try await fill(to, from: from, context, status, extents, progress)
+      try metadata.apply(to: to, named: name)
+      if isDurable { try await context.fsync(to) }
     } catch let error as AIOError where error.code == .noSpace {
-      throw Failure("\(name): no space left on the device for \(ByteCount(Int(size)))")
+      throw Failure(
+        "\(name.escaped): no space left on the device for \(ByteCount(Int(size)))")
     } catch let error as AIOError where error.code == .fileSizeLimit {
       throw Failure(
-        "\(name): a file of \(ByteCount(Int(size))) passes `ulimit -f` or the filesystem's limit")
+        """
+        \(name.escaped): a file of \(ByteCount(Int(size))) passes `ulimit -f` or the filesystem's \
+        limit
+        """)
     }
     do {
       try copy.publish(as: name, replacing: replaces)
-    } catch {
-      throw error == .fileExists ? exists(name) : Failure("\(name): \(error)")
+    } catch let errno as Errno {
+      throw errno == .fileExists ? exists(name) : Failure("\(name.escaped): \(errno)")
     }
     if isDurable { try syncDirectory(parent) }
-    return size
+    return count
   }
 
-  private func fill(
-    _ to: AIOFile, from: AIOFile, _ status: stat, _ progress: ProgressBar
-  ) async throws {
-    let size = Int64(status.st_size)
-    let extents = try extents(of: from, size)
-    progress.begin("", extents)
-    try await to.truncate(to: size)
-    try preallocate(to, extents)
-
+  private func makeContext() throws(AIOError) -> AIOContext {
     // In containers without kernel AIO, threads do the same.
     var options = AIOContext.Options()
     options.withoutKernelAIO = .threads
     options.minimumQueueDepth = 1
     options.offloadThreads = min(queueDepth, 64)
-    let context = try AIOContext(queueDepth: queueDepth, options: options)
-    let copier = Copier(context, from: from, to: to, chunk: chunk, progress)
-    try await copier.copy(extents)
+    return try AIOContext(queueDepth: queueDepth, options: options)
+  }
+
+  /// - Returns: the size of the copy.
+  private func fill(
+    _ to: AIOFile, from: AIOFile, _ context: AIOContext, _ status: stat,
+    _ extents: [Range<Int64>], _ progress: ProgressBar
+  ) async throws -> Int64 {
+    var size = Int64(status.st_size)
+    progress.begin("", extents)
+    try await to.truncate(to: size)
+    // Through the page cache, room is found when it is written out.
+    if to.caching == .direct { try preallocate(to, extents) }
+
+    let copier = Copier(
+      context, from: from, to: to, chunk: chunk,
+      readGap: Extents.areFragments(extents) ? Self.readGap : 0, progress)
+    do {
+      try await copier.copy(extents)
+      // Of an empty file this asks whether it is: many in /proc have bytes, and say 0.
+      if size == 0 { size = try await copier.copyToEnd() }
+    } catch let error as AIOError where error.operation == .read && size == 0 {
+      // No disk is to blame, as the error would say: /proc/self/mem has nothing at 0.
+      throw Failure("\(source): \(words(error))")
+    } catch is SourceEnded {
+      // An attribute in sysfs says 4096, whatever it has.
+      guard try self.status(of: from).st_size == status.st_size else { throw becameShorter }
+      size = try await copier.copyToEnd()
+    }
     try await to.truncate(to: size)
 
     if verifies {
       // Data where the source has none would be a difference, too.
-      let all = try Extents.merged(extents + self.extents(of: to, size))
+      let whole = size == status.st_size ? extents : [0..<size]
+      let all = try Extents.merged(whole + self.extents(of: to, size))
       progress.begin("verifying ", all)
-      try await copier.compare(all)
+      do {
+        try await copier.compare(all)
+      } catch is SourceEnded {
+        throw becameShorter
+      }
     }
-    try setMode(of: to, as: status)
-    if isDurable { try await context.fsync(to) }
+    return size
   }
 
   // MARK: The source
 
   private func open() throws -> AIOFile {
+    let file: AIOFile
     do {
-      return try AIOFile.openDirectIfPossible(source, .readOnly)
+      file = try AIOFile.openDirectIfPossible(source.path, .readOnly)
     } catch {
       throw Failure("\(source): \(words(error))")
     }
+    // What is no directory was not opened, if it is none.
+    guard !source.endsWithSlash else { throw Failure("\(source): \(Errno.notDirectory)") }
+    return file
   }
 
   private func status(of file: AIOFile) throws -> stat {
@@ -98,18 +137,24 @@ struct CopyTask {
     guard status.st_mode & S_IFMT == S_IFREG else {
       throw Failure("\(source): not a regular file, and only those are copied")
     }
-    var byte: UInt8 = 0
-    if status.st_size == 0, pread(file.fileDescriptor.rawValue, &byte, 1, 0) == 1 {
-      throw Failure("\(source): does not tell its size, like files in /proc; `cat` copies it")
-    }
     return status
   }
+
+  private func metadata(of file: AIOFile, _ status: stat) throws -> Metadata {
+    do {
+      return try Metadata(of: file, status, preserves: preserves)
+    } catch {
+      throw Failure("\(source): reading its permissions and attributes: \(error)")
+    }
+  }
+
+  private var becameShorter: Failure { Failure("\(source) became shorter while it was copied") }
 
   private func extents(of file: AIOFile, _ size: Int64) throws -> [Range<Int64>] {
     do {
       return try Extents.data(of: file.fileDescriptor, size: size, alignment: Self.block)
     } catch {
-      throw Failure("\(file.path ?? ""): looking for holes: \(error)")
+      throw Failure("\(file.path?.escaped ?? ""): looking for holes: \(error)")
     }
   }
 
@@ -117,30 +162,40 @@ struct CopyTask {
 
   /// The final name of the copy, which does not exist or may be replaced.
   private func finalName(_ source: stat) throws -> FilePath {
-    var name = destination
-    var status = stat()
-    if stat(name.string, &status) == 0, status.st_mode & S_IFMT == S_IFDIR {
-      guard let last = self.source.lastComponent else {
+    var name = destination.path
+    if let status = Self.fileStatus(name, follows: true), status.st_mode & S_IFMT == S_IFDIR {
+      guard let last = self.source.path.lastComponent else {
         throw Failure("\(self.source): a name is needed for the copy in \(destination)")
       }
       name.append(last)
-    } else if isToBeDirectory {
-      throw Failure("\(destination): no such directory")
+    } else if destination.endsWithSlash {
+      let isThere = Self.fileStatus(name, follows: true) != nil
+      throw Failure("\(destination): \(isThere ? "not a" : "no such") directory")
     }
-    guard lstat(name.string, &status) == 0 else { return name }
-    var target = stat()
-    if stat(name.string, &target) == 0,
+    guard let status = Self.fileStatus(name, follows: false) else { return name }
+    if let target = Self.fileStatus(name, follows: true),
       target.st_dev == source.st_dev, target.st_ino == source.st_ino
     {
-      throw Failure("\(self.source) and \(name) are the same file")
+      throw Failure("\(self.source) and \(name.escaped) are the same file")
     }
     switch status.st_mode & S_IFMT {
     case S_IFREG, S_IFLNK: break
-    case S_IFDIR: throw Failure("\(name) is a directory, and is not replaced")
-    default: throw Failure("\(name) is not a regular file, and is not replaced")
+    case S_IFDIR: throw Failure("\(name.escaped) is a directory, and is not replaced")
+    default: throw Failure("\(name.escaped) is not a regular file, and is not replaced")
     }
     guard replaces else { throw exists(name) }
+    let parent = name.removingLastComponent()
+    guard !(parent.isEmpty ? FilePath(".") : parent).isAppendOnly else {
+      throw Failure(
+        "\(name.escaped) cannot be replaced: its directory is append-only (chattr +a)")
+    }
     return name
+  }
+
+  private static func fileStatus(_ path: FilePath, follows: Bool) -> stat? {
+    var status = stat()
+    let flags = follows ? 0 : AT_SYMLINK_NOFOLLOW
+    return path.withPlatformString { fstatat(AT_FDCWD, $0, &status, flags) } == 0 ? status : nil
   }
 
   /// Reserves the room for the extents, so that no write has to.
@@ -155,22 +210,11 @@ struct CopyTask {
     }
   }
 
-  /// Copies the permissions; set-user-ID and set-group-ID only if the owner is the same.
-  private func setMode(of file: AIOFile, as source: stat) throws {
-    let descriptor = file.fileDescriptor.rawValue
-    var status = stat()
-    guard fstat(descriptor, &status) == 0 else {
-      throw Failure("\(destination): \(Errno(rawValue: errno))")
-    }
-    let isSameOwner = status.st_uid == source.st_uid && status.st_gid == source.st_gid
-    guard fchmod(descriptor, source.st_mode & (isSameOwner ? 0o7777 : 0o1777)) == 0 else {
-      throw Failure("\(destination): cannot set its permissions: \(Errno(rawValue: errno))")
-    }
-  }
-
   private func syncDirectory(_ path: FilePath) throws {
-    let descriptor = Glibc.open(path.string, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    guard descriptor >= 0 else { throw Failure("\(path): \(Errno(rawValue: errno))") }
+    let descriptor = path.withPlatformString {
+      Glibc.open($0, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    }
+    guard descriptor >= 0 else { throw Failure("\(path.escaped): \(Errno(rawValue: errno))") }
     defer { close(descriptor) }
     // EINVAL: a filesystem whose directories need none.
     guard Glibc.fsync(descriptor) == 0 || errno == EINVAL else {
@@ -191,6 +235,6 @@ struct CopyTask {
   }
 
   private func exists(_ name: FilePath) -> Failure {
-    Failure("\(name) exists; --force replaces it")
+    Failure("\(name.escaped) exists; --force replaces it")
   }
 }

@@ -40,6 +40,13 @@ enum Extents {
     return merged(extents)
   }
 
+  /// Whether a file is so many small parts that each disk request would be for a few KiB. Through
+  /// the page cache it is copied several times faster then: the kernel reads ahead over the holes,
+  /// and finds room for many parts at once.
+  static func areFragments(_ extents: [Range<Int64>]) -> Bool {
+    extents.count >= 256 && extents.reduce(0) { $0 + $1.count } / extents.count < 64 << 10
+  }
+
   /// The union of `extents`, in order.
   static func merged(_ extents: [Range<Int64>]) -> [Range<Int64>] {
     var merged: [Range<Int64>] = []

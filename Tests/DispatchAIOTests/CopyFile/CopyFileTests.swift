@@ -182,7 +182,8 @@ final class CopyFileTests: XCTestCase {
       (path("directory"), path("new"), false, "\(path("directory")): not a regular file"),
       (path("fifo"), path("new"), false, "\(path("fifo")): not a regular file"),
       ("/dev/null", path("new"), false, "/dev/null: not a regular file"),
-      ("/proc/version", path("new"), false, "/proc/version: does not tell its size"),
+      ("/proc/self/mem", path("new"), false, "/proc/self/mem: Input/output error"),
+      (source + "/", path("new"), false, "\(source)/: Not a directory"),
       (source, source, true, "are the same file"),
       (source, path("link"), true, "are the same file"),
       (source, path("twin"), true, "are the same file"),
@@ -191,7 +192,8 @@ final class CopyFileTests: XCTestCase {
       (source, path("fifo"), true, "not a regular file, and is not replaced"),
       (source, path("directory"), true, "is a directory, and is not replaced"),
       (source, path("none/new"), false, "\(path("none")): No such file or directory"),
-      (source, path("none") + "/", false, "no such directory"),
+      (source, path("none") + "/", false, "\(path("none"))/: no such directory"),
+      (source, path("twin") + "/", true, "\(path("twin"))/: not a directory"),
       (source, path("source/new"), false, "Not a directory"),
     ]
     for row in table {
@@ -251,6 +253,17 @@ final class CopyFileTests: XCTestCase {
 
   // MARK: Interruptions
 
+  /// Whether a process has a file open that has no name, in a directory.
+  private func hasUnnamedFile(_ process: Process, in directory: FilePath) -> Bool {
+    let descriptors = "/proc/\(process.processIdentifier)/fd"
+    let links = (try? FileManager.default.contentsOfDirectory(atPath: descriptors)) ?? []
+    return links.contains {
+      let target = try? FileManager.default.destinationOfSymbolicLink(
+        atPath: "\(descriptors)/\($0)")
+      return target.map { $0.hasPrefix(directory.string) && $0.hasSuffix(" (deleted)") } ?? false
+    }
+  }
+
   /// Starts a copy that takes a while, and returns when it is under way.
   private func startCopy(in directory: TemporaryDirectory) throws -> Process {
     let source = directory.path.appending("source")
@@ -265,14 +278,14 @@ final class CopyFileTests: XCTestCase {
     try process.run()
     XCTAssertTrue(
       eventually {
-        (try? names(directory.path))?.contains { $0.hasPrefix(".aio-copy-") } ?? false
+        hasUnnamedFile(process, in: directory.path)
       })
     return process
   }
 
   func testASignalLeavesNothing() throws {
     let directory = try temporaryDirectory()
-    for (signal, code) in [(SIGTERM, Int32(143)), (SIGINT, 130)] {
+    for (signal, code) in [(SIGTERM, Int32(143)), (SIGINT, 130), (SIGHUP, 129), (SIGQUIT, 131)] {
       let process = try startCopy(in: directory)
       kill(process.processIdentifier, signal)
       process.waitUntilExit()
