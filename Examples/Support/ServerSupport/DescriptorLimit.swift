@@ -6,12 +6,12 @@ import SystemPackage
 
 /// The limit of this process's descriptors (`ulimit -n`), which connections share with all else.
 public enum DescriptorLimit {
-  /// The descriptors that connections leave to everything else: the log, segments, contexts, timers,
-  /// and those that are refused and have to be accepted for that.
+  /// The descriptors that connections leave to everything else: the log, segments, contexts,
+  /// timers, and those that are refused and have to be accepted for that.
   static let reserve = 64
 
-  /// Raises the soft limit as far as is needed and may be, and caps a server's number of connections
-  /// by it.
+  /// Raises the soft limit as far as is needed and may be, and caps a server's number of
+  /// connections by it.
   ///
   /// - Parameters:
   ///   - connections: the most connections that were asked for.
