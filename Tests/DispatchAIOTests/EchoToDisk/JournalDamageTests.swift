@@ -156,8 +156,8 @@ final class JournalDamageTests: XCTestCase {
     XCTAssertEqual(try status("verify", snapshot.data), 1)
   }
 
-  /// No byte of a header, a record or a mark can change unnoticed, and only the record that it is in
-  /// is lost.
+  /// No byte of a header, a record or a mark can change unnoticed, and only the record that it is
+  /// in is lost.
   func testEveryByte() throws {
     let directory = try temporaryDirectory()
     let data = directory.path.appending("data")
