@@ -152,7 +152,7 @@ public final class AIOFile: Sendable {
   public var caching: Caching { file.traits.isDirect ? .direct : .buffered }
 
   /// The alignment that requests on this file need, in bytes; 1 and 1 for a buffered file.
-  public var alignment: AIOAlignment { file.traits.alignment }
+  public var alignment: AIOAlignment { AIOAlignment(file.traits.alignment) }
 
   /// The file's size in bytes. Corresponds to `fstat(2)`, or `BLKGETSIZE64` for a block device.
   /// Blocks the calling thread.
@@ -252,7 +252,7 @@ extension OpenFile.Traits {
     let alignment =
       flags & clinux_o_direct == 0
       ? nil
-      : AIOAlignment.ask(descriptor, isBlockDevice: isBlockDevice, fileSystem: fileSystem.kind)
+      : BlockAlignment.ask(descriptor, isBlockDevice: isBlockDevice, fileSystem: fileSystem.kind)
     let access = flags & O_ACCMODE
     self.init(
       isReadable: access != O_WRONLY, isWritable: access != O_RDONLY, isDirect: alignment != nil,

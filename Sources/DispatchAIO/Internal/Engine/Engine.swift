@@ -182,7 +182,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// Takes in a request that the loop itself has placed.
   @inline(__always)
   mutating func arrive(_ slot: UInt32) {
-    counts.submitted += 1
+    counts.accepted += 1
     if table[slot].isCancelledEarly {
       table[slot].isCancelledEarly = false
       return end(slot, -Int(ECANCELED))
@@ -333,13 +333,13 @@ enum SubmissionPolicy {
 /// How much the engine has done.
 struct EngineCounts: Equatable {
   /// Requests taken in.
-  var submitted = 0
+  var accepted = 0
   var succeeded = 0
   var failed = 0
   var cancelled = 0
   /// Calls of `io_submit` from the loop, and what they took.
   var submitCalls = 0
-  var submittedByCalls = 0
+  var submittedRequests = 0
   var largestBatch = 0
   /// The longest such call, in nanoseconds.
   var longestSubmit: UInt64 = 0
@@ -356,7 +356,7 @@ struct EngineCounts: Equatable {
   mutating func count(submission answer: Int, took nanoseconds: UInt64) {
     submitCalls += 1
     if answer > 0 {
-      submittedByCalls += answer
+      submittedRequests += answer
       if answer > largestBatch { largestBatch = answer }
     }
     if nanoseconds > longestSubmit { longestSubmit = nanoseconds }

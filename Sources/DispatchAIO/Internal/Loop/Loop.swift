@@ -43,8 +43,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Requests of tasks that wait for a slot.
   let admission = AdmissionQueue()
   /// Runs what completions resume within the turn.
-  let executor: AIOExecutor
-  let taskExecutor: AIOTaskExecutor
+  let jobs: JobQueue
   private let kernel: LinuxKernel
   /// Behind a pointer, because the compiler cannot know that turns never overlap, and would check
   /// each access of a class's property while the program runs. Allocated by `init`, freed by
@@ -92,8 +91,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   init(_ settings: Settings, kernel: LinuxKernel, queue: DispatchQueue?) throws(Errno) {
     self.settings = settings
     self.queue = queue ?? DispatchQueue(label: "DispatchAIO.loop")
-    executor = AIOExecutor(queue: self.queue)
-    taskExecutor = AIOTaskExecutor(executor)
+    jobs = JobQueue(queue: self.queue)
     self.kernel = kernel
     let event: EventDescriptor
     do {
@@ -260,7 +258,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     guard DispatchQueue.getSpecific(key: onQueue) != nil else {
       fatalError("AIOContext: process() was not called on the context's queue, '\(queue.label)'")
     }
-    guard !executor.isRunningJob else {
+    guard !jobs.isRunningJob else {
       fatalError(
         """
         AIOContext: process() was called by a task or an actor that the loop runs; it will go on by \
@@ -291,14 +289,14 @@ final class Loop: SlotOwner, @unchecked Sendable {
     scheduler.turnBegins()
     if byHand { scheduler.turnByHandBegins() }
     turns += 1
-    let outerPass = byHand ? 0 : executor.enter()
+    let outerPass = byHand ? 0 : jobs.enter()
     preparePolling()
     var share = TurnShare(byHand: byHand)
     unsafe engine.pointee.beginTurn()
     while iterate(&share) {}
     if !byHand {
-      executor.leave(outerPass)
-      if executor.hasJobs { executor.runLater() }
+      jobs.leave(outerPass)
+      if jobs.hasJobs { jobs.runLater() }
     }
     flush()
     if isClosing.load(ordering: .sequentiallyConsistent) { endIfIdle() }
@@ -310,7 +308,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// - Returns: whether the turn goes on.
   private func iterate(_ share: inout TurnShare) -> Bool {
     let isBehind = takeInAndSubmit(&share)
-    let hasJobs = !share.byHand && executor.hasJobs
+    let hasJobs = !share.byHand && jobs.hasJobs
     let isReady = unsafe engine.pointee.isPollReady || readiness.hasHandlers || !blocks.isEmpty
     // A hook has asked for another.
     let hasHooks = !submitHooks.isEmpty
@@ -333,7 +331,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
     if isReady { runReady(&share) }
     deliver(&share)
-    if hasJobs || !share.byHand && executor.hasJobs { share.jobs += executor.run(until: share.end) }
+    if hasJobs || !share.byHand && jobs.hasJobs { share.jobs += jobs.run(until: share.end) }
     return true
   }
 
@@ -570,15 +568,15 @@ final class Loop: SlotOwner, @unchecked Sendable {
     let (turns, wakeups, hops) = (turns, scheduler.wakeups, crossQueueBatch.hops)
     let (waits, waitHits) = (wait.waits, wait.successes)
     published.withLock { statistics in
-      statistics.submitted = counts.submitted
-      statistics.completed = counts.succeeded
+      statistics.accepted = counts.accepted
+      statistics.succeeded = counts.succeeded
       statistics.failed = counts.failed
       statistics.cancelled = counts.cancelled
       statistics.pending = accounts.pending
       statistics.offloaded = accounts.offloaded
       statistics.inKernel = accounts.inKernel
       statistics.submitCalls = counts.submitCalls
-      statistics.submittedByCalls = counts.submittedByCalls
+      statistics.submittedRequests = counts.submittedRequests
       statistics.largestBatch = counts.largestBatch
       statistics.longestSubmit = .nanoseconds(counts.longestSubmit)
       statistics.turns = turns
