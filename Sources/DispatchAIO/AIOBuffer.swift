@@ -103,6 +103,9 @@ public struct AIOBuffer: @unchecked Sendable {
     return try unsafe body(unsafeBytes)
   }
 
+  @inline(__always)
+  var piece: Piece { unsafe Piece(bytes: unsafeBytes, owner: storage) }
+
   /// Whether this is the only reference to the memory: no copy, no slice and no request holds it.
   mutating func isUniquelyReferenced() -> Bool { isKnownUniquelyReferenced(&storage) }
 
@@ -113,26 +116,11 @@ public struct AIOBuffer: @unchecked Sendable {
   }
 }
 
-extension AIOBuffer {
-  /// The memory of a request on the buffer, which the request keeps alive.
-  var memory: Memory {
-    @inline(__always) get { unsafe .piece(unsafeBytes, owner: storage) }
-  }
-}
-
 extension Memory {
+  /// A buffer, which the request keeps alive.
   @inline(__always)
-  static func buffer(_ buffer: AIOBuffer) -> Memory { buffer.memory }
+  static func buffer(_ buffer: AIOBuffer) -> Memory { .piece(buffer.piece) }
 
-  static func buffers(_ buffers: [AIOBuffer]) -> Memory {
-    .pieces(BufferPieces(buffers: buffers))
-  }
-}
-
-/// The buffers of a vectored request. The caller's array itself, so that nothing is allocated.
-private struct BufferPieces: MemoryPieces {
-  let buffers: [AIOBuffer]
-  var count: Int { buffers.count }
-  var isForeign: Bool { false }
-  subscript(index: Int) -> UnsafeMutableRawBufferPointer { unsafe buffers[index].unsafeBytes }
+  /// Several buffers. The array of pieces is the one allocation of a vectored request.
+  static func buffers(_ buffers: [AIOBuffer]) -> Memory { .pieces(buffers.map(\.piece)) }
 }

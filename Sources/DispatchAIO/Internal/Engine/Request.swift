@@ -46,26 +46,33 @@ enum Route: Equatable {
   }
 }
 
-/// The memory of a read or a write, and the owner that keeps it alive while the request holds it.
+/// A piece of memory, and the owner that keeps it alive.
 ///
-/// - Safety: `@safe` although it holds raw pointers: the owner keeps the memory, or the caller has
+/// - Safety: `@safe` although it holds a raw pointer: the owner keeps the memory, or the caller has
 ///   promised to, as the docs of the verbs that take pointers say.
 @safe
+struct Piece {
+  let bytes: UnsafeMutableRawBufferPointer
+  /// If `nil`, the caller keeps the memory by promise.
+  let owner: BufferStorage?
+}
+
+/// The memory of a read or a write. No existential is in here: it would make each move of a request
+/// a call, which doubles the library's own time.
 enum Memory {
-  /// One piece; if `owner` is `nil`, the caller keeps it by promise.
-  case piece(UnsafeMutableRawBufferPointer, owner: BufferStorage?)
+  case piece(Piece)
   /// The pieces of a vectored request.
-  case pieces(any MemoryPieces)
+  case pieces([Piece])
 
   /// One piece of the caller's own memory.
   @inline(__always)
   static func raw(_ memory: UnsafeMutableRawBufferPointer) -> Memory {
-    unsafe .piece(memory, owner: nil)
+    unsafe .piece(Piece(bytes: memory, owner: nil))
   }
 
   /// Several pieces of the caller's own memory.
   static func raws(_ memory: [UnsafeMutableRawBufferPointer]) -> Memory {
-    unsafe .pieces(ForeignPieces(memory: memory))
+    unsafe .pieces(memory.map { unsafe Piece(bytes: $0, owner: nil) })
   }
 
   /// The number of pieces.
@@ -78,12 +85,12 @@ enum Memory {
     }
   }
 
-  /// One piece.
+  /// The bytes of one piece.
   @inline(__always)
   subscript(index: Int) -> UnsafeMutableRawBufferPointer {
     switch self {
-    case .piece(let memory, _): unsafe memory
-    case .pieces(let pieces): unsafe pieces[index]
+    case .piece(let piece): unsafe piece.bytes
+    case .pieces(let pieces): unsafe pieces[index].bytes
     }
   }
 
@@ -102,29 +109,11 @@ enum Memory {
   var isForeign: Bool {
     @inline(__always) get {
       switch self {
-      case .piece(_, let owner): owner == nil
-      case .pieces(let pieces): pieces.isForeign
+      case .piece(let piece): piece.owner == nil
+      case .pieces(let pieces): pieces.contains { $0.owner == nil }
       }
     }
   }
-}
-
-/// The pieces of memory of a vectored request, with their owners. A value of one word is kept in
-/// the request without an allocation.
-protocol MemoryPieces {
-  var count: Int { get }
-  /// See `Memory.isForeign`.
-  var isForeign: Bool { get }
-  subscript(index: Int) -> UnsafeMutableRawBufferPointer { get }
-}
-
-/// - Safety: `@safe` as `Memory`.
-@safe
-private struct ForeignPieces: MemoryPieces {
-  let memory: [UnsafeMutableRawBufferPointer]
-  var count: Int { unsafe memory.count }
-  var isForeign: Bool { true }
-  subscript(index: Int) -> UnsafeMutableRawBufferPointer { unsafe memory[index] }
 }
 
 /// An accepted request: its operation and its file, which it keeps alive, and the state of its
