@@ -33,7 +33,7 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     predictor.offloadedWriteBegins()
     defer { predictor.offloadedWriteEnded(start: start, now: clinux_monotonic_nanoseconds()) }
     guard more.isEmpty else {
-      writeRun(slot, more)
+      writeContiguously(slot, more)
       return true
     }
     return attempt(slot)
@@ -42,12 +42,12 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// Makes several writes, which continue each other, by one call, unless the kernel transfers only
   /// a part, or refuses: then the write at fault gets the answer, and those behind it are made by
   /// the next call.
-  private mutating func writeRun(_ slot: UInt32, _ more: [UInt32]) {
+  private mutating func writeContiguously(_ slot: UInt32, _ more: [UInt32]) {
     let table = table
     var slots = [slot] + more
     while !slots.isEmpty {
       let answer = callSystem(table, slots)
-      let (whole, rest) = WriteRun.split(
+      let (whole, rest) = ContiguousWrites.split(
         max(0, answer), slots.lazy.map { table[request: $0].chunkLength })
       for slot in slots.prefix(whole) { give(slot, table[request: slot].chunkLength) }
       if whole < slots.count, rest > 0 || answer <= 0 {

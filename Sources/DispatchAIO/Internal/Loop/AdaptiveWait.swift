@@ -15,7 +15,7 @@
 
 /// The measurements of the waits so far, and their bounds. Times are in nanoseconds.
 struct AdaptiveWait {
-  enum Way {
+  enum Mode {
     /// Reads the ring repeatedly.
     case spin
     /// Sleeps in `io_getevents(2)`.
@@ -59,30 +59,30 @@ struct AdaptiveWait {
   ///   - inKernel: The number of requests in flight that the loop submitted.
   ///   - offloaded: The number of offloaded requests.
   ///   - isPolling: Whether descriptors or timers may become ready.
-  mutating func way(inKernel: Int, offloaded: Int, isPolling: Bool) -> Way? {
+  mutating func mode(inKernel: Int, offloaded: Int, isPolling: Bool) -> Mode? {
     guard inKernel + offloaded > 0 || isPolling else { return nil }
-    let way: Way
+    let mode: Mode
     if settings.spinBound > 0, inKernel + offloaded > 0, inKernel <= Self.mostToSpin {
-      way = .spin
+      mode = .spin
     } else {
       guard settings.sleepBound > 0 else { return nil }
-      way = .sleep
+      mode = .sleep
       if deferring > 0 {
         deferring -= 1
         return nil
       }
     }
-    if expected > longest(way) {
+    if expected > longest(mode) {
       skipped += 1
       guard skipped >= Self.retryInterval else { return nil }
       skipped = 0
     }
-    return way
+    return mode
   }
 
   /// The longest time to wait.
-  func longest(_ way: Way) -> UInt64 {
-    way == .spin ? settings.spinBound : settings.sleepBound
+  func longest(_ mode: Mode) -> UInt64 {
+    mode == .spin ? settings.spinBound : settings.sleepBound
   }
 
   mutating func waited(_ nanoseconds: UInt64, successfully: Bool) {

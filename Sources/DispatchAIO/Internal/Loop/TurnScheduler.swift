@@ -52,7 +52,7 @@ final class TurnScheduler: @unchecked Sendable {
     source = DispatchSource.makeReadSource(fileDescriptor: event.rawValue, queue: queue)
   }
 
-  /// Begins.
+  /// Starts.
   ///
   /// - Parameters:
   ///   - turn: Runs a turn. All three closures are held until `closed` has been called.

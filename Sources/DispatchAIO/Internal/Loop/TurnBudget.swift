@@ -3,7 +3,7 @@
 internal import CLinux
 
 /// The work and the time that one turn may take of the queue, and has taken.
-struct TurnShare {
+struct TurnBudget {
   /// The most completions, or jobs, that a turn runs before the queue's other blocks run.
   private static let completionsPerTurn = 256
   /// The longest time in nanoseconds that a turn takes before they do; the clock is read between

@@ -6,7 +6,7 @@
 
 extension RequestTable {
   /// The most bytes that one call writes for several requests.
-  static var longestRun: Int { 1 << 20 }
+  static var largestContiguousWrite: Int { 1 << 20 }
 
   /// Whether the second write begins where the first ends, so that one system call may do both.
   /// Both are in the offload queue, whose lock the caller holds.
@@ -24,7 +24,7 @@ extension RequestTable {
       && self[request: slot].length > 0
       && self[request: slot].length - self[request: slot].resumeOffset
         == self[request: slot].chunkLength
-      && self[request: slot].chunkLength <= Self.longestRun / 8
+      && self[request: slot].chunkLength <= Self.largestContiguousWrite / 8
       && self[request: slot].operation.elements <= 4
   }
 }
@@ -40,7 +40,7 @@ extension Operation {
 }
 
 /// The division of one call's count of bytes among several writes.
-enum WriteRun {
+enum ContiguousWrites {
   /// Divides the count of a call among the writes of a run.
   ///
   /// - Parameter lengths: The numbers of bytes of the writes, in order.
