@@ -211,7 +211,7 @@ extension AIOContext {
       return completion(.failure(error))
     }
     guard file.retain() else {
-      return completion(.failure(.closed(.init(operation, file, offset, length))))
+      return completion(.failure(.fileClosed(.init(operation, file, offset, length))))
     }
     let request = Request(
       operation: operation, file: file, offset: offset, length: length,

@@ -160,7 +160,7 @@ public final class AIOFile: Sendable {
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/fileClosed`` or ``AIOError/Code/system``.
   public func size() throws(AIOError) -> Int64 {
     let subject = subject(.size)
-    guard file.retain() else { throw .closed(subject) }
+    guard file.retain() else { throw .fileClosed(subject) }
     defer { file.release() }
     var status = stat()
     guard unsafe fstat(file.descriptor, &status) == 0 else {
@@ -187,7 +187,7 @@ public final class AIOFile: Sendable {
     }
     let subject = subject(.preallocate, offset: range.lowerBound, length: range.count)
     guard file.traits.isWritable else { throw .notWritable(subject) }
-    guard file.retain() else { throw .closed(subject) }
+    guard file.retain() else { throw .fileClosed(subject) }
     defer { file.release() }
     guard !range.isEmpty else { return }
     let answer = clinux_fallocate(file.descriptor, range.lowerBound, Int64(range.count))
@@ -207,7 +207,7 @@ public final class AIOFile: Sendable {
     let subject = subject(.truncate, offset: size)
     guard size >= 0 else { throw .negative(subject) }
     guard file.traits.isWritable else { throw .notWritable(subject) }
-    guard file.retain() else { throw .closed(subject) }
+    guard file.retain() else { throw .fileClosed(subject) }
     defer { file.release() }
     let answer = clinux_ftruncate(file.descriptor, size)
     guard answer == 0 else { throw AIOError(errno: -answer, subject) }

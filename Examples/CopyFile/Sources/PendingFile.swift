@@ -1,30 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import DispatchAIO
-import Foundation
+import Glibc
 import ServerSupport
 import SystemPackage
 
 /// A file that has a temporary name until it is complete. Called from any thread.
 ///
-/// - Safety: `@unchecked Sendable` because its state is touched under the lock only. The lock is
-///   held while a name is made or changed, so that whoever removes the file finds the name it has.
-final class PendingFile: @unchecked Sendable {
-  private let lock = NSLock()
-  private var temporary: FilePath?
-  private var isOver = false
+/// The lock is held while a name is made or changed, so that `remove` finds the name that the file
+/// has.
+final class PendingFile: Sendable {
+  private struct State {
+    var temporary: FilePath?
+    /// Whether the file has its name, or was removed.
+    var isOver = false
+  }
+
+  private let state = Lock(State())
 
   /// Makes the file, open for reading and writing, for direct I/O if the filesystem has that.
   func create(in directory: FilePath) throws -> AIOFile {
-    try lock.withLock {
-      guard !isOver else { throw Failure("interrupted") }
+    try state.withLock { state in
+      guard !state.isOver else { throw Failure("interrupted") }
       while true {
         let path = directory.appending(
           ".aio-copy-" + String(UInt64.random(in: .min ... .max), radix: 36))
         do {
           let file = try AIOFile.openDirectIfPossible(
             path, .readWrite, options: [.create, .exclusiveCreate], permissions: .ownerReadWrite)
-          temporary = path
+          state.temporary = path
           return file
         } catch let error as AIOError where error.code == .exists {
           continue
@@ -37,16 +41,16 @@ final class PendingFile: @unchecked Sendable {
 
   /// Gives the file its name, atomically.
   func publish(as path: FilePath, replacing: Bool) throws(Errno) {
-    lock.lock()
-    defer { lock.unlock() }
-    guard !isOver, let temporary else { throw .interrupted }
-    if replacing {
-      guard rename(temporary.string, path.string) == 0 else { throw Errno(rawValue: errno) }
-    } else {
-      try renameToNewName(temporary, path)
+    try state.withLock { state throws(Errno) in
+      guard !state.isOver, let temporary = state.temporary else { throw .interrupted }
+      if replacing {
+        guard rename(temporary.string, path.string) == 0 else { throw Errno(rawValue: errno) }
+      } else {
+        try renameToNewName(temporary, path)
+      }
+      state.temporary = nil
+      state.isOver = true
     }
-    self.temporary = nil
-    isOver = true
   }
 
   /// Renames a file, or fails if the new name exists.
@@ -67,10 +71,10 @@ final class PendingFile: @unchecked Sendable {
 
   /// Removes the file, unless it has its name already. Afterwards it cannot get one.
   func remove() {
-    lock.withLock {
-      isOver = true
-      if let temporary { unlink(temporary.string) }
-      temporary = nil
+    state.withLock { state in
+      state.isOver = true
+      if let temporary = state.temporary { unlink(temporary.string) }
+      state.temporary = nil
     }
   }
 }

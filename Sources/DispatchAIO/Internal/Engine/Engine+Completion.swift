@@ -21,7 +21,7 @@ extension Engine {
 
   /// Reaps completions, unless some that were reaped before have not been taken.
   ///
-  /// - Parameter nanoseconds: How long to wait for the first, if there is none; below 1 s.
+  /// - Parameter nanoseconds: The longest wait for the first, if there is none; below 1 s.
   /// - Returns: Whether the kernel answered. If not, the driver retries after a delay, because the
   ///   eventfd has been cleared, and does not count completions that are in the ring already.
   mutating func reap(waiting nanoseconds: UInt64 = 0) -> Bool {

@@ -4,14 +4,14 @@
 // Dispatch, no queues and no closures; its driver calls, in this order and from one thread at a
 // time,
 //
-//   collect()      take in what other threads accepted, cancelled and returned
-//   submit()       hand to the kernel what it has room for, and the rest to the offload queue
-//   reap()         look what has completed
-//   next()         … and take the completions one by one
+//   collect()      process the requests that other threads accepted, cancelled and returned
+//   submit()       submit the requests that the kernel has room for, and offload others
+//   reap()         reap completions from the kernel
+//   next()         take the completions, one by one
 //
 // Nothing in here sleeps or calls out, so that a completion may accept, cancel and close at will.
 //
-// The life of a slot, and who counts it:
+// The life of a slot:
 //
 //   free -> inbox -> pending ------------------> kernel ----> completion -> free
 //                     | |  ^                       ^ |

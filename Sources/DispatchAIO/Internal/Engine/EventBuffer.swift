@@ -27,7 +27,7 @@ struct EventBuffer: ~Copyable {
 
   /// Fills the buffer, which must be empty.
   ///
-  /// - Parameter nanoseconds: How long to wait for the first.
+  /// - Parameter nanoseconds: The longest wait for the first.
   /// - Returns: The number of completions; or a negative errno, with none.
   @inline(__always)
   mutating func refill<K: Kernel>(from kernel: K, waiting nanoseconds: UInt64) -> Int {

@@ -24,20 +24,20 @@ final class OpenFile: Sendable {
   struct Traits: Sendable {
     var isReadable = true
     var isWritable = true
-    /// Its I/O goes past the page cache.
+    /// Reads and writes bypass the page cache.
     var isDirect = true
     /// A regular file with no disk beneath (tmpfs, ramfs, hugetlbfs): a request only copies memory.
     var isMemory = false
     /// A block device, whose size does not change.
     var isBlockDevice = false
-    /// Every write goes to the end of the file, whatever its offset says (O_APPEND).
+    /// Every write appends, whatever its offset (O_APPEND).
     var appends = false
     /// Every write waits until the disk has it: O_DSYNC, O_SYNC, or a file system that is mounted
     /// so.
     var syncsWrites = false
     /// The alignment that requests need.
     var alignment = BlockAlignment.none
-    /// Which device the file is on (`st_dev`), or a block device is (`st_rdev`).
+    /// The device that the file is on (`st_dev`), or that a block device is (`st_rdev`).
     var device: UInt64 = 0
     var fileSystem = FileSystemKind.local
 

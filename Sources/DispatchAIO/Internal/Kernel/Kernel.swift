@@ -18,7 +18,7 @@ protocol Kernel: Sendable {
 
   /// Moves up to `capacity` completions out of the ring.
   ///
-  /// - Parameter nanoseconds: How long to wait for the first, if there is none; below 1 s.
+  /// - Parameter nanoseconds: The longest wait for the first, if there is none; below 1 s.
   /// - Returns: The number of completions; or a negative errno, with none taken.
   func reap(
     into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64

@@ -104,7 +104,7 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
 
   /// Submits one read, and waits for its completion. On a context that is used for nothing else.
   ///
-  /// - Parameter nanoseconds: How long to wait; below 1 s.
+  /// - Parameter nanoseconds: The longest wait; below 1 s.
   func read(
     _ descriptor: Int32, into memory: UnsafeMutableRawBufferPointer, waiting nanoseconds: UInt64
   ) -> ReadAnswer {

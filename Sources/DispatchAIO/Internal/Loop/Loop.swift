@@ -442,7 +442,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     readinessSource = source
   }
 
-  /// Gives free slots to waiters, or ends the waiters if the context closes.
+  /// Admits waiters to free slots, or ends them if the context closes.
   ///
   /// - Returns: Whether no waiter is left for whom that could be done now.
   private func admitWaiters() -> Bool {
