@@ -1,78 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
-internal import Glibc
-internal import SystemPackage
-
 /// The alignment that a file requires of direct requests, in bytes.
 ///
 /// The kernel is asked for each file, because files differ: 512 on most disks, 4096 on disks with
 /// 4096-byte sectors, 1 on tmpfs, on FUSE and for buffered files. Every known file system requires
 /// powers of two, but nothing here relies on that.
 public struct AIOAlignment: Hashable, Sendable {
+  private let blocks: BlockAlignment
+
   /// The alignment of memory, in bytes, 1 or more: the address of each buffer must be a multiple of
   /// it.
-  public let memory: Int
+  public var memory: Int { blocks.memory }
 
   /// The alignment within the file, in bytes, 1 or more: a request's offset and the length of each
   /// of its buffers must be multiples of it.
-  public let offset: Int
+  public var offset: Int { blocks.offset }
 
-  /// The alignment of a file that requires none: a buffered one, or one on tmpfs.
-  static var none: AIOAlignment { AIOAlignment(memory: 1, offset: 1) }
+  init(_ blocks: BlockAlignment) { self.blocks = blocks }
 
   /// The smallest multiple of ``offset`` that is at least `count`; `Int.max` if no `Int` is.
-  public func roundUp(_ count: Int) -> Int {
-    let remainder = remainder(count)
-    guard remainder > 0 else { return count }
-    let (rounded, overflow) = count.addingReportingOverflow(offset - remainder)
-    return overflow ? .max : rounded
-  }
+  public func roundUp(_ count: Int) -> Int { blocks.roundUp(count) }
 
   /// The largest multiple of ``offset`` that is at most `count`; `Int.min` if no `Int` is.
-  public func roundDown(_ count: Int) -> Int {
-    let (rounded, overflow) = count.subtractingReportingOverflow(remainder(count))
-    return overflow ? .min : rounded
-  }
-
-  /// The most bytes that one system call transfers: 0x7ffff000, at which the kernel cuts longer
-  /// ones, rounded down so that the next call of a longer request begins at a multiple of
-  /// ``offset``.
-  var maximumTransfer: Int { max(offset, roundDown(0x7fff_f000)) }
-
-  /// Whether both alignments are powers of two, so that one mask each tells what is aligned.
-  var hasMasks: Bool {
-    @inline(__always) get { offset & (offset - 1) | memory & (memory - 1) == 0 }
-  }
-
-  /// The distance of `count` from the next lower multiple of ``offset``; 0 or more, also for
-  /// negative numbers.
-  private func remainder(_ count: Int) -> Int {
-    if offset & (offset - 1) == 0 { return count & (offset - 1) }
-    let remainder = count % offset
-    return remainder < 0 ? remainder + offset : remainder
-  }
-
-  /// Asks the kernel what an open file requires of direct I/O: `statx(2)` with `STATX_DIOALIGN`
-  /// (Linux 6.1), then `BLKSSZGET` for a block device, then 4096, which every known device accepts.
-  ///
-  /// - Returns: `nil` if the file was opened with `O_DIRECT` but its file system does buffered I/O
-  ///   all the same, as ext4 does with `data=journal`.
-  static func ask(
-    _ descriptor: Int32, isBlockDevice: Bool, fileSystem: FileSystemKind
-  ) -> AIOAlignment? {
-    // A memory file has no disk beneath, and does not answer or requires nothing. FUSE passes any
-    // bytes to the process that serves it.
-    if fileSystem == .memory || fileSystem == .fuse { return AIOAlignment.none }
-    var answer = clinux_dio_alignment()
-    if unsafe clinux_dio_alignment(descriptor, &answer) == 1 {
-      guard answer.offset > 0 else { return nil }
-      return AIOAlignment(memory: max(1, Int(answer.memory)), offset: Int(answer.offset))
-    }
-    if isBlockDevice {
-      let sector = clinux_block_device_sector_size(descriptor)
-      if sector > 0 { return AIOAlignment(memory: Int(sector), offset: Int(sector)) }
-    }
-    return AIOAlignment(memory: 4096, offset: 4096)
-  }
+  public func roundDown(_ count: Int) -> Int { blocks.roundDown(count) }
 }

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Glibc
-
 /// Aligned memory for reads and writes, or a slice of it.
 ///
 /// A copy or a slice shares the memory. A request keeps the memory alive from its acceptance to its
@@ -16,17 +14,7 @@ internal import Glibc
 ///   above says which thread may touch them when.
 @safe
 public struct AIOBuffer: @unchecked Sendable {
-  /// Owns the memory.
-  @safe
-  private final class Storage: @unchecked Sendable {
-    let base: UnsafeMutableRawPointer
-
-    init(base: UnsafeMutableRawPointer) { unsafe self.base = unsafe base }
-
-    deinit { unsafe free(base) }
-  }
-
-  private var storage: Storage
+  private var storage: BufferStorage
   private let start: UnsafeMutableRawPointer
 
   /// The number of bytes of the buffer, or of this slice of it.
@@ -48,19 +36,16 @@ public struct AIOBuffer: @unchecked Sendable {
     guard alignment > 0 && alignment & (alignment - 1) == 0 else {
       fatalError("AIOBuffer: an alignment of \(alignment); it must be a power of two")
     }
-    var base: UnsafeMutableRawPointer?
-    let answer = unsafe posix_memalign(
-      &base, max(alignment, MemoryLayout<UnsafeRawPointer>.size), max(count, 1))
-    guard answer == 0, let base = unsafe base else {
-      fatalError("AIOBuffer: no memory for \(count) bytes")
-    }
-    unsafe base.initializeMemory(as: UInt8.self, repeating: 0, count: max(count, 1))
-    storage = unsafe Storage(base: base)
-    unsafe start = unsafe base
-    self.count = count
+    self.init(BufferStorage(count: count, alignment: alignment), count: count)
   }
 
-  private init(storage: Storage, start: UnsafeMutableRawPointer, count: Int) {
+  /// All of an allocation; traps if there is none, because memory is lacking.
+  init(_ storage: BufferStorage?, count: Int) {
+    guard let storage else { fatalError("AIOBuffer: no memory for \(count) bytes") }
+    unsafe self.init(storage: storage, start: storage.base, count: storage.count)
+  }
+
+  private init(storage: BufferStorage, start: UnsafeMutableRawPointer, count: Int) {
     self.storage = storage
     unsafe self.start = unsafe start
     self.count = count
@@ -118,6 +103,9 @@ public struct AIOBuffer: @unchecked Sendable {
     return try unsafe body(unsafeBytes)
   }
 
+  @inline(__always)
+  var piece: Piece { unsafe Piece(bytes: unsafeBytes, owner: storage) }
+
   /// Whether this is the only reference to the memory: no copy, no slice and no request holds it.
   mutating func isUniquelyReferenced() -> Bool { isKnownUniquelyReferenced(&storage) }
 
@@ -126,4 +114,13 @@ public struct AIOBuffer: @unchecked Sendable {
   var unsafeBytes: UnsafeMutableRawBufferPointer {
     unsafe UnsafeMutableRawBufferPointer(start: start, count: count)
   }
+}
+
+extension Memory {
+  /// A buffer, which the request keeps alive.
+  @inline(__always)
+  static func buffer(_ buffer: AIOBuffer) -> Memory { .piece(buffer.piece) }
+
+  /// Several buffers. The array of pieces is the one allocation of a vectored request.
+  static func buffers(_ buffers: [AIOBuffer]) -> Memory { .pieces(buffers.map(\.piece)) }
 }

@@ -215,7 +215,7 @@ public struct AIOChunks: AsyncSequence, Sendable {
       while !isOver, reads.count < source.readAhead, offset < end {
         // `offset` is at least 0 and below `end`: neither the difference nor the sum overflows.
         let count = Int(Swift.min(Int64(source.size), end - offset))
-        let buffer = pool.take()
+        let buffer = AIOBuffer(pool.take(), count: pool.size)
         // A direct read has an aligned length, also at the end of the range.
         let length = alignment.roundUp(count)
         let transfer = transfers.start {

@@ -142,10 +142,10 @@ extension AIOContext {
     _ operation: Operation, _ file: AIOFile, _ offset: Int64,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    guard loop.executor.needsPreference else {
+    guard loop.jobs.needsPreference else {
       return try await performHere(operation, file, offset, isolation: isolation)
     }
-    return try await withTaskExecutorPreference(loop.taskExecutor, isolation: isolation) {
+    return try await withTaskExecutorPreference(taskExecutor, isolation: isolation) {
       () throws(AIOError) in
       try await performHere(operation, file, offset, isolation: isolation)
     }
@@ -211,7 +211,7 @@ extension AIOContext {
       return completion(.failure(error))
     }
     guard file.retain() else {
-      return completion(.failure(.closed(.init(operation, file, offset, length))))
+      return completion(.failure(.fileClosed(.init(operation, file, offset, length))))
     }
     let request = Request(
       operation: operation, file: file, offset: offset, length: length,

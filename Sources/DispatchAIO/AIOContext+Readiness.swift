@@ -1,28 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Sockets, pipes and timers beside the disk, in one ring.
+// Sockets, pipes and timers beside the disk, in one ring: sources, polls, hooks and blocks.
 
 internal import Glibc
 internal import SystemPackage
 
 extension AIOContext {
-  /// A source of events while a descriptor can be read from: see ``AIOSource``. In a Dispatch
-  /// server it takes the place of `DispatchSource.makeReadSource(fileDescriptor:queue:)`.
+  /// Makes a source of the readability of a descriptor: see ``AIOSource``. It takes the place of
+  /// `DispatchSource.makeReadSource(fileDescriptor:queue:)`. Corresponds to `epoll_ctl(2)` with
+  /// `EPOLLIN`. May be called from any thread, and never blocks.
   ///
-  /// - Parameter fileDescriptor: Of a socket, a pipe, a terminal or the like, non-blocking for most
-  ///   purposes. It stays the caller's, to be closed in the cancel handler.
-  /// - Returns: The source, which delivers nothing before ``AIOSource/activate()``.
+  /// - Parameter fileDescriptor: The descriptor of a socket, a pipe, a terminal or the like,
+  ///   usually non-blocking. It stays the caller's, which closes it in the cancel handler.
+  /// - Returns: The source, which delivers no event before ``AIOSource/activate()``. Its handlers
+  ///   run on the context's ``queue``.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/unsupportedFile`` for a regular file or a
-  ///   directory, which are always ready; ``AIOError/Code/exists`` when the descriptor has a read
-  ///   source already; ``AIOError/Code/descriptorLimit`` where the process or the user has no more
-  ///   descriptors or watches; ``AIOError/Code/contextClosed``; or ``AIOError/Code/system``, for a
-  ///   bad descriptor.
+  ///   directory, which are always ready; ``AIOError/Code/exists`` if the descriptor has a read
+  ///   source already; ``AIOError/Code/descriptorLimit`` if the process has no more descriptors, or
+  ///   the user no more epoll watches; ``AIOError/Code/contextClosed``;
+  ///   ``AIOError/Code/forked``; or ``AIOError/Code/system``, for example for a number that is no
+  ///   open descriptor.
   public func makeReadSource(fileDescriptor: Int32) throws(AIOError) -> AIOSource {
     try makeSource(fileDescriptor, isWriter: false)
   }
 
-  /// A source of events while a descriptor can be written to. As
-  /// ``makeReadSource(fileDescriptor:)``; a descriptor may have one of each.
+  /// Makes a source of the writability of a descriptor. Corresponds to `epoll_ctl(2)` with
+  /// `EPOLLOUT`. Everything else is as for ``makeReadSource(fileDescriptor:)``; a descriptor may
+  /// have one source of each kind.
   public func makeWriteSource(fileDescriptor: Int32) throws(AIOError) -> AIOSource {
     try makeSource(fileDescriptor, isWriter: true)
   }
@@ -31,7 +35,7 @@ extension AIOContext {
     let source = AIOSource(fd: fd, isWriter: isWriter, loop: loop)
     if Fork.isChild { throw .forked(.init(operation: .poll, descriptor: fd)) }
     do throws(Errno) {
-      try loop.readiness.add(source, isWriter: isWriter)
+      try loop.readiness.add(source)
     } catch {
       throw .polling(fd, error)
     }
@@ -39,12 +43,14 @@ extension AIOContext {
     return source
   }
 
-  /// A timer, which is scheduled with ``AIOTimerSource/schedule(deadline:repeating:leeway:)``. It
-  /// takes the place of `DispatchSource.makeTimerSource(queue:)`.
+  /// Makes a timer, which ``AIOTimerSource/schedule(deadline:repeating:leeway:)`` sets. It takes
+  /// the place of `DispatchSource.makeTimerSource(queue:)`. Corresponds to `timerfd_create(2)`,
+  /// which the first timer of a context calls. May be called from any thread, and never blocks.
   ///
+  /// - Returns: The timer, which has no event before it has been scheduled and activated. Its
+  ///   handlers run on the context's ``queue``.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/descriptorLimit``,
-  ///   ``AIOError/Code/contextClosed`` or ``AIOError/Code/system``: the errno of
-  ///   `timerfd_create(2)`.
+  ///   ``AIOError/Code/contextClosed``, ``AIOError/Code/forked`` or ``AIOError/Code/system``.
   public func makeTimerSource() throws(AIOError) -> AIOTimerSource {
     if Fork.isChild { throw .forked(.init(operation: .poll)) }
     do throws(Errno) {
@@ -53,18 +59,20 @@ extension AIOContext {
       throw .polling(nil, error)
     }
     loop.readinessChanged(hasHandlers: false)
-    return AIOTimerSource(fd: -1, isWriter: false, loop: loop)
+    return AIOTimerSource(loop: loop)
   }
 
-  /// Waits once for a descriptor to be ready. Corresponds to `poll(2)`.
+  /// Waits once for a descriptor to be ready. Corresponds to `poll(2)` without a timeout. May be
+  /// called from any thread, and never blocks.
   ///
   /// - Parameters:
-  ///   - fileDescriptor: Of a socket, a pipe, a terminal or the like; not to be closed before the
-  ///     completion.
-  ///   - events: What for; errors and hang-ups count always.
-  ///   - completion: Called once, on the context's queue: with what it is ready for, or
-  ///     ``AIOError/Code/cancelled`` or ``AIOError/Code/contextClosed``.
-  /// - Returns: The poll, to cancel it.
+  ///   - fileDescriptor: The descriptor of a socket, a pipe, a terminal or the like, which must
+  ///     stay open until the completion.
+  ///   - events: The events to wait for; ``AIOPollEvents/error`` and ``AIOPollEvents/hangUp`` are
+  ///     waited for in any case.
+  ///   - completion: Called once, on the context's ``queue``: with the events that the descriptor
+  ///     is ready for, or ``AIOError/Code/cancelled`` or ``AIOError/Code/contextClosed``.
+  /// - Returns: The poll, for ``AIOPoll/cancel()``.
   /// - Throws: As ``makeReadSource(fileDescriptor:)``.
   @discardableResult
   public func poll(
@@ -82,8 +90,16 @@ extension AIOContext {
     return AIOPoll(poll: poll, loop: loop)
   }
 
-  /// Waits once for a descriptor to be ready. As ``poll(_:for:completion:)``; a cancelled task's
-  /// call ends at once with ``AIOError/Code/cancelled``.
+  /// Waits once for a descriptor to be ready. Corresponds to `poll(2)` without a timeout.
+  ///
+  /// - Parameters:
+  ///   - fileDescriptor: The descriptor of a socket, a pipe, a terminal or the like, which must
+  ///     stay open until the call returns.
+  ///   - events: The events to wait for; ``AIOPollEvents/error`` and ``AIOPollEvents/hangUp`` are
+  ///     waited for in any case.
+  /// - Returns: The events that the descriptor is ready for.
+  /// - Throws: As ``makeReadSource(fileDescriptor:)``; ``AIOError/Code/cancelled`` at once if the
+  ///   task is cancelled.
   public func poll(
     _ fileDescriptor: Int32, for events: AIOPollEvents,
     isolation: isolated (any Actor)? = #isolation
@@ -114,31 +130,42 @@ extension AIOContext {
     return try result.get()
   }
 
-  /// Runs a block once, after the handlers of this turn of the loop and before what they asked for
-  /// goes down: where a server writes what it has gathered, as replies or one batch of a log. On
-  /// the context's ``queue`` only; elsewhere it traps.
+  /// Runs a block once, after the handlers of the current iteration of the loop and before the
+  /// requests that they made are submitted: for work that gathers, such as one write of all replies
+  /// to a socket, or of one group of log records.
+  ///
+  /// The call must be made on the context's ``queue``; anything else is a programmer error, and
+  /// traps. If no turn of the loop is running, one is scheduled.
+  ///
+  /// - Parameter body: The block, which runs on the queue. A block that it registers itself runs
+  ///   before the next submission.
   public func beforeSubmit(_ body: @escaping @Sendable () -> Void) {
     loop.beforeSubmit(body)
   }
 
-  /// Runs a block on the context's ``queue``, in a turn of the loop. From any thread; it ends a
-  /// wait at once, whereas a block that is put on the queue itself may wait for as long as the loop
-  /// waits (see ``Options/Waiting``). Blocks run in their order. After the context has closed, as
-  /// `queue.async`.
+  /// Runs a block on the context's ``queue``, in a turn of the loop. May be called from any thread,
+  /// and never blocks.
+  ///
+  /// It ends a wait of the loop at once, whereas a block on the queue itself is delayed for up to
+  /// the bound of that wait (see ``Options/Waiting``).
+  ///
+  /// - Parameter body: The block. Blocks run in the order of the calls; once the context has
+  ///   closed, as blocks of the queue.
   public func async(_ body: @escaping @Sendable () -> Void) {
     loop.async(body)
   }
 }
 
-/// A one-shot poll, to cancel it by: from ``AIOContext/poll(_:for:completion:)``.
+/// The handle of a one-shot poll: from ``AIOContext/poll(_:for:completion:)``.
 public struct AIOPoll: Sendable {
   let poll: OneShotPoll
   let loop: Loop
 
-  /// Ends the poll. From any thread.
+  /// Cancels the poll. May be called from any thread, and never blocks.
   ///
-  /// - Returns: ``AIOCancellation/cancelled`` when it completes with ``AIOError/Code/cancelled``;
-  ///   ``AIOCancellation/alreadyCompleted`` when it has completed, or is just completing.
+  /// - Returns: ``AIOCancellation/cancelled`` if the poll completes with
+  ///   ``AIOError/Code/cancelled``; ``AIOCancellation/alreadyCompleted`` if it has completed, or is
+  ///   about to.
   @discardableResult
   public func cancel() -> AIOCancellation {
     guard loop.readiness.remove(poll) else { return .alreadyCompleted }

@@ -194,7 +194,7 @@ extension AIOContext {
     let file = file.file
     let length = try operation.check(file, offset)
     guard file.retain() else {
-      throw .closed(Subject(operation, file, offset, length))
+      throw .fileClosed(Subject(operation, file, offset, length))
     }
     do {
       let id = try loop.accept(

@@ -124,6 +124,13 @@ public final class AIOContext: Sendable {
   /// The serial queue that the context works on.
   public var queue: DispatchQueue { loop.queue }
 
+  /// An executor that runs actors on the context's ``queue``.
+  public let executor: AIOExecutor
+
+  /// An executor that runs tasks on the context's ``queue``, for `Task(executorPreference:)` and
+  /// its like.
+  public let taskExecutor: AIOTaskExecutor
+
   let loop: Loop
   /// A number of this context's own, which its requests carry.
   let number: UInt32
@@ -173,6 +180,8 @@ public final class AIOContext: Sendable {
         throw failure
       }
       self.loop = loop
+      executor = AIOExecutor(loop.jobs)
+      taskExecutor = AIOTaskExecutor(executor)
     } catch {
       throw .settingUp(errno: error, queueDepth: queueDepth)
     }

@@ -152,7 +152,7 @@ public final class AIOFile: Sendable {
   public var caching: Caching { file.traits.isDirect ? .direct : .buffered }
 
   /// The alignment that requests on this file need, in bytes; 1 and 1 for a buffered file.
-  public var alignment: AIOAlignment { file.traits.alignment }
+  public var alignment: AIOAlignment { AIOAlignment(file.traits.alignment) }
 
   /// The file's size in bytes. Corresponds to `fstat(2)`, or `BLKGETSIZE64` for a block device.
   /// Blocks the calling thread.
@@ -160,7 +160,7 @@ public final class AIOFile: Sendable {
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/fileClosed`` or ``AIOError/Code/system``.
   public func size() throws(AIOError) -> Int64 {
     let subject = subject(.size)
-    guard file.retain() else { throw .closed(subject) }
+    guard file.retain() else { throw .fileClosed(subject) }
     defer { file.release() }
     var status = stat()
     guard unsafe fstat(file.descriptor, &status) == 0 else {
@@ -187,7 +187,7 @@ public final class AIOFile: Sendable {
     }
     let subject = subject(.preallocate, offset: range.lowerBound, length: range.count)
     guard file.traits.isWritable else { throw .notWritable(subject) }
-    guard file.retain() else { throw .closed(subject) }
+    guard file.retain() else { throw .fileClosed(subject) }
     defer { file.release() }
     guard !range.isEmpty else { return }
     let answer = clinux_fallocate(file.descriptor, range.lowerBound, Int64(range.count))
@@ -207,7 +207,7 @@ public final class AIOFile: Sendable {
     let subject = subject(.truncate, offset: size)
     guard size >= 0 else { throw .negative(subject) }
     guard file.traits.isWritable else { throw .notWritable(subject) }
-    guard file.retain() else { throw .closed(subject) }
+    guard file.retain() else { throw .fileClosed(subject) }
     defer { file.release() }
     let answer = clinux_ftruncate(file.descriptor, size)
     guard answer == 0 else { throw AIOError(errno: -answer, subject) }
@@ -252,7 +252,7 @@ extension OpenFile.Traits {
     let alignment =
       flags & clinux_o_direct == 0
       ? nil
-      : AIOAlignment.ask(descriptor, isBlockDevice: isBlockDevice, fileSystem: fileSystem.kind)
+      : BlockAlignment.ask(descriptor, isBlockDevice: isBlockDevice, fileSystem: fileSystem.kind)
     let access = flags & O_ACCMODE
     self.init(
       isReadable: access != O_WRONLY, isWritable: access != O_RDONLY, isDirect: alignment != nil,

@@ -110,7 +110,7 @@ public struct AIOFileWriter: ~Copyable, Sendable {
       }
     }
     while rest.count > 0 {
-      let block = self.block ?? pool.take()
+      let block = self.block ?? AIOBuffer(pool.take(), count: pool.size)
       self.block = block
       let part = Swift.min(rest.count, block.count - gathered)
       copy(rest[..<part], to: block[gathered..<gathered + part])

@@ -2,22 +2,25 @@
 
 internal import Glibc
 
-/// What a descriptor is ready for, or is to be waited for. Corresponds to the events of `poll(2)`.
+/// The events that a descriptor is ready for, or that are waited for. Corresponds to the event bits
+/// of `poll(2)`.
 public struct AIOPollEvents: OptionSet, Hashable, Sendable {
+  /// The bits of `poll(2)`.
   public let rawValue: UInt32
 
+  /// Makes events of the bits of `poll(2)`.
   public init(rawValue: UInt32) { self.rawValue = rawValue }
 
-  /// There is something to read, or a read answers the end (`POLLIN`).
+  /// A read does not wait: there are bytes, or the end of the stream (`POLLIN`).
   public static let readable = AIOPollEvents(rawValue: UInt32(POLLIN))
-  /// There is room to write (`POLLOUT`).
+  /// A write does not wait: there is room (`POLLOUT`).
   public static let writable = AIOPollEvents(rawValue: UInt32(POLLOUT))
-  /// There is an exceptional condition, as out-of-band data on a socket (`POLLPRI`).
+  /// An exceptional condition, such as out-of-band data of a socket (`POLLPRI`).
   public static let priority = AIOPollEvents(rawValue: UInt32(POLLPRI))
-  /// The peer writes no more (`POLLRDHUP`).
+  /// The peer has shut down its writing side (`POLLRDHUP`).
   public static let readHangUp = AIOPollEvents(rawValue: 0x2000)
-  /// An error, which need not be asked for (`POLLERR`).
+  /// An error (`POLLERR`), which is waited for in any case.
   public static let error = AIOPollEvents(rawValue: UInt32(POLLERR))
-  /// A hang-up, which need not be asked for (`POLLHUP`).
+  /// A hang-up (`POLLHUP`), which is waited for in any case.
   public static let hangUp = AIOPollEvents(rawValue: UInt32(POLLHUP))
 }

@@ -2,9 +2,8 @@
 
 internal import CLinux
 public import Dispatch
-internal import SystemPackage
 
-/// The readiness of a descriptor, or a timer, as an event on a context's queue: from
+/// The readiness of a descriptor, or a timer, as events on a context's queue: from
 /// ``AIOContext/makeReadSource(fileDescriptor:)``, ``AIOContext/makeWriteSource(fileDescriptor:)``
 /// and ``AIOContext/makeTimerSource()``.
 ///
@@ -12,25 +11,24 @@ internal import SystemPackage
 /// context's completion ring, beside those of the disk: one wait ends for either, without the
 /// system calls and thread hand-overs of Dispatch.
 ///
-/// - Sources are level-triggered: the handler runs for as long as the descriptor is ready. Hang-ups
-///   and errors are readability, and writability, too.
+/// - Sources are level-triggered: the handler runs for as long as the descriptor is ready. A
+///   hang-up or an error makes it readable and writable.
 /// - Handlers run on the context's ``AIOContext/queue``. Every method may be called from any
-///   thread; on the queue, no event handler runs after ``cancel()`` or ``suspend()`` has returned.
-/// - The cancel handler runs after the last event handler, on the queue: it is where the descriptor
-///   is closed. It is not to be closed before.
-/// - A source that was made is held by its context until it is cancelled, or the context closes,
-///   which cancels it.
+///   thread. Once ``cancel()`` or ``suspend()`` has returned on the queue, no event handler runs.
+/// - The cancel handler runs after the last event handler, on the queue, and closes the descriptor,
+///   which must stay open until then.
+/// - The context holds a source until the source is cancelled. A context that closes cancels its
+///   sources.
 ///
-/// Beneath are `epoll_ctl(2)` and `IOCB_CMD_POLL`; where the kernel has no AIO poll (before Linux
-/// 4.18), one `DispatchSourceRead` on the epoll set takes its place.
+/// Corresponds to `epoll_ctl(2)` and `IOCB_CMD_POLL`; where the kernel has no AIO poll (before
+/// Linux 4.18), one `DispatchSourceRead` on the epoll set takes its place.
 ///
 /// - Safety: `@unchecked Sendable` because everything that changes is touched under the lock of the
 ///   context's readiness only.
 public class AIOSource: @unchecked Sendable {
-  /// The descriptor that is watched; -1 for a timer.
   let fd: Int32
-  let loop: Loop
-  private let isWriter: Bool
+  let isWriter: Bool
+  fileprivate let loop: Loop
 
   // Under the lock of `loop.readiness`.
   private(set) var eventHandler: (@Sendable () -> Void)?
@@ -46,21 +44,25 @@ public class AIOSource: @unchecked Sendable {
     self.loop = loop
   }
 
-  /// Whether events are to be delivered. Under the lock.
+  // MARK: Under the lock
+
   var isRunning: Bool { isActive && suspensions == 0 && !hasEnded }
 
-  /// The event handler is about to run. Under the lock.
   func willRun() {}
 
-  /// Running begins, or ends. Under the lock.
+  /// Called after `isRunning` has changed, and to reschedule a timer.
   func runningChanged(_ state: inout Readiness.State) {
     loop.readiness.update(fd, &state)
+  }
+
+  fileprivate func remove(from state: inout Readiness.State) {
+    loop.readiness.remove(self, &state)
   }
 
   func cancel(_ state: inout Readiness.State) {
     guard !hasEnded else { return }
     hasEnded = true
-    loop.readiness.remove(self, &state)
+    remove(from: &state)
     if let cancelHandler { state.handlers.append(cancelHandler) }
     eventHandler = nil
     cancelHandler = nil
@@ -69,23 +71,26 @@ public class AIOSource: @unchecked Sendable {
 
   // MARK: From any thread
 
-  /// Sets what is called for each event, on the context's queue; `nil` for nothing.
+  /// Sets the event handler, which runs on the context's queue for each event; if `nil`, events
+  /// have no effect. After ``cancel()`` the call has no effect.
   public func setEventHandler(_ handler: (@Sendable () -> Void)?) {
     loop.readiness.withLock { _ in if !hasEnded { eventHandler = handler } }
   }
 
-  /// Sets what is called once after the source was cancelled, on the context's queue: where the
-  /// descriptor is closed.
+  /// Sets the cancel handler, which runs on the context's queue once, after the source was
+  /// cancelled and its last event handler has returned. It closes the descriptor. After
+  /// ``cancel()`` the call has no effect.
   public func setCancelHandler(_ handler: (@Sendable () -> Void)?) {
     loop.readiness.withLock { _ in if !hasEnded { cancelHandler = handler } }
   }
 
-  /// Sets what is called once when the source has been activated, on the context's queue.
+  /// Sets the registration handler, which runs on the context's queue once, when the source has
+  /// been activated.
   public func setRegistrationHandler(_ handler: (@Sendable () -> Void)?) {
     loop.readiness.withLock { _ in if !hasEnded { registrationHandler = handler } }
   }
 
-  /// Begins to deliver events. Once is enough.
+  /// Starts to deliver events. A second call has no effect.
   public func activate() {
     let hasHandlers = loop.readiness.withLock { state -> Bool in
       guard !isActive, !hasEnded else { return false }
@@ -97,7 +102,7 @@ public class AIOSource: @unchecked Sendable {
     loop.readinessChanged(hasHandlers: hasHandlers)
   }
 
-  /// Stops delivering events, until ``resume()`` was called as often.
+  /// Stops delivering events until ``resume()`` has been called as many times.
   public func suspend() {
     loop.readiness.withLock { state in
       let wasRunning = isRunning
@@ -106,22 +111,23 @@ public class AIOSource: @unchecked Sendable {
     }
   }
 
-  /// Undoes a ``suspend()``; on a source that was not activated yet, activates it, as Dispatch
-  /// does. To resume more often than was suspended is a programmer error, and traps.
+  /// Undoes one ``suspend()``. A source that has not been activated is activated, as Dispatch does.
+  /// More calls than those of ``suspend()`` are a programmer error, and trap.
   public func resume() {
-    let wasInactive = loop.readiness.withLock { state -> Bool in
-      guard isActive else { return true }
+    let wasActive = loop.readiness.withLock { state -> Bool in
+      guard isActive else { return false }
       guard suspensions > 0 else {
         fatalError("AIOSource: resumed more often than it was suspended")
       }
       suspensions -= 1
       if isRunning { runningChanged(&state) }
-      return false
+      return true
     }
-    if wasInactive { activate() } else { loop.readinessChanged(hasHandlers: false) }
+    if wasActive { loop.readinessChanged(hasHandlers: false) } else { activate() }
   }
 
-  /// Ends the source: no more events; then the cancel handler runs. Once is enough.
+  /// Ends the source: no more events are delivered, and the cancel handler runs. A second call has
+  /// no effect.
   public func cancel() {
     loop.readiness.withLock { cancel(&$0) }
     loop.readinessChanged(hasHandlers: true)
@@ -133,9 +139,10 @@ public class AIOSource: @unchecked Sendable {
   /// The descriptor; -1 for a timer.
   public var handle: Int32 { fd }
 
-  /// For a read source, how many bytes can be read now without waiting (`FIONREAD`): 0 at the end
-  /// of a stream, and 1 where the descriptor has no such number, as a listening socket. For a write
-  /// source 1 while there is room. For a timer, how often it fired since its handler ran last.
+  /// For a read source, the number of bytes that can be read now without waiting (`FIONREAD`): 0 at
+  /// the end of a stream, and 1 if the descriptor has no such number, as a listening socket. For a
+  /// write source, 1. For a timer, the number of times that it fired before its last handler ran
+  /// and after the one before.
   public var data: UInt {
     if isWriter { return 1 }
     let count = clinux_bytes_available(fd)
@@ -143,31 +150,42 @@ public class AIOSource: @unchecked Sendable {
   }
 }
 
+extension AIOSource: ReadinessSource {}
+
 /// A timer on a context's queue: from ``AIOContext/makeTimerSource()``. It has the vocabulary of a
-/// `DispatchSourceTimer`; all timers of a context share one timerfd(2).
+/// `DispatchSourceTimer`.
+///
+/// Corresponds to `timerfd_settime(2)` on the monotonic clock: all timers of a context share one
+/// timerfd.
 ///
 /// - Safety: `@unchecked Sendable` as ``AIOSource``.
 public final class AIOTimerSource: AIOSource, @unchecked Sendable {
-  /// When it fires next, by the monotonic clock, and how long after that once more; in nanoseconds,
-  /// 0 for never.
+  // Under the lock of `loop.readiness`.
   private(set) var deadline: UInt64 = 0
   private(set) var interval: UInt64 = 0
-  /// Which of the readiness's entries counts; 0 for none.
   var number: UInt64 = 0
   private var fireCount: UInt = 0
   private var lastCount: UInt = 0
 
-  /// Fires at `deadline`, and then every `repeating`.
+  init(loop: Loop) {
+    super.init(fd: -1, isWriter: false, loop: loop)
+  }
+
+  /// Sets the time of the next event, and the interval of those after it, in place of those set
+  /// before. May be called at any time, from any thread.
   ///
   /// - Parameters:
-  ///   - deadline: When; in the past is at once.
-  ///   - repeating: How long from one to the next; `.never` for once.
-  ///   - leeway: Accepted as Dispatch accepts it; timers are not made to wait for each other.
+  ///   - deadline: The time of the first event; a time in the past makes it due at once, and
+  ///     `.distantFuture` never.
+  ///   - repeating: The time between events, in nanoseconds or more; `.never` for a single one.
+  ///     Events that fall due while the queue is busy become one, which ``AIOSource/data`` counts.
+  ///   - leeway: Accepted for `DispatchSourceTimer`'s sake, without an effect: an event is never
+  ///     delayed for the sake of another.
   public func schedule(
     deadline: DispatchTime, repeating: DispatchTimeInterval = .never,
     leeway: DispatchTimeInterval = .nanoseconds(0)
   ) {
-    let nanoseconds: UInt64 =
+    let interval: UInt64 =
       switch repeating {
       case .never: 0
       default: (DispatchTime(uptimeNanoseconds: 1) + repeating).uptimeNanoseconds - 1
@@ -175,13 +193,17 @@ public final class AIOTimerSource: AIOSource, @unchecked Sendable {
     loop.readiness.withLock { state in
       guard !hasEnded else { return }
       self.deadline = deadline == .distantFuture ? 0 : max(1, deadline.uptimeNanoseconds)
-      interval = nanoseconds
+      self.interval = interval
       fireCount = 0
       guard isRunning else { return }
       runningChanged(&state)
     }
     loop.readinessChanged(hasHandlers: false)
   }
+
+  public override var data: UInt { loop.readiness.withLock { _ in lastCount } }
+
+  // MARK: Under the lock
 
   override func runningChanged(_ state: inout Readiness.State) {
     if isRunning, deadline > 0 {
@@ -191,7 +213,10 @@ public final class AIOTimerSource: AIOSource, @unchecked Sendable {
     }
   }
 
-  /// Its deadline has passed. Under the lock.
+  fileprivate override func remove(from state: inout Readiness.State) {
+    loop.readiness.unschedule(self, &state)
+  }
+
   func fired(now: UInt64) {
     guard interval > 0 else {
       deadline = 0
@@ -209,6 +234,6 @@ public final class AIOTimerSource: AIOSource, @unchecked Sendable {
     lastCount = fireCount
     fireCount = 0
   }
-
-  public override var data: UInt { loop.readiness.withLock { _ in lastCount } }
 }
+
+extension AIOTimerSource: ReadinessTimer {}

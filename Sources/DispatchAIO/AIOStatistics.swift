@@ -7,9 +7,9 @@
 /// is in none of them. A request that waits for a slot is counted once it has one.
 public struct AIOStatistics: Sendable, Hashable {
   /// The number of requests accepted.
-  public var submitted = 0
+  public var accepted = 0
   /// The number of requests that succeeded.
-  public var completed = 0
+  public var succeeded = 0
   /// The number of requests that failed, other than by cancellation.
   public var failed = 0
   /// The number of requests that were cancelled.
@@ -29,7 +29,7 @@ public struct AIOStatistics: Sendable, Hashable {
   public var submitCalls = 0
   /// The number of requests that the kernel accepted in those calls, the loop's own for the
   /// readiness of descriptors included; divided by ``submitCalls``, it is the mean batch.
-  public var submittedByCalls = 0
+  public var submittedRequests = 0
   /// The number of requests in the largest batch that the kernel accepted in one call.
   public var largestBatch = 0
   /// The duration of the longest such call by the wall clock, during which the loop could do

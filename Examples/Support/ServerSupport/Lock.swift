@@ -2,7 +2,8 @@
 
 import Glibc
 
-/// A value that is accessed under a mutex, one that the Thread Sanitizer knows.
+/// A value that is accessed under a mutex, one that the Thread Sanitizer knows; the one lock of the
+/// examples. (The library's own is internal: a product for one type is not worth its name.)
 ///
 /// - Safety: `@unchecked Sendable` because the value is touched under the mutex only.
 public final class Lock<Value>: @unchecked Sendable {
@@ -22,7 +23,9 @@ public final class Lock<Value>: @unchecked Sendable {
   }
 
   @inline(__always)
-  public func withLock<Result>(_ body: (inout Value) throws -> Result) rethrows -> Result {
+  public func withLock<Result, Failure: Error>(
+    _ body: (inout Value) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
     pthread_mutex_lock(mutex)
     defer { pthread_mutex_unlock(mutex) }
     return try body(&value)

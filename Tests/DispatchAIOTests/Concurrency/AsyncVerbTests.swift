@@ -114,7 +114,7 @@ final class AsyncVerbTests: XCTestCase {
     early.cancel()
     gate.open()
     await assertCancelled(early)
-    XCTAssertEqual(context.statistics.submitted, 0)
+    XCTAssertEqual(context.statistics.accepted, 0)
 
     // The only slot is in the hand of a handler that does not return: whoever comes waits in line.
     let leave = try holdUp(context)
@@ -233,9 +233,9 @@ final class AsyncVerbTests: XCTestCase {
       XCTAssertEqual(done + cancelled, 1000, Seeds.replay(seed))
       await context.close()
       let statistics = context.statistics
-      XCTAssertEqual(statistics.completed, done, Seeds.replay(seed))
+      XCTAssertEqual(statistics.succeeded, done, Seeds.replay(seed))
       XCTAssertEqual(
-        statistics.submitted, statistics.completed + statistics.cancelled, Seeds.replay(seed))
+        statistics.accepted, statistics.succeeded + statistics.cancelled, Seeds.replay(seed))
       XCTAssertLessThanOrEqual(statistics.cancelled, cancelled, Seeds.replay(seed))
     }
   }

@@ -100,7 +100,7 @@ final class ChunkTests: XCTestCase {
     await context.close()
     let statistics = context.statistics
     XCTAssertEqual(
-      statistics.submitted, statistics.completed + statistics.cancelled + statistics.failed)
+      statistics.accepted, statistics.succeeded + statistics.cancelled + statistics.failed)
   }
 
   /// The chunks of a file that shrinks meanwhile end where it does; what came before is whole.
@@ -189,13 +189,13 @@ final class ChunkTests: XCTestCase {
           XCTAssertTrue(
             eventually {
               context.process()
-              return context.statistics.submitted >= readAhead
+              return context.statistics.accepted >= readAhead
             })
           let statistics = context.statistics
           task.withLock { $0?.cancel() }
           // Else the disk was faster than the loop.
-          let isFirst = statistics.inKernel == 1 && statistics.completed == 0
-          submitted.fulfil(isFirst ? statistics.submittedByCalls : nil)
+          let isFirst = statistics.inKernel == 1 && statistics.succeeded == 0
+          submitted.fulfil(isFirst ? statistics.submittedRequests : nil)
         }
         try held.wait()
         let reader = Task {
@@ -217,7 +217,8 @@ final class ChunkTests: XCTestCase {
         isCaught = true
         XCTAssertEqual(count, 1, "the chunk that the kernel was reading")
         XCTAssertEqual(
-          context.statistics.submittedByCalls, before, "more reads, of a read-ahead of \(readAhead)"
+          context.statistics.submittedRequests, before,
+          "more reads, of a read-ahead of \(readAhead)"
         )
       }
       XCTAssertTrue(isCaught, "no read was ever in the kernel while the queue was held")

@@ -10,7 +10,7 @@ final class AlignmentTests: XCTestCase {
   /// Against the definition, for every count around a few multiples.
   func testRounding() {
     for unit in [1, 2, 3, 7, 512, 520, 3 * 512, 4096, 4104, 1 << 20] {
-      let alignment = AIOAlignment(memory: 1, offset: unit)
+      let alignment = BlockAlignment(memory: 1, offset: unit)
       for count in [0, unit, 5 * unit, -3 * unit].flatMap({ ($0 - 3)...($0 + 3) }) {
         let (up, down) = (alignment.roundUp(count), alignment.roundDown(count))
         XCTAssertTrue(up % unit == 0 && up >= count && up - count < unit, "\(count) to \(unit)")
@@ -26,7 +26,7 @@ final class AlignmentTests: XCTestCase {
       XCTAssertTrue(most % unit == 0 && most > 0x7fff_f000 - unit && most <= 0x7fff_f000, "\(unit)")
     }
     // Larger than what one call moves: no multiple fits, and the least is asked for.
-    XCTAssertEqual(AIOAlignment(memory: 1, offset: 1 << 40).maximumTransfer, 1 << 40)
+    XCTAssertEqual(BlockAlignment(memory: 1, offset: 1 << 40).maximumTransfer, 1 << 40)
   }
 
   /// Goal: what is refused as misaligned is what is no multiple, and nothing else, for every
@@ -37,7 +37,7 @@ final class AlignmentTests: XCTestCase {
     defer { memory.deallocate() }
     for (memoryUnit, unit) in [(1, 1), (4, 8), (1, 3), (3, 1), (6, 10), (5, 8), (4, 7)] {
       var traits = OpenFile.Traits()
-      traits.alignment = AIOAlignment(memory: memoryUnit, offset: unit)
+      traits.alignment = BlockAlignment(memory: memoryUnit, offset: unit)
       let file = OpenFile(descriptor: 99, path: nil, traits: traits) { _ in }
       let base = Int(bitPattern: memory.baseAddress)
       for offset in 0...21 {

@@ -132,7 +132,7 @@ private final class Simulation {
     )
       -> OpenFile
     {
-      var traits = OpenFile.Traits(alignment: AIOAlignment(memory: 512, offset: 512))
+      var traits = OpenFile.Traits(alignment: BlockAlignment(memory: 512, offset: 512))
       change(&traits)
       return OpenFile(descriptor: descriptor, path: nil, traits: traits, size: size) { _ in }
     }
@@ -460,7 +460,7 @@ private final class Simulation {
     let counts = engine.counts
     let succeeded = asks.count { $0.outcome! >= 0 }
     let cancelled = asks.count { $0.wasCancelled }
-    guard counts.submitted == asks.count, counts.succeeded == succeeded,
+    guard counts.accepted == asks.count, counts.succeeded == succeeded,
       counts.cancelled == cancelled, counts.failed == asks.count - succeeded - cancelled
     else { throw Violation("counted \(counts), \(asks.count) asked, \(succeeded) succeeded") }
   }

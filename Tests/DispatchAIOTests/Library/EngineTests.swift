@@ -254,7 +254,7 @@ final class EngineTests: XCTestCase {
   func testAWriteThatDoesNotGetOnFails() throws {
     var scene = Scene(depth: 1, faults: .init(shortTransfer: 1))
     let aligned = OpenFile(
-      descriptor: 3, path: nil, traits: .init(alignment: AIOAlignment(memory: 4096, offset: 4096))
+      descriptor: 3, path: nil, traits: .init(alignment: BlockAlignment(memory: 4096, offset: 4096))
     ) { _ in }
     let buffer = AIOBuffer(count: 4096)
     try scene.accept(0, aligned, .write(from: .buffer(buffer)), length: 4096)

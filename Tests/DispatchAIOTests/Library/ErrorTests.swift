@@ -63,7 +63,7 @@ final class ErrorTests: XCTestCase {
       XCTAssertTrue("\(error)".hasSuffix("; \(suggestion)"), "\(error)")
     }
     XCTAssertNil(AIOError(errno: 2, .init(operation: .open, path: "file")).recoverySuggestion)
-    XCTAssertNil(AIOError.closed(.init(operation: .read)).recoverySuggestion)
+    XCTAssertNil(AIOError.fileClosed(.init(operation: .read)).recoverySuggestion)
   }
 
   /// Why there is no context.

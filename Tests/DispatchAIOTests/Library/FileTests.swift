@@ -23,7 +23,7 @@ final class FileTests: XCTestCase {
     let buffered = try directory.open("new", .readOnly, caching: .buffered)
     XCTAssertEqual(buffered.caching, .buffered)
     XCTAssertEqual(fcntl(buffered.fileDescriptor.rawValue, F_GETFL) & clinux_o_direct, 0)
-    XCTAssertEqual(buffered.alignment, AIOAlignment(memory: 1, offset: 1))
+    XCTAssertEqual(buffered.alignment, AIOAlignment(.init(memory: 1, offset: 1)))
   }
 
   func testAdoptingFindsOutHowTheFileWasOpened() throws {
@@ -113,7 +113,7 @@ final class FileTests: XCTestCase {
     guard let directory = try? TemporaryDirectory(in: "/dev/shm"),
       let file = try? directory.open()
     else { throw XCTSkip("/dev/shm is no tmpfs with direct I/O") }
-    XCTAssertEqual(file.alignment, AIOAlignment(memory: 1, offset: 1))
+    XCTAssertEqual(file.alignment, AIOAlignment(.init(memory: 1, offset: 1)))
     let context = try AIOContext(queueDepth: 1)
     let buffer = AIOBuffer([1, 2, 3, 4, 5])
     XCTAssertEqual(try context.writeAndWait(file, at: 7, from: buffer[1...]), .success(4))
@@ -122,7 +122,7 @@ final class FileTests: XCTestCase {
   }
 
   func testRounding() {
-    let alignment = AIOAlignment(memory: 512, offset: 4096)
+    let alignment = AIOAlignment(.init(memory: 512, offset: 4096))
     for (count, up, down) in [
       (0, 0, 0), (1, 4096, 0), (4095, 4096, 0), (4096, 4096, 4096), (4097, 8192, 4096),
     ] {

@@ -239,7 +239,7 @@ final class HungFileTests: XCTestCase {
         var buffer = AIOUniqueBuffer(count: 512)
         _ = try? await context.read(sound, at: 0, into: &buffer)
       }.value
-      requests.fulfil(context.statistics.submitted - 1)
+      requests.fulfil(context.statistics.accepted - 1)
       withExtendedLifetime(chunks) {}
     }
     XCTAssertTrue(eventually { faults.hanging >= 1 }, line: line)

@@ -24,7 +24,7 @@ final class NeverSleepsTests: XCTestCase {
     let outcome = try context.outcome(request)
     let after = try now()
     return (
-      outcome, after.submittedByCalls - before.submittedByCalls,
+      outcome, after.submittedRequests - before.submittedRequests,
       after.nowaitRefusals - before.nowaitRefusals,
       after.offloadSubmits - before.offloadSubmits
     )

@@ -145,7 +145,7 @@ final class OffloadQueueTests: XCTestCase {
     for (count, whole, rest) in [
       (0, 0, 0), (1, 0, 1), (10, 1, 0), (29, 1, 19), (30, 2, 0), (35, 2, 5), (60, 3, 0),
     ] {
-      let split = WriteRun.split(count, [10, 20, 30])
+      let split = ContiguousWrites.split(count, [10, 20, 30])
       XCTAssertTrue(split == (whole, rest), "\(count): \(split)")
     }
   }

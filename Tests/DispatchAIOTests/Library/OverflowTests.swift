@@ -135,7 +135,7 @@ final class OverflowTests: XCTestCase {
 
   func testRounding() {
     for unit in [1, 512, 4096, 1 << 20, 1 << 62] {
-      let alignment = AIOAlignment(memory: 1, offset: unit)
+      let alignment = BlockAlignment(memory: 1, offset: unit)
       let last = Int.max - (unit - 1)
       XCTAssertEqual(alignment.roundUp(last), last, "\(unit)")
       XCTAssertEqual(alignment.roundUp(last - 1), unit == 1 ? last - 1 : last, "\(unit)")

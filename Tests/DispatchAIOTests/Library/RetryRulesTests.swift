@@ -9,12 +9,12 @@ import XCTest
 final class RetryRulesTests: XCTestCase {
   private typealias Traits = OpenFile.Traits
 
-  private let direct = Traits(alignment: AIOAlignment(memory: 512, offset: 4096))
+  private let direct = Traits(alignment: BlockAlignment(memory: 512, offset: 4096))
   private let buffered = Traits(isDirect: false)
   private let appending = Traits(
-    appends: true, alignment: AIOAlignment(memory: 512, offset: 4096))
+    appends: true, alignment: BlockAlignment(memory: 512, offset: 4096))
   private let remote = Traits(
-    alignment: AIOAlignment(memory: 512, offset: 4096), fileSystem: .network)
+    alignment: BlockAlignment(memory: 512, offset: 4096), fileSystem: .network)
   private let fuse = Traits(fileSystem: .fuse)
 
   private func goesOn(

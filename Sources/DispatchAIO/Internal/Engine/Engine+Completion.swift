@@ -1,28 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The engine's way up: what has completed, and whether that is the end of its request.
+// Completion: the completions that were reaped, and whether each ends its request.
 
 internal import CLibAIO
 internal import Glibc
 
 extension Engine {
-  /// How many completions to run before what their handlers ask for goes down.
+  /// The number of completions to deliver before the requests that their handlers make are
+  /// submitted.
   ///
-  /// A disk that has completed all of them together is idle until it gets the next: with two at
-  /// first, reads at depth 32 are a quarter more than with all in one call, at the same processor
-  /// time. Writes gain nothing below four. When the disk has something to do, and where nobody
-  /// waits, larger batches are cheaper.
-  mutating func nextBatch() -> Int {
+  /// A disk that has completed all requests together is idle until it gets the next: with two at
+  /// first, throughput of reads at depth 32 is a quarter more than with all in one call, at the
+  /// same processor time. Writes gain nothing below four. While the disk is busy, and without a
+  /// disk, larger batches are cheaper.
+  mutating func nextDeliveryBatch() -> Int {
     guard isForDisk else { return 128 }
-    defer { batchLimit = min(batchLimit * 2, Self.largestBatch) }
-    return batchLimit
+    defer { deliveryLimit = min(deliveryLimit * 2, Self.largestDeliveryBatch) }
+    return deliveryLimit
   }
 
-  /// Looks for completions, unless some that were found before are still to be taken.
+  /// Reaps completions, unless some that were reaped before have not been taken.
   ///
-  /// - Parameter nanoseconds: for how long to wait for the first, if there is none; below 1 s.
-  /// - Returns: whether it could look. If not, look once more after a while: the eventfd has been
-  ///   cleared, and will not tell of completions that are in the ring already.
+  /// - Parameter nanoseconds: The longest wait for the first, if there is none; below 1 s.
+  /// - Returns: Whether the kernel answered. If not, the driver retries after a delay, because the
+  ///   eventfd has been cleared, and does not count completions that are in the ring already.
   mutating func reap(waiting nanoseconds: UInt64 = 0) -> Bool {
     guard events.isEmpty, shares.held > 0 || isPollArmed || nanoseconds > 0 else { return true }
     for attempt in 0..<8 {
@@ -36,13 +37,13 @@ extension Engine {
         isPollReady = true
       }
       if answer > 0 { account() }
-      batchLimit = firstBatch
+      deliveryLimit = firstDeliveryLimit
       return true
     }
     return false
   }
 
-  /// Gives the room back that the completions at hand had in the kernel.
+  /// Returns the room in the kernel of the requests that were reaped.
   private mutating func account() {
     for index in 0..<events.count {
       let slot = slot(ofTag: events.tag(at: index))
@@ -53,8 +54,8 @@ extension Engine {
     checkAccounts()
   }
 
-  /// The next completion; `nil` when there is none at hand. What the kernel completed and what
-  /// ended otherwise take turns, so that neither waits behind the other for good.
+  /// The next completion; `nil` if there is none. Requests that the kernel completed and those that
+  /// ended otherwise take turns, so that neither starves the other.
   mutating func next() -> Completion? {
     while true {
       takesEndedFirst.toggle()
@@ -68,9 +69,9 @@ extension Engine {
     }
   }
 
-  /// Ends a request, or has it go on.
+  /// Ends a request, or makes it wait for another attempt.
   ///
-  /// - Parameter answer: a count of bytes, or a negative errno: from the completion, from
+  /// - Parameter answer: A count of bytes, or a negative errno: from the completion, from
   ///   `io_submit`, or from a system call.
   @inline(__always)
   private mutating func conclude(_ slot: UInt32, _ answer: Int) -> Completion? {
@@ -117,7 +118,7 @@ extension Engine {
       mayOffload: policy != .inline, file: table[request: slot].file.traits)
   }
 
-  /// What an attempt with RWF_NOWAIT has taught.
+  /// Records the answer to an attempt with RWF_NOWAIT.
   @inline(__always)
   private mutating func learn(_ slot: UInt32, _ answer: Int) {
     let verb = table[request: slot].verb

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The engine's way down: which of the pending requests the kernel gets now, in one call as far as
-// they fit, and what the offload queue gets instead.
+// Submission: the pending requests that the kernel gets now, in one call if they fit, and those
+// that the offload queue gets instead.
 
 internal import CLinux
 internal import Glibc
 
 extension Engine {
-  /// Hands pending requests to the kernel, as many as it has room for, in as few calls as it takes,
-  /// and until the turn's share of copying and time is used up.
+  /// Submits pending requests, as many as the kernel has room for, in as few calls as possible,
+  /// until the turn's budget of copying and time is used up.
   mutating func submit() -> Submission {
     while true {
       let isOverBudget = !fillBatch()
-      // Last, so that it shares the call with what the handlers of the last event have asked for;
-      // and only after those have run: before, it would complete at once for what they are to act
-      // on.
+      // The poll request is last, so that it shares the call with the requests of the last event's
+      // handlers; and it is made only after those have run, because it would complete at once for
+      // the readiness that they act on.
       let poll = pollDescriptor >= 0 && !isPollArmed && !isPollReady ? batch.count : -1
       if poll >= 0 {
         batch.appendPoll(pollDescriptor, tag: LinuxKernel.pollTag, event: event)
@@ -41,7 +41,7 @@ extension Engine {
           pollDescriptor = -1
           done += 1
         case let refusal:
-          // The first of the array is at fault, whatever the rest is like.
+          // The answer is about the first of the array, and says nothing of the rest.
           let slot = slot(ofTag: batch.tag(at: done))
           releaseRoom(slot)
           noLongerUnsignalled(slot)
@@ -56,7 +56,7 @@ extension Engine {
     return blocked.isEmpty ? .settled : .stalled
   }
 
-  /// One call of `io_submit`, with the batch from an index on.
+  /// Makes one call of `io_submit(2)`, with the batch from an index on.
   private mutating func callKernel(from index: Int) -> Int {
     let began = clinux_monotonic_nanoseconds()
     let answer = batch.submit(from: index, to: kernel)
@@ -76,10 +76,10 @@ extension Engine {
     return answer
   }
 
-  /// Moves requests to the batch: first those that were parked, whose files may have more by now,
-  /// then those that are pending.
+  /// Moves requests to the batch: first parked ones, whose files may have more room by now, then
+  /// pending ones.
   ///
-  /// - Returns: `false` when the turn's share is used up, and more would go down otherwise.
+  /// - Returns: `false` if the turn's budget is used up before all that fit were moved.
   private mutating func fillBatch() -> Bool {
     batch.removeAll()
     var contents = BatchContents()
@@ -116,7 +116,7 @@ extension Engine {
     return true
   }
 
-  /// What a batch has, as far as it matters for what comes after it.
+  /// The properties of a batch that determine the next delivery batch.
   struct BatchContents {
     var hasDisk = false
     var hasReads = false
@@ -129,10 +129,11 @@ extension Engine {
     case overBudget
   }
 
-  /// Takes a request, whose file has room in the kernel, out of the list that it is in.
+  /// Moves a request, whose file has room in the kernel, from its list to the batch, or to the
+  /// offload queue.
   @inline(__always)
   private mutating func submit(_ slot: UInt32, _ contents: inout BatchContents) -> Taking {
-    // Looked at now, and not when it arrived: something may have been learned since.
+    // Predicted now, and not on arrival: the predictor may have learned since.
     var route = route(of: table[request: slot])
     if route.isOnLoop, policy == .nonblocking, table[request: slot].operation.mayFaultOnDisk {
       route = table[request: slot].file.predictor.offloadRoute
@@ -165,15 +166,15 @@ extension Engine {
 
   /// Adds a request that was claimed to the batch.
   ///
-  /// - Returns: how many bytes `io_submit` itself will copy for it.
+  /// - Returns: The number of bytes that `io_submit(2)` itself will copy for it.
   @inline(__always)
   private mutating func prepare(_ slot: UInt32, _ route: Route) -> Int {
     table[request: slot].route = route
     table[request: slot].isRouteForced = false
     let traits = table[request: slot].file.traits
     let length = table[request: slot].chunkLength
-    // A memory file has done it when `io_submit` returns, and then the loop looks at the ring
-    // anyway.
+    // A memory file has done it when `io_submit(2)` returns, after which the loop reaps in any
+    // case.
     let isUnsignalled = traits.isMemory && route == .inline && length > 0
     table[request: slot].isUnsignalled = isUnsignalled
     if isUnsignalled { unsignalled += 1 }
@@ -186,10 +187,12 @@ extension Engine {
   private mutating func settle(_ contents: BatchContents) {
     guard batch.count > 0 else { return }
     isForDisk = contents.hasDisk
-    firstBatch = contents.hasReads ? Self.firstBatches.afterReads : Self.firstBatches.afterWrites
+    firstDeliveryLimit =
+      contents.hasReads ? Self.firstDeliveryLimits.afterReads : Self.firstDeliveryLimits.afterWrites
   }
 
-  /// What the kernel had no room for goes back to the head of the queue, in its order.
+  /// Returns the requests for which the kernel had no room to the head of the queue, in their
+  /// order.
   private mutating func putBack(from first: Int) {
     for index in (first..<batch.count).reversed()
     where batch.tag(at: index) != LinuxKernel.pollTag {
@@ -199,7 +202,7 @@ extension Engine {
       table.unclaim(slot)
       let file = table[request: slot].file.number
       if shares.hasParked(file) {
-        // Those were accepted after it.
+        // The parked requests were accepted after it.
         table[slot].place = .parked
         shares.park(slot, of: file, isFirst: true, in: table)
       } else {
@@ -219,9 +222,9 @@ extension Engine {
 }
 
 extension Operation {
-  /// Whether the kernel may have to read its memory in from a disk: pages of the caller's own, of
-  /// which `mincore(2)` says that they are not there, as of a mapped file that is cold. `io_submit`
-  /// reads them in, NOWAIT or not.
+  /// Whether the kernel may have to read its memory from a disk: pages of the caller's own that
+  /// `mincore(2)` reports as not resident, as those of a mapped file that is cold. `io_submit(2)`
+  /// reads them, NOWAIT or not.
   var mayFaultOnDisk: Bool {
     @inline(__always) get {
       switch self {
@@ -236,7 +239,7 @@ extension Memory {
   fileprivate var isResident: Bool {
     for index in 0..<elements {
       let bytes = unsafe self[index]
-      // Reads nothing of the memory: only whether its pages are there.
+      // This reads nothing of the memory, only whether its pages are resident.
       if unsafe clinux_is_resident(bytes.baseAddress, UInt(bytes.count)) == 0 { return false }
     }
     return true

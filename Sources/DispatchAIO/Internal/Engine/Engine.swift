@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The engine turns accepted requests into system calls and completions into results. It knows no
-// Dispatch, no queues and no closures; whoever drives it calls, in this order and from one thread
-// at a time,
+// Dispatch, no queues and no closures; its driver calls, in this order and from one thread at a
+// time,
 //
-//   collect()      take in what other threads accepted, cancelled and returned
-//   submit()       hand to the kernel what it has room for, and the rest to the offload queue
-//   reap()         look what has completed
-//   next()         … and take the completions one by one
+//   collect()      process the requests that other threads accepted, cancelled and returned
+//   submit()       submit the requests that the kernel has room for, and offload others
+//   reap()         reap completions from the kernel
+//   next()         take the completions, one by one
 //
 // Nothing in here sleeps or calls out, so that a completion may accept, cancel and close at will.
 //
-// The life of a slot, and who counts it:
+// The life of a slot:
 //
 //   free -> inbox -> pending ------------------> kernel ----> completion -> free
 //                     | |  ^                       ^ |
@@ -23,48 +23,48 @@
 //                     |            |
 //                     +------------+--> ended (cancelled, refused, done by a system call)
 //
-// A request goes down from the loop when that cannot make the kernel sleep, or with RWF_NOWAIT when
-// nobody knows (see NowaitPredictor). What the kernel refuses to do at once, and what is known to
-// make it sleep, goes to the offload queue: as a system call where it is synchronous anyway, else
-// into the same kernel context, for which it takes room like any other (see FileShares).
+// The loop submits a request inline if that cannot make the kernel sleep, and with RWF_NOWAIT if it
+// may (see NowaitPredictor). A request that the kernel refuses, or that is known to make it sleep,
+// is offloaded: as a system call if it is synchronous anyway, else into the same kernel context,
+// for which it takes room like any other (see FileShares).
 
 internal import CLibAIO
 internal import CLinux
 internal import Glibc
 
 struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
-  /// A request that is over. Its ID is stale; its slot is the receiver's, to give back to the
+  /// A request that has ended. Its ID is stale; the receiver owns its slot, and returns it to the
   /// table's free list.
   struct Completion: ~Copyable {
     let request: Request<Attachment>
     let slot: UInt32
-    /// How many bytes, or a negative errno.
+    /// The number of bytes, or a negative errno.
     let result: Int
   }
 
-  /// What `submit` has to say to whoever drives the engine.
+  /// The answer of `submit` to the driver.
   enum Submission {
-    /// Everything is with the kernel or the offload queue, or what is not goes down when something
+    /// Every request is with the kernel or the offload queue, or is submitted once another
     /// completes.
     case settled
-    /// The kernel refuses: to be tried once more after a while, because nothing in the kernel is
-    /// sure to complete.
+    /// The kernel refuses, and has no request that is sure to complete: the driver retries after a
+    /// delay.
     case stalled
-    /// The turn has taken its share of time: the rest is for the next.
+    /// The turn's budget is used up; the next turn submits the rest.
     case overBudget
   }
 
-  /// How often a request is submitted once more when the kernel says that nothing was done.
+  /// The most retries of a request for which the kernel answers that nothing was done.
   static var maximumRetries: UInt8 { 16 }
-  /// How many bytes of requests that `io_submit` itself copies go down in one turn.
+  /// The most bytes of requests copied by `io_submit(2)` itself that one turn submits.
   static var copyBudget: Int { 512 << 10 }
-  /// How long the calls of `io_submit` of one turn may take, in nanoseconds; looked at after each.
+  /// The longest time of one turn's calls of `io_submit(2)`, in nanoseconds, checked after each.
   static var submitBudget: UInt64 { 200_000 }
-  /// How many steps it may take to take in arrivals, cancellations and results at a time.
+  /// The most steps of one `collect`.
   static var arrivalsPerPass: Int { 2048 }
-  /// See `nextBatch`.
-  static var firstBatches: (afterReads: Int, afterWrites: Int) { (2, 4) }
-  static var largestBatch: Int { 256 }
+  /// See `nextDeliveryBatch`.
+  static var firstDeliveryLimits: (afterReads: Int, afterWrites: Int) { (2, 4) }
+  static var largestDeliveryBatch: Int { 256 }
 
   let kernel: K
   let table: RequestTable<Attachment>
@@ -72,49 +72,53 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   let event: Int32
   let policy: SubmissionPolicy
 
-  /// What goes down next.
+  /// The requests to submit next.
   var pending = SlotList()
-  /// What an offload thread could not submit because the kernel had no memory or room; until
-  /// something has completed, or the driver says that a while has passed.
+  /// Requests that an offload thread could not submit because the kernel had no memory or room,
+  /// until another completes, or the driver retries them.
   var blocked = SlotList()
-  /// Requests that end without an event: refused, done by a system call, or cancelled.
+  /// Requests that have ended without an event: refused, done by a system call, or cancelled.
   var ended = SlotList()
   var shares: FileShares
-  /// How many requests were found cancelled, and `collect` has not heard of them yet.
+  /// The number of requests that were found cancelled, and that `collect` has not taken from
+  /// `cancellations`.
   var beingCancelled = 0
-  /// What the inboxes had and `collect` has not taken in yet.
+  /// The slots that were taken from the inboxes and that `collect` has not processed.
   var arrivals = Inbox.Reader()
   var cancellations = Inbox.Reader()
   var offloadResults = Inbox.Reader()
 
-  /// How many requests the kernel holds that the loop submitted, their completions not yet taken.
+  /// The number of requests in the kernel that the loop submitted, and whose completions have not
+  /// been reaped.
   var inKernel = 0
-  /// How many requests wait for an offload thread, are with one, or were submitted by one and are
-  /// with the kernel.
+  /// The number of requests that wait for an offload thread, are with one, or were submitted by one
+  /// and are in the kernel.
   var offloaded = 0
-  /// How many requests in the kernel do not count on the eventfd: see `Request.isUnsignalled`.
+  /// The number of requests in the kernel without the eventfd flag: see `Request.isUnsignalled`.
   var unsignalled = 0
-  /// Whether `submit` has put something into the offload queue since the driver looked last.
+  /// Whether requests were added to the offload queue; reset by the driver.
   var hasOffloaded = false
 
-  /// The epoll set that a poll request is kept in flight for; -1: there is none, or the kernel has
-  /// no such request.
+  /// The epoll set for which a poll request is kept in flight; -1 if there is none, or the kernel
+  /// has no polls.
   var pollDescriptor: Int32 = -1
   /// Whether the poll request is in flight.
   var isPollArmed = false
-  /// Whether something of the set is ready; the driver's to reset.
+  /// Whether the set has events; reset by the driver.
   var isPollReady = false
   /// Whether the kernel has refused a poll request.
   var isPollUnsupported = false
 
-  /// What this turn has copied, and for how long it has been in `io_submit`.
+  /// The bytes that this turn has submitted and `io_submit(2)` has copied, and the time of its
+  /// calls.
   var copiedBytes = 0
   var submitNanoseconds: UInt64 = 0
 
-  /// See `nextBatch`.
-  var batchLimit = firstBatches.afterReads
-  var firstBatch = firstBatches.afterReads
-  /// Whether a disk works on what went down last; else `io_submit` itself has done it.
+  /// See `nextDeliveryBatch`.
+  var deliveryLimit = firstDeliveryLimits.afterReads
+  var firstDeliveryLimit = firstDeliveryLimits.afterReads
+  /// Whether a disk works on the requests submitted last, rather than `io_submit(2)` itself having
+  /// done them.
   var isForDisk = true
   /// Whether `next` looks at `ended` before the events.
   var takesEndedFirst = false
@@ -124,10 +128,10 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   var counts = EngineCounts()
 
   /// - Parameters:
-  ///   - queueDepth: how many requests of one file the kernel may have; it has room for
+  ///   - queueDepth: The most requests of one file in the kernel, which has room for
   ///     `FileShares.room`.
-  ///   - event: the eventfd that the kernel is to count completions on.
-  ///   - policy: what may go down from the loop.
+  ///   - event: The eventfd on which the kernel counts completions.
+  ///   - policy: The requests that the loop may submit.
   init(
     kernel: K, table: RequestTable<Attachment>, offloadQueue: OffloadQueue, queueDepth: Int,
     event: Int32, policy: SubmissionPolicy = .nonblocking
@@ -142,7 +146,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     events = EventBuffer(capacity: min(queueDepth, 128))
   }
 
-  /// Where the slots are that are neither free nor on their way in.
+  /// The numbers of slots that are neither free nor in an inbox, by place.
   var accounts: (pending: Int, offloaded: Int, inKernel: Int, arrived: Int) {
     (
       pending.count + blocked.count + shares.parkedCount + beingCancelled, offloaded, inKernel,
@@ -150,26 +154,27 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     )
   }
 
-  /// Whether `next` has something to return now.
+  /// Whether `next` has a completion to return now.
   var hasCompletions: Bool {
     @inline(__always) get { !events.isEmpty || !ended.isEmpty }
   }
 
   // MARK: In
 
-  /// Begins a turn: what its submissions may cost is counted anew.
+  /// Begins a turn, with a new budget for its submissions.
   mutating func beginTurn() {
     copiedBytes = 0
     submitNanoseconds = 0
   }
 
-  /// Takes in what was accepted, cancelled and returned since the last time, in order of arrival.
+  /// Processes the requests that were accepted, cancelled and returned since the last call, in
+  /// order of arrival.
   ///
-  /// - Returns: whether that was all.
+  /// - Returns: Whether the inboxes are empty.
   @discardableResult
   mutating func collect() -> Bool {
     var budget = Self.arrivalsPerPass
-    // A request may have been cancelled that is among the arrivals still: see `cancel`.
+    // A request may be cancelled while it is among the arrivals: see `cancel`.
     while let slot = arrivals.next(from: table.inbox, &budget) { arrive(slot) }
     while let slot = cancellations.next(from: table.cancellations, &budget) { cancel(slot) }
     while let slot = offloadResults.next(from: table.offloadResults, &budget) {
@@ -179,10 +184,10 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     return arrivals.isEmpty && cancellations.isEmpty && offloadResults.isEmpty && budget > 0
   }
 
-  /// Takes in a request that the loop itself has placed.
+  /// Processes a request that was placed in the table.
   @inline(__always)
   mutating func arrive(_ slot: UInt32) {
-    counts.submitted += 1
+    counts.accepted += 1
     if table[slot].isCancelledEarly {
       table[slot].isCancelledEarly = false
       return end(slot, -Int(ECANCELED))
@@ -190,7 +195,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     enqueue(slot, isFirst: false)
   }
 
-  /// Ends a request that somebody has cancelled before it was claimed.
+  /// Ends a request that was cancelled before it was claimed.
   private mutating func cancel(_ slot: UInt32) {
     if table[slot].place == .arriving {
       table[slot].isCancelledEarly = true
@@ -201,7 +206,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     end(slot, -Int(ECANCELED))
   }
 
-  /// Takes a request that waits out of the list that it is in.
+  /// Removes a waiting request from the list that it is in.
   @inline(__always)
   mutating func unlist(_ slot: UInt32) {
     switch table[slot].place {
@@ -217,13 +222,14 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     }
   }
 
-  /// An offload thread returns a request: the kernel did not take it, or it was done by a system
-  /// call.
+  /// Processes a request that an offload thread returned: the kernel did not take it, or a system
+  /// call did it.
   private mutating func offloadReturned(_ slot: UInt32, _ answer: Int) {
     offloaded -= 1
     releaseRoom(slot)
     if answer == -Int(EAGAIN), table[request: slot].route == .offload {
-      // No room, though room was kept, as when memory is short: it waits, like `putBack` does.
+      // The kernel has no room although the request holds some, for example if memory is short: it
+      // waits, as after `putBack`.
       table.unclaim(slot)
       table[request: slot].isRouteForced = true
       table[slot].place = .blocked
@@ -233,7 +239,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     }
   }
 
-  /// A while has passed since `submit` said that it is stalled.
+  /// Retries the requests that an offload thread could not submit.
   mutating func retryBlocked() {
     while let slot = blocked.popFirst(in: table) {
       table[slot].place = .pending
@@ -241,11 +247,11 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     }
   }
 
-  /// Puts a request where it waits for its next attempt.
+  /// Adds a request to the list in which it waits for its next attempt.
   @inline(__always)
   mutating func enqueue(_ slot: UInt32, isFirst: Bool) {
     if route(of: table[request: slot]) == .syscall {
-      // It needs no room in the kernel, and so does not wait behind those that do.
+      // It needs no room in the kernel, and so does not wait behind requests that do.
       table[request: slot].route = .syscall
       return offload(slot)
     }
@@ -253,7 +259,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     if isFirst { pending.prepend(slot, in: table) } else { pending.append(slot, in: table) }
   }
 
-  /// Hands a request, whose route says how it goes down there, to the offload queue.
+  /// Adds a request to the offload queue, by the route that it has.
   mutating func offload(_ slot: UInt32) {
     table[slot].place = .offloaded
     offloaded += 1
@@ -263,7 +269,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
       slot, file: table[request: slot].file.number, kind: OffloadKind(table[request: slot].verb))
   }
 
-  /// Puts a request that is over where `next` finds it.
+  /// Adds a request that has ended to `ended`, for `next`.
   mutating func end(_ slot: UInt32, _ answer: Int) {
     table[slot].place = .ended
     table[slot].answer = answer
@@ -297,7 +303,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     shares.give(from: table[request: slot].file.number)
   }
 
-  /// The slot of a tag that the kernel handed back.
+  /// The slot of a completion's tag.
   @inline(__always)
   func slot(ofTag tag: UInt64) -> UInt32 {
     let slot = UInt32(truncatingIfNeeded: tag)
@@ -307,9 +313,9 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     return slot
   }
 
-  /// Every slot is free, on its way in, pending, offloaded, with the kernel, or ended: never in two
-  /// places. (What other threads hold at this moment is counted nowhere, hence no equality here;
-  /// the tests of the engine, where there are no other threads, demand it.)
+  /// Asserts that every slot is in one place: free, in an inbox, pending, offloaded, in the kernel,
+  /// or ended. Slots that other threads hold at this moment are not counted, hence no equality
+  /// here; the tests of the engine, which have no other threads, demand it.
   @inline(__always)
   func checkAccounts() {
     assert(inKernel >= 0 && offloaded >= 0 && shares.held <= shares.room)
@@ -320,43 +326,43 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   }
 }
 
-/// What goes down from the loop.
+/// The requests that the loop submits.
 enum SubmissionPolicy {
-  /// Only what cannot make the kernel sleep.
+  /// Those that cannot make the kernel sleep.
   case nonblocking
-  /// Everything, as it is.
+  /// All, inline.
   case inline
-  /// Nothing: there is no kernel AIO, and every request is a system call on an offload thread.
+  /// None: there is no kernel AIO, and every request is a system call on an offload thread.
   case threadsOnly
 }
 
-/// How much the engine has done.
+/// The counts of the engine's work.
 struct EngineCounts: Equatable {
-  /// Requests taken in.
-  var submitted = 0
+  /// Requests accepted.
+  var accepted = 0
   var succeeded = 0
   var failed = 0
   var cancelled = 0
-  /// Calls of `io_submit` from the loop, and what they took.
+  /// Calls of `io_submit(2)` by the loop, and the requests that the kernel took in them.
   var submitCalls = 0
-  var submittedByCalls = 0
+  var submittedRequests = 0
   var largestBatch = 0
   /// The longest such call, in nanoseconds.
   var longestSubmit: UInt64 = 0
-  /// Attempts with RWF_NOWAIT that have to be made once more on an offload thread.
+  /// Attempts with RWF_NOWAIT that the kernel refused.
   var nowaitRefusals = 0
   /// Attempts handed to the offload queue.
   var offloadSubmits = 0
-  /// Attempts made once more because the kernel said, unasked, that nothing was done.
+  /// Attempts repeated because the kernel answered, unasked, that nothing was done.
   var retries = 0
-  /// Transfers that went on behind what was done.
+  /// Attempts that continued a transfer.
   var continuations = 0
 
   @inline(__always)
   mutating func count(submission answer: Int, took nanoseconds: UInt64) {
     submitCalls += 1
     if answer > 0 {
-      submittedByCalls += answer
+      submittedRequests += answer
       if answer > largestBatch { largestBatch = answer }
     }
     if nanoseconds > longestSubmit { longestSubmit = nanoseconds }

@@ -2,14 +2,14 @@
 
 internal import CLibAIO
 
-/// Completions taken from the kernel and not yet looked at.
+/// Completions that were reaped and have not been taken by the engine.
 @safe
 struct EventBuffer: ~Copyable {
   private let capacity: Int
   private let events: UnsafeMutablePointer<io_event>
   private var first = 0
   private var end = 0
-  /// Whether the poll request has completed; the owner's to reset.
+  /// Whether the poll request has completed; reset by the owner.
   var hasPollEvent = false
 
   init(capacity: Int) {
@@ -27,8 +27,8 @@ struct EventBuffer: ~Copyable {
 
   /// Fills the buffer, which must be empty.
   ///
-  /// - Parameter nanoseconds: for how long to wait for the first.
-  /// - Returns: how many there are now; or a negative errno, and there are none.
+  /// - Parameter nanoseconds: The longest wait for the first.
+  /// - Returns: The number of completions; or a negative errno, with none.
   @inline(__always)
   mutating func refill<K: Kernel>(from kernel: K, waiting nanoseconds: UInt64) -> Int {
     precondition(isEmpty)
@@ -40,7 +40,7 @@ struct EventBuffer: ~Copyable {
     for index in 0..<answer {
       let event = unsafe events[index]
       let tag = unsafe UInt64(UInt(bitPattern: event.data))
-      // What ends a wait, and the poll request, are in no slot.
+      // The requests that end a wait, and the poll request, have no slot.
       if tag >= LinuxKernel.timerTag {
         if tag == LinuxKernel.pollTag { hasPollEvent = true }
         if tag == LinuxKernel.timerTag { kernel.waitTimerFired() }
@@ -52,7 +52,7 @@ struct EventBuffer: ~Copyable {
     return end
   }
 
-  /// The tag of the completion that `removeFirst` gives after `index` others.
+  /// The tag of the completion that `removeFirst` returns after `index` others.
   @inline(__always)
   func tag(at index: Int) -> UInt64 {
     precondition(first + index < end)

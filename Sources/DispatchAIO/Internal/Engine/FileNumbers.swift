@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Small numbers for open files, unique among those that are open, so that what an engine and an
-/// offload pool count for each file lies in an array.
+/// Small numbers for open files, unique among those that are open, so that the counts that an
+/// engine and an offload pool keep for each file are in an array.
 enum FileNumbers {
   private struct State {
     var free: [UInt32] = []
@@ -18,7 +18,7 @@ enum FileNumbers {
     }
   }
 
-  /// Gives a number back that nobody uses any more.
+  /// Returns a number whose file is no longer open.
   static func give(_ number: UInt32) {
     state.withLock { $0.free.append(number) }
   }

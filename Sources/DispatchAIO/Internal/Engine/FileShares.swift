@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How the kernel's room is shared by files, so that one whose requests do not complete (a hung
-// device, a server that is gone) leaves room for the others: dynamic thresholds (Choudhury and
+// The files' shares of the kernel's room, limited so that one whose requests do not complete (a
+// hung device, a server that is gone) leaves room for the others: dynamic thresholds (Choudhury and
 // Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). A file may have twice as many requests in
-// the kernel as there is room left, and no more than the queue depth. With room for half as many
-// again as the queue depth, a file that is alone has all of the depth, and eight that hang leave a
+// the kernel as there is room left, and no more than the queue depth. With room for one and a half
+// times the queue depth, a file that is alone has all of the depth, and eight that hang leave a
 // seventeenth of the room.
 
 struct FileShares: ~Copyable {
   private struct Share {
-    /// How many requests hold room.
+    /// The number of requests that hold room.
     var held = 0
-    /// Requests that wait until the file may have more.
+    /// Requests that wait for the file's share to have room.
     var parked = SlotList()
     /// Whether the file is among `parkedFiles`.
     var isListed = false
   }
 
-  /// How many requests of one file the kernel may have.
+  /// The most requests of one file that may be in the kernel.
   let queueDepth: Int
-  /// How many requests it may have in all.
+  /// The most requests that may be in the kernel.
   let room: Int
-  /// How many it has.
+  /// The number of requests that hold room.
   private(set) var held = 0
   private var shares: [Share] = []
-  /// Files that have parked requests, and some that had.
+  /// Files that have parked requests, and some that no longer have any.
   private(set) var parkedFiles: [UInt32] = []
   private(set) var parkedCount = 0
 
@@ -66,13 +66,13 @@ struct FileShares: ~Copyable {
 
   // MARK: Parked requests
 
-  /// Whether requests of a file wait already, so that the next one has to wait behind them.
+  /// Whether a file has parked requests, behind which the next one has to be parked.
   @inline(__always)
   func hasParked(_ file: UInt32) -> Bool {
     parkedCount > 0 && file < shares.count && !shares[Int(file)].parked.isEmpty
   }
 
-  /// - Parameter isFirst: whether it was accepted before those that are parked.
+  /// - Parameter isFirst: Whether it was accepted before those that are parked.
   mutating func park<A>(
     _ slot: UInt32, of file: UInt32, isFirst: Bool = false, in table: RequestTable<A>
   ) {
@@ -99,7 +99,7 @@ struct FileShares: ~Copyable {
     shares[Int(file)].parked.isEmpty ? nil : shares[Int(file)].parked.first
   }
 
-  /// Forgets the files that have no parked requests any more, and moves the first of the others to
+  /// Removes the files that no longer have parked requests, and moves the first of the others to
   /// the end, so that they take turns.
   mutating func rotateParkedFiles() {
     guard !parkedFiles.isEmpty else { return }

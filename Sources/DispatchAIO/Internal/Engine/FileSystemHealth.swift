@@ -1,33 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether the writes of a file system are slow to be taken. While a file system is frozen
+// The health of a file system: whether the submission of writes to it is slow. While it is frozen
 // (fsfreeze(8), and so each snapshot by LVM or a backup), `io_submit` of a write sleeps until it is
-// thawed: the kernel takes the freeze protection before it looks at RWF_NOWAIT. Nothing tells of it
-// beforehand. So the first such submission is waited for, and from then on the writes of that file
-// system are offloaded, until it has passed.
+// thawed: the kernel takes the freeze protection before it looks at RWF_NOWAIT. Nothing predicts
+// it. So the loop sleeps in the first such submission, and offloads the writes of that file system
+// from then on, until they are fast.
 
 internal import CLinux
 internal import Synchronization
 
-/// Shared by all files of a file system, and by all contexts; everything in it is a hint.
+/// The health of one file system, shared by all its files and by all contexts. Everything in it is
+/// a hint.
 final class FileSystemHealth: Sendable {
-  /// A submission that takes longer than this was not one that goes on at once, in nanoseconds.
+  /// The time in nanoseconds beyond which a submission on the loop counts as slow.
   static let slowSubmit: UInt64 = 10_000_000
-  /// The same for a write that an offload thread makes, which may have to wait for a slow disk.
+  /// The same for a write by an offload thread, which may have to wait for a slow disk.
   static let slowWrite: UInt64 = 100_000_000
-  /// For how long writes are offloaded at least, in nanoseconds.
+  /// The shortest time for which writes are offloaded, in nanoseconds.
   static let probation: UInt64 = 1_000_000_000
 
   private static let all = Lock<[UInt64: FileSystemHealth]>([:])
 
-  /// Until when writes are to be offloaded, by the monotonic clock; 0 while all is well.
+  /// The time until which writes are offloaded, by the monotonic clock; 0 while they are fast.
   private let slowUntil = Atomic<UInt64>(0)
-  /// How many writes offload threads are making.
+  /// The number of writes that offload threads are making.
   private let writesUnderWay = Atomic<Int>(0)
-  /// When one of them ended last.
+  /// The time at which the last of them ended.
   private let lastEnd = Atomic<UInt64>(0)
 
-  /// - Parameter device: `st_dev`.
+  /// - Parameter device: The device of the file system, `st_dev`.
   static func of(_ device: UInt64) -> FileSystemHealth {
     all.withLock { all in
       if let health = all[device] { return health }
@@ -37,7 +38,7 @@ final class FileSystemHealth: Sendable {
     }
   }
 
-  /// Whether writes are to be offloaded.
+  /// Whether writes have to be offloaded.
   @inline(__always)
   var isSlow: Bool {
     slowUntil.load(ordering: .relaxed) != 0 && isStillSlow(now: clinux_monotonic_nanoseconds())
@@ -49,7 +50,7 @@ final class FileSystemHealth: Sendable {
     if writesUnderWay.load(ordering: .relaxed) > 0,
       lastEnd.load(ordering: .relaxed) &+ Self.probation < until
     {
-      // Not one has ended since: it has not passed.
+      // None has ended since: the file system is still slow.
       slowUntil.store(now &+ Self.probation, ordering: .relaxed)
       return true
     }
@@ -57,7 +58,7 @@ final class FileSystemHealth: Sendable {
     return false
   }
 
-  /// A submission of writes took so long, on the loop.
+  /// Records how long a submission of writes on the loop took.
   func submissionTook(_ nanoseconds: UInt64, now: UInt64) {
     if nanoseconds > Self.slowSubmit { isSlow(for: nanoseconds, now: now) }
   }
@@ -66,10 +67,10 @@ final class FileSystemHealth: Sendable {
     slowUntil.store(now &+ max(Self.probation, nanoseconds), ordering: .relaxed)
   }
 
-  /// An offload thread begins a write.
+  /// Records that an offload thread begins a write.
   func writeBegins() { writesUnderWay.wrappingAdd(1, ordering: .relaxed) }
 
-  /// An offload thread has ended a write that it began at `start`.
+  /// Records that an offload thread has ended a write that it began at `start`.
   func writeEnded(start: UInt64, now: UInt64) {
     if now &- start > Self.slowWrite { isSlow(for: now &- start, now: now) }
     writesUnderWay.wrappingSubtract(1, ordering: .relaxed)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which slots of the request table are free. Any thread takes one to make a request; the loop
-// gives it back. A Treiber stack ("Systems Programming: Coping with Parallelism", IBM RJ 5118,
-// 1986) of indices: last in, first out, so that the slot used next is the one still in the cache.
+// The free slots of the request table. Any thread takes one to make a request; the loop returns it.
+// A Treiber stack ("Systems Programming: Coping with Parallelism", IBM RJ 5118, 1986) of indices:
+// last in, first out, so that the slot used next is the one still in the cache.
 
 internal import Synchronization
 
@@ -12,18 +12,19 @@ internal import Synchronization
 ///   links lives exactly as long as the list.
 @safe
 struct FreeList: ~Copyable, @unchecked Sendable {
-  /// The most slots that a table can have: what 20 bits count.
+  /// The most slots that a table can have, which 20 bits count.
   static let maximumCapacity = (1 << 20) - 1
 
   let capacity: Int
 
-  /// One word, so that one compare-and-exchange changes all of it: the top of the stack, how many
-  /// slots are on it, and a tag that grows with every change. Without the tag, a thread that read
-  /// `A -> B`, slept while others took A and B and gave A back, would make B the top (ABA).
+  /// One word, so that one compare-and-exchange changes all of it: the top of the stack, the number
+  /// of slots on it, and a tag that grows with every change. Without the tag, a thread that read `A
+  /// -> B`, slept while others took A and B and returned A, would make B the top (ABA).
   private let head: Atomic<UInt64>
 
-  /// What lies under each slot. A thread may read the link of a slot that another has just taken;
-  /// it then fails to exchange the head and reads anew: hence atomic, though relaxed.
+  /// The slot beneath each slot of the stack. A thread may read the link of a slot that another has
+  /// just taken; its exchange of the head then fails, and it repeats the read: hence atomic, though
+  /// relaxed.
   private let links: UnsafeMutablePointer<Atomic<UInt32>>
 
   private struct Head {
@@ -53,10 +54,10 @@ struct FreeList: ~Copyable, @unchecked Sendable {
     unsafe links.deallocate()
   }
 
-  /// How many slots are free at this moment.
+  /// The number of slots that are free at this moment.
   var count: Int { Head(word: head.load(ordering: .sequentiallyConsistent)).count }
 
-  /// Takes a slot, from any thread; `nil` when none is free.
+  /// Takes a slot, from any thread; `nil` if none is free.
   @inline(__always)
   func take() -> UInt32? {
     var old = Head(word: head.load(ordering: .acquiring))
@@ -72,13 +73,13 @@ struct FreeList: ~Copyable, @unchecked Sendable {
     return nil
   }
 
-  /// Gives a slot back, from any thread that owns it.
+  /// Returns a slot to the list, from any thread that owns it.
   @inline(__always)
   func give(_ slot: UInt32) {
     precondition(slot < capacity)
     var old = Head(word: head.load(ordering: .relaxed))
     while true {
-      // In bounds by the precondition, and ours alone until the exchange below.
+      // In bounds by the precondition, and only this thread's until the exchange below.
       unsafe links[Int(slot)].store(old.top, ordering: .relaxed)
       let new = Head(top: slot, count: old.count + 1, tag: old.tag + 1)
       let (exchanged, seen) = head.compareExchange(

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The way of a slot from any thread to the loop: many push, one takes all that piled up. No lock,
-// and no memory of its own beyond a link per slot, because a slot is in an inbox at most once.
+// Slots on their way from any thread to the loop: many threads push, and one takes all at once. It
+// needs no lock, and no memory beyond one link for each slot, because a slot is in an inbox at most
+// once.
 
 internal import Synchronization
 
@@ -27,9 +28,9 @@ struct Inbox: ~Copyable, @unchecked Sendable {
     unsafe links.deallocate()
   }
 
-  /// Whether nothing waits. Sequentially consistent: the loop asks this after it has said that it
-  /// goes to sleep, and a pusher looks whether the loop sleeps after it has pushed; one of the two
-  /// must see the other.
+  /// Whether it has no slots. Sequentially consistent: the loop reads this after it has stored that
+  /// it sleeps, and a pusher reads whether the loop sleeps after it has pushed; one of the two must
+  /// see the other's store.
   var isEmpty: Bool { head.load(ordering: .sequentiallyConsistent) == Inbox.end }
 
   /// Adds a slot, from any thread. It must not be in this inbox already.
@@ -46,9 +47,9 @@ struct Inbox: ~Copyable, @unchecked Sendable {
     }
   }
 
-  /// Takes everything out, for one thread at a time.
+  /// Takes all slots out; by one thread at a time.
   ///
-  /// - Returns: the newest; the others are reached with `older`.
+  /// - Returns: The newest slot; `older` returns the others.
   @inline(__always)
   fileprivate func takeAll() -> UInt32? {
     guard head.load(ordering: .relaxed) != Inbox.end else { return nil }
@@ -56,7 +57,7 @@ struct Inbox: ~Copyable, @unchecked Sendable {
     return newest == Inbox.end ? nil : newest
   }
 
-  /// The slot that arrived before one that was taken out, and then what `Reader` makes of it.
+  /// The slot that arrived before one that was taken out; `Reader` reverses these links.
   @inline(__always)
   fileprivate func link(of slot: UInt32) -> UInt32? {
     precondition(slot < capacity)
@@ -71,26 +72,26 @@ struct Inbox: ~Copyable, @unchecked Sendable {
     unsafe links[Int(slot)] = next ?? Inbox.end
   }
 
-  /// Reads an inbox in order of arrival, so much at a time: what has piled up may be long, and its
-  /// newest is on top. For one thread, and one inbox.
+  /// Reads an inbox in order of arrival, in bounded steps, because the list may be long and has its
+  /// newest slot on top. For one thread, and one inbox.
   struct Reader {
-    /// The newest of what is still to be turned around.
+    /// The newest slot of the part that has not been reversed.
     private var newest: UInt32?
-    /// The oldest of what has been turned around.
+    /// The oldest slot of the part that has been reversed.
     private var turned: UInt32?
-    /// The next of what can be read.
+    /// The next slot to read.
     private var first: UInt32?
 
-    /// Whether something was taken out of the inbox and not read yet.
+    /// Whether every slot that was taken out has been read.
     var isEmpty: Bool {
       @inline(__always) get { first == nil && turned == nil }
     }
 
     /// The next slot, in order of arrival.
     ///
-    /// - Parameter budget: how many steps may be made; each slot costs one to turn it around, and
-    ///   one to read it.
-    /// - Returns: `nil` when there is none, or the budget is used up.
+    /// - Parameter budget: The number of steps that may be made; each slot costs one to reverse its
+    ///   link, and one to read it.
+    /// - Returns: `nil` if there is none, or the budget is used up.
     @inline(__always)
     mutating func next(from inbox: borrowing Inbox, _ budget: inout Int) -> UInt32? {
       if first == nil { refill(from: inbox, &budget) }

@@ -1,37 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which requests on a file would make the kernel sleep in `io_submit`, as far as one knows. What is
-// not known is tried with RWF_NOWAIT, whose refusals teach the rest:
+// A prediction of which requests on a file would make the kernel sleep in `io_submit(2)`. Where
+// there is none, the request is tried with RWF_NOWAIT, whose refusals teach it:
 //
 //   - A write beyond the end allocates blocks and changes the size, under the inode's lock: known
 //     from the size when the file was opened, and from every write since.
-//   - A write into a hole, on a copy-on-write filesystem, or under somebody else's lock is refused
-//     (-EAGAIN): a few times in a row, and the next ones do not try, except one in sixteen; the
-//     first that is not refused makes the file fast again.
-//   - A filesystem or kernel without NOWAIT says so (-EOPNOTSUPP): never again. ext4 does, for
-//     buffered writes.
-//   - A buffered request is done within `io_submit`. From the page cache that is a copy, which is
-//     no sleep, but takes time: a large one is offloaded. A buffered write to a file opened with
-//     O_DSYNC or O_SYNC waits for the disk there (XFS syncs inside `io_submit`, NOWAIT or not).
-//   - A memory file (tmpfs, ramfs, hugetlbfs) knows no NOWAIT, and waits for nothing but pages that
-//     were swapped out, which nobody can tell beforehand: its requests go down as they are, large
-//     ones apart.
+//   - A write into a hole, on a copy-on-write file system, or under another's lock is refused
+//     (-EAGAIN). After a few refusals in a row, only one write in sixteen is tried; the first that
+//     is not refused restores the file's fast route.
+//   - A file system or kernel without NOWAIT answers -EOPNOTSUPP, as ext4 does for buffered writes:
+//     the file's requests are never tried any more.
+//   - A buffered request is done within `io_submit(2)`. From the page cache that is a copy, which
+//     does not sleep but takes time: a large one is offloaded. A buffered write to a file opened
+//     with O_DSYNC or O_SYNC waits for the disk there (XFS syncs inside `io_submit`, NOWAIT or
+//     not).
+//   - A memory file (tmpfs, ramfs, hugetlbfs) has no NOWAIT, and sleeps only for pages that were
+//     swapped out, which cannot be predicted: its requests are submitted inline, except large ones.
 //   - On a file system whose submissions were slow, as while it is frozen, writes are offloaded:
 //     see FileSystemHealth.
 //
-// What is offloaded goes into the same kernel context by `io_submit` where the kernel goes on with
-// it by itself, and is a plain system call where it is synchronous anyway: buffered transfers, and
-// direct writes that extend the file (ext4 waits for those inside `io_submit`).
+// An offloaded request is submitted into the same kernel context if the kernel carries it out
+// asynchronously, and is a plain system call if it is synchronous anyway: a buffered transfer, or a
+// direct write that extends the file (for which ext4 waits inside `io_submit(2)`).
 
 internal import Synchronization
 
-/// Shared by every context that uses the file; everything is a hint, and so relaxed.
+/// The prediction for one file, shared by every context that uses it. Everything in it is a hint,
+/// and so relaxed.
 final class NowaitPredictor: Sendable {
-  /// What the loop copies in one request, at the most: 256 KiB take some 30 us.
+  /// The most bytes that the loop copies for one request: 256 KiB take some 30 us.
   static var longestCopy: Int { 256 << 10 }
-  /// After so many refusals in a row, requests stop trying …
+  /// The number of refusals in a row after which requests are offloaded without a trial.
   private static var refusalThreshold: UInt32 { 4 }
-  /// … except every so many.
+  /// The interval at which one request is then tried all the same.
   private static var retryInterval: UInt32 { 16 }
 
   private let isDirect: Bool
@@ -39,21 +40,21 @@ final class NowaitPredictor: Sendable {
   private let appends: Bool
   private let needsSystemCalls: Bool
   private let health: FileSystemHealth
-  /// Bytes below this are known to be in the file.
+  /// The offset below which bytes are known to be in the file.
   private let end: Atomic<Int64>
-  /// How often in a row requests were refused, or did not try. They wrap around, after which
-  /// requests try as they did at first.
+  /// The numbers of requests in a row that were refused or not tried. They wrap around to 0, after
+  /// which requests are tried as at first.
   private let readRefusals: Atomic<UInt32>
   private let writeRefusals: Atomic<UInt32>
-  /// No NOWAIT at all.
+  /// Whether the file has no NOWAIT.
   private let readsAreOffloaded = Atomic<Bool>(false)
   private let writesAreOffloaded: Atomic<Bool>
-  /// No IOCB_CMD_FSYNC.
+  /// Whether the file has no IOCB_CMD_FSYNC.
   private let syncsAreOffloaded = Atomic<Bool>(false)
 
   /// - Parameters:
-  ///   - size: of the file, when it was opened.
-  ///   - refusals: how many there have been; for tests.
+  ///   - size: The size of the file when it was opened, in bytes.
+  ///   - refusals: The number of refusals so far; for tests.
   init(_ traits: OpenFile.Traits, size: Int64, refusals: UInt32 = 0) {
     isDirect = traits.isDirect
     isMemory = traits.isMemory
@@ -68,7 +69,7 @@ final class NowaitPredictor: Sendable {
 
   // MARK: Deciding
 
-  /// How a request goes down, which the kernel has not answered yet.
+  /// The route of a request's first attempt.
   @inline(__always)
   func route(_ verb: Verb, offset: Int64, length: Int) -> Route {
     if needsSystemCalls { return .syscall }
@@ -88,7 +89,7 @@ final class NowaitPredictor: Sendable {
     }
   }
 
-  /// How a request goes down that the loop must not submit.
+  /// The route of a request that the loop must not submit.
   var offloadRoute: Route {
     @inline(__always) get { isDirect && !needsSystemCalls ? .offload : .syscall }
   }
@@ -104,7 +105,7 @@ final class NowaitPredictor: Sendable {
 
   // MARK: Learning
 
-  /// A request with RWF_NOWAIT was refused (-EAGAIN).
+  /// Learns that a request with RWF_NOWAIT was refused (-EAGAIN).
   func refused(_ verb: Verb) {
     switch verb {
     case .read: readRefusals.wrappingAdd(1, ordering: .relaxed)
@@ -113,7 +114,7 @@ final class NowaitPredictor: Sendable {
     }
   }
 
-  /// A request with RWF_NOWAIT was done at once.
+  /// Learns that a request with RWF_NOWAIT was not refused.
   @inline(__always)
   func accepted(_ verb: Verb) {
     switch verb {
@@ -125,8 +126,7 @@ final class NowaitPredictor: Sendable {
     }
   }
 
-  /// The kernel or the filesystem does not have what was asked for (-EOPNOTSUPP for RWF_NOWAIT,
-  /// -EINVAL for a sync).
+  /// Learns that the kernel or the file system lacks NOWAIT (-EOPNOTSUPP), or the sync (-EINVAL).
   func unsupported(_ verb: Verb) {
     switch verb {
     case .read: readsAreOffloaded.store(true, ordering: .relaxed)
@@ -135,18 +135,18 @@ final class NowaitPredictor: Sendable {
     }
   }
 
-  /// A submission of writes took so long, on the loop.
+  /// Records how long a submission of writes on the loop took.
   func submissionTook(_ nanoseconds: UInt64, now: UInt64) {
     health.submissionTook(nanoseconds, now: now)
   }
 
-  /// An offload thread begins a write, or has ended one.
+  /// Records that an offload thread begins a write, or has ended one.
   func offloadedWriteBegins() { health.writeBegins() }
   func offloadedWriteEnded(start: UInt64, now: UInt64) {
     health.writeEnded(start: start, now: now)
   }
 
-  /// The file has grown: it is known to have the bytes below `offset`.
+  /// Records that the file has grown, and has the bytes below `offset`.
   @inline(__always)
   func extended(to offset: Int64) {
     var known = end.load(ordering: .relaxed)

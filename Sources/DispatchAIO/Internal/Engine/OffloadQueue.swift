@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What waits for an offload thread, and which threads may take it: the whole of the offload pool
-// but the threads themselves. It knows no Dispatch and no clock, so that tests drive it step by
-// step.
+// The items that wait for an offload thread, and the rules of which thread may take one: all of the
+// offload pool except the threads themselves. It knows no Dispatch and no clock, so that tests
+// drive it step by step.
 //
 // The rules, which keep one file that is slow, or hangs, from holding up the others:
 //
@@ -15,7 +15,7 @@
 //   - `base` threads work at a time. One whose call has taken longer than `stuckAfter` does not
 //     count, and is replaced, up to `limit` threads in all.
 
-/// What an offload thread does to a file.
+/// The kind of an offload thread's work on a file.
 enum OffloadKind: Int {
   case sync, write, read
 
@@ -28,16 +28,16 @@ enum OffloadKind: Int {
   }
 }
 
-/// The items (slots of a request table, or of another) that wait for an offload thread. Any thread
+/// The items that wait for an offload thread: slots of a request table, or of another. Any thread
 /// may call it; no call sleeps.
 final class OffloadQueue: Sendable {
-  /// After how long in one call a thread counts as stuck, in nanoseconds.
+  /// The time in one call after which a thread counts as stuck, in nanoseconds.
   static let stuckAfter: UInt64 = 20_000_000
 
-  /// How many writes are taken together with another.
+  /// The most writes that are taken together with another.
   private static let mostContinuations = 127
 
-  /// What a thread is to do.
+  /// The work of a thread.
   struct Work {
     let item: UInt32
     fileprivate let file: UInt32
@@ -58,13 +58,13 @@ final class OffloadQueue: Sendable {
     var isEmpty: Bool { first == .max }
   }
 
-  /// What waits of one file, by kind, and how many of each are under way.
+  /// The waiting items of one file, by kind, and the numbers of those under way.
   private struct File {
     var waiting = (sync: List(), write: List(), read: List())
     var active = (sync: 0, write: 0, read: 0)
     /// The next runnable file; only while `isRunnable`.
     var nextRunnable = UInt32.max
-    /// Whether it is in the list of files of which something may begin.
+    /// Whether it is in the list of files of which an item may begin.
     var isRunnable = false
 
     subscript(kind: OffloadKind) -> List {
@@ -87,7 +87,7 @@ final class OffloadQueue: Sendable {
 
   private struct Thread {
     var isRunning = false
-    /// When its call began; 0 outside of calls.
+    /// The time at which its call began; 0 outside of calls.
     var since: UInt64 = 0
   }
 
@@ -99,7 +99,7 @@ final class OffloadQueue: Sendable {
     var runnableCount = 0
     var threads: [Thread]
     var running = 0
-    /// Threads that were told to run and have not asked for work yet.
+    /// Threads that were started and have not asked for work.
     var starting = 0
   }
 
@@ -111,12 +111,12 @@ final class OffloadQueue: Sendable {
   private let continues: @Sendable (UInt32, UInt32) -> Bool
 
   /// - Parameters:
-  ///   - base: how many threads work at a time while none is stuck.
-  ///   - limit: how many threads there are at the most, stuck ones included.
-  ///   - sharesFiles: whether one file may have all of the threads.
-  ///   - claim: makes an item the taker's; `false` when somebody has cancelled it. Called under the
-  ///     queue's lock, as is the next.
-  ///   - continues: whether one write goes on where another ends, so that one call may do both.
+  ///   - base: The number of threads that work at a time while none is stuck.
+  ///   - limit: The most threads, stuck ones included.
+  ///   - sharesFiles: Whether one file may have all of the threads.
+  ///   - claim: Makes an item the taker's; `false` if it was cancelled. Called under the queue's
+  ///     lock, as is `continues`.
+  ///   - continues: Whether one write begins where another ends, so that one call may do both.
   init(
     base: Int, limit: Int, sharesFiles: Bool = false,
     continues: @escaping @Sendable (UInt32, UInt32) -> Bool = { _, _ in false },
@@ -133,9 +133,9 @@ final class OffloadQueue: Sendable {
 
   // MARK: Items
 
-  /// Adds an item, behind the others of its file and kind. It must not wait already.
+  /// Adds an item behind the others of its file and kind. It must not be in the queue.
   ///
-  /// - Parameter file: a small number that stands for the file.
+  /// - Parameter file: The file's number.
   func append(_ item: UInt32, file: UInt32, kind: OffloadKind) {
     state.withLock { state in
       while state.items.count <= item { state.items.append(Item()) }
@@ -153,7 +153,7 @@ final class OffloadQueue: Sendable {
     }
   }
 
-  /// Removes an item whose request was cancelled, if it still waits.
+  /// Removes an item whose request was cancelled, if it is in the queue.
   func remove(_ item: UInt32) {
     state.withLock { state in
       guard item < state.items.count, state.items[Int(item)].isWaiting else { return }
@@ -163,32 +163,31 @@ final class OffloadQueue: Sendable {
 
   // MARK: Threads
 
-  /// The number of a thread that has to begin, if one has to: it then calls `next` until there is
-  /// nothing. To be asked after `append`, until it answers `nil`.
+  /// Takes the number of a thread that has to be started: the thread calls `next` until that
+  /// returns no work. Called after `append`, until it returns `nil`.
   func threadToStart(now: UInt64) -> Int? {
     state.withLock { threadToStart(now: now, &$0) }
   }
 
-  /// Whether something waits that no thread may begin: to be looked at after a while, when some
-  /// threads may have turned out to be stuck.
+  /// Whether items wait that no thread may begin. The caller repeats the check after a delay, when
+  /// threads may count as stuck.
   var isBacklogged: Bool { state.withLock { $0.runnableCount > $0.starting } }
 
-  /// What a thread has to see to.
+  /// The answer to a thread that asks for work.
   struct Step {
-    /// What to do next; `nil`: nothing, and the thread ends.
+    /// The next work; if `nil`, the thread ends.
     var work: Work?
-    /// A thread that has to begin, too.
+    /// The number of another thread that has to be started.
     var threadToStart: Int?
     /// As `OffloadQueue.isBacklogged`.
     var isBacklogged = false
   }
 
-  /// What a thread that was started has to see to now.
+  /// Ends a thread's work, and takes its next.
   ///
   /// - Parameters:
-  ///   - finished: what it has just done; `nil` the first time.
-  ///   - more: becomes the writes that are to be done in one call with the work's own item, in
-  ///     order.
+  ///   - finished: The work that it has just done; `nil` in its first call.
+  ///   - more: Is set to the writes that are done in one call with the work's own item, in order.
   func next(
     for thread: Int, finished: Work?, now: UInt64, more: inout [UInt32]
   ) -> Step {
@@ -230,8 +229,8 @@ final class OffloadQueue: Sendable {
     return thread
   }
 
-  /// Whether there are more threads than there should be, because some were stuck and are not any
-  /// more: then the one that asks for work ends.
+  /// Whether there are more threads than there should be, because some are no longer stuck: then
+  /// the one that asks for work ends.
   private func isCrowded(_ now: UInt64, _ state: inout State) -> Bool {
     state.running > base && state.running - stuck(now, state) > base
   }
@@ -250,7 +249,7 @@ final class OffloadQueue: Sendable {
       for kind in [OffloadKind.sync, .write, .read] where mayBegin(kind, state.files[Int(file)]) {
         while case let item = state.files[Int(file)][kind].first, item != .max {
           unlink(item, &state)
-          // Cancelled: whoever did it completes the request.
+          // It was cancelled, and the canceller completes the request.
           guard claim(item) else { continue }
           if kind == .write { takeContinuations(of: item, file, &state, &more) }
           addActive(1, file, kind, &state)
@@ -262,7 +261,7 @@ final class OffloadQueue: Sendable {
     return nil
   }
 
-  /// Takes the writes that go on where the one before ends.
+  /// Takes the writes each of which begins where the one before ends.
   private func takeContinuations(
     of first: UInt32, _ file: UInt32, _ state: inout State, _ more: inout [UInt32]
   ) {
@@ -310,7 +309,7 @@ final class OffloadQueue: Sendable {
     }
   }
 
-  /// Puts a file at the end of the runnable ones, if something of it may begin now.
+  /// Adds a file to the runnable ones, if an item of it may begin now.
   private func makeRunnable(_ file: UInt32, _ state: inout State) {
     let entry = state.files[Int(file)]
     guard !entry.isRunnable,

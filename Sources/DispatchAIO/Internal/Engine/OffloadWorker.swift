@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What an offload thread does: one request at a time, by `io_submit` into the kernel context that
-// the loop uses too, or by the plain system call. What the kernel takes completes like any other
-// request; everything else is returned to the loop through `table.offloadResults`.
+// The work of an offload thread: one request at a time, by `io_submit(2)` into the kernel context
+// that the loop uses, too, or by the plain system call. A request that the kernel takes completes
+// like any other; every other one is returned to the loop through `table.offloadResults`.
 
 internal import CLinux
 internal import Glibc
 
-/// One thread's; not shared.
+/// The state of one offload thread, not shared.
 struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
   private let kernel: K
   private let table: RequestTable<Attachment>
@@ -20,10 +20,10 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     self.event = event
   }
 
-  /// Does a request that was claimed, and writes that continue it, if there are any. May sleep, for
-  /// long.
+  /// Carries out a request that was claimed, with the writes that continue it, if there are any.
+  /// May sleep for long.
   ///
-  /// - Returns: whether it has returned a request, so that the loop has to look; else the
+  /// - Returns: Whether it has returned a request, for which the loop needs a turn; if not, the
   ///   completion arrives through the eventfd, and may have arrived already.
   mutating func perform(_ slot: UInt32, _ more: [UInt32] = []) -> Bool {
     guard table[request: slot].verb == .write else { return attempt(slot) }
@@ -33,21 +33,21 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     predictor.offloadedWriteBegins()
     defer { predictor.offloadedWriteEnded(start: start, now: clinux_monotonic_nanoseconds()) }
     guard more.isEmpty else {
-      writeRun(slot, more)
+      writeContiguously(slot, more)
       return true
     }
     return attempt(slot)
   }
 
-  /// Makes several writes, which continue each other, by as few calls as it takes: one, unless the
-  /// kernel takes a part of it, or refuses; the write that is at fault gets the answer, and those
-  /// behind it are made by the next call.
-  private mutating func writeRun(_ slot: UInt32, _ more: [UInt32]) {
+  /// Makes several writes, which continue each other, by one call, unless the kernel transfers only
+  /// a part, or refuses: then the write at fault gets the answer, and those behind it are made by
+  /// the next call.
+  private mutating func writeContiguously(_ slot: UInt32, _ more: [UInt32]) {
     let table = table
     var slots = [slot] + more
     while !slots.isEmpty {
       let answer = callSystem(table, slots)
-      let (whole, rest) = WriteRun.split(
+      let (whole, rest) = ContiguousWrites.split(
         max(0, answer), slots.lazy.map { table[request: $0].chunkLength })
       for slot in slots.prefix(whole) { give(slot, table[request: slot].chunkLength) }
       if whole < slots.count, rest > 0 || answer <= 0 {
@@ -64,7 +64,7 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     table.offloadResults.push(slot)
   }
 
-  /// `pwritev(2)` of all that the writes have.
+  /// Calls `pwritev(2)` with the memory of all of the writes.
   private mutating func callSystem(_ table: RequestTable<Attachment>, _ slots: [UInt32]) -> Int {
     batch.removeAll()
     for slot in slots { batch.appendVectors(of: table[request: slot]) }
@@ -91,8 +91,8 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     return true
   }
 
-  /// - Returns: `nil` when the kernel has taken it: then it is not ours any more, may have
-  ///   completed, and its slot may be another's.
+  /// - Returns: `nil` if the kernel has taken it: then it may have completed, and its slot may be
+  ///   another request's.
   private mutating func submit(_ slot: UInt32) -> Int? {
     let table = table
     batch.removeAll()
@@ -104,7 +104,7 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     return answer == 0 ? -Int(EAGAIN) : answer
   }
 
-  /// The request as a system call: `preadv(2)`, `pwritev(2)`, `fsync(2)`, `fdatasync(2)`.
+  /// Carries out the request by `preadv(2)`, `pwritev(2)`, `fsync(2)` or `fdatasync(2)`.
   private mutating func callSystem(_ request: borrowing Request<Attachment>) -> Int {
     let file = request.file.descriptor
     let offset = off_t(request.chunkOffset)

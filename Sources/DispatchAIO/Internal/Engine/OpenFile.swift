@@ -1,48 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the engine knows of a file: its descriptor, for how long that number still means this file
-// (a request that waits behind the queue depth must never go down to a number that was closed and
-// given to another file in the meantime), and which of its requests would make the kernel sleep.
+// A file as the engine knows it: its descriptor, which stays open while a request holds the file (a
+// pending request must never be submitted to a number that was closed and given to another file in
+// the meantime), and the predictor of which requests would make the kernel sleep.
 
 internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 
-/// An open file descriptor that is closed once nobody needs it any more: its owner has let go, and
-/// every accepted request has completed.
+/// An open file descriptor. It is closed once its owner has closed the file and every accepted
+/// request on it has completed.
 final class OpenFile: Sendable {
   let descriptor: Int32
-  /// As the file was opened; `nil` for an adopted descriptor without a name. For error messages.
+  /// The path as it was given, for error messages; `nil` for an adopted descriptor without one.
   let path: FilePath?
   let traits: Traits
-  /// Of all open files, this one's own.
+  /// A number that no other open file has.
   let number = FileNumbers.take()
-  /// What its requests have taught so far.
+  /// The predictor of the routes of its requests.
   let predictor: NowaitPredictor
 
-  /// What never changes while the descriptor is open.
+  /// The properties that never change while the descriptor is open.
   struct Traits: Sendable {
     var isReadable = true
     var isWritable = true
-    /// Its I/O goes past the page cache.
+    /// Reads and writes bypass the page cache.
     var isDirect = true
-    /// A regular file with no disk beneath (tmpfs, ramfs, hugetlbfs): to copy memory is all that a
-    /// request does.
+    /// A regular file with no disk beneath (tmpfs, ramfs, hugetlbfs): a request only copies memory.
     var isMemory = false
-    /// Its size is what it is.
+    /// A block device, whose size does not change.
     var isBlockDevice = false
-    /// Every write goes to the end of the file, whatever its offset says (O_APPEND).
+    /// Every write appends, whatever its offset (O_APPEND).
     var appends = false
     /// Every write waits until the disk has it: O_DSYNC, O_SYNC, or a file system that is mounted
     /// so.
     var syncsWrites = false
-    /// What a direct request must be a multiple of.
-    var alignment = AIOAlignment(memory: 1, offset: 1)
-    /// Which device the file is on (`st_dev`), or a block device is (`st_rdev`).
+    /// The alignment that requests need.
+    var alignment = BlockAlignment.none
+    /// The device that the file is on (`st_dev`), or that a block device is (`st_rdev`).
     var device: UInt64 = 0
     var fileSystem = FileSystemKind.local
 
-    /// Whether a direct read that ends within a block has met the end of the file.
+    /// Whether a direct read that ends within a block has reached the end of the file.
     var isLocal: Bool {
       @inline(__always) get { fileSystem == .local || fileSystem == .memory }
     }
@@ -59,7 +58,8 @@ final class OpenFile: Sendable {
     }
   }
 
-  /// How many requests hold the file, and in `closing` whether its owner has let go.
+  /// The number of requests that hold the file, and in the bit `closing` whether its owner has
+  /// closed it.
   private let uses = Atomic<UInt32>(0)
   private static var closing: UInt32 { 1 << 31 }
 
@@ -68,7 +68,7 @@ final class OpenFile: Sendable {
   private let onLastRelease: @Sendable (Int32) -> Void
   private let isReleased = Atomic<Bool>(false)
 
-  /// - Parameter size: of the file, when it was opened.
+  /// - Parameter size: The size of the file when it was opened, in bytes.
   init(
     descriptor: Int32, path: FilePath?, traits: Traits, size: Int64 = .max,
     onLastRelease: @escaping @Sendable (Int32) -> Void
@@ -85,7 +85,9 @@ final class OpenFile: Sendable {
     FileNumbers.give(number)
   }
 
-  /// Holds the file for a request. `false`: it has been closed.
+  /// Holds the file for a request.
+  ///
+  /// - Returns: `false` if the file has been closed; it is then not held.
   @inline(__always)
   func retain() -> Bool {
     let (old, _) = uses.add(1, ordering: .acquiring)
@@ -94,14 +96,14 @@ final class OpenFile: Sendable {
     return false
   }
 
-  /// Gives up the hold of a request.
+  /// Ends the hold of a request.
   @inline(__always)
   func release() {
     let (_, new) = uses.subtract(1, ordering: .acquiringAndReleasing)
     if new == Self.closing { lastReleased() }
   }
 
-  /// Closes the file for its owner: no request may hold it from now on.
+  /// Closes the file for its owner: later calls of `retain` return `false`.
   func close() {
     let (old, _) = uses.bitwiseOr(Self.closing, ordering: .acquiringAndReleasing)
     if old == 0 { lastReleased() }
@@ -109,7 +111,7 @@ final class OpenFile: Sendable {
 
   var isClosed: Bool { uses.load(ordering: .acquiring) & Self.closing != 0 }
 
-  /// A hold that came after the owner let go makes the count pass through 0 once more.
+  /// May be called twice: a `retain` that is refused makes the count pass through 0 once more.
   private func lastReleased() {
     if !isReleased.exchange(true, ordering: .relaxed) { onLastRelease(descriptor) }
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What a request asks of the kernel: one case per verb.
+/// The operation of a request: one case for each verb.
 enum Operation {
   case read(into: Memory)
   case write(from: Memory)
@@ -28,7 +28,7 @@ enum Verb {
   }
 }
 
-/// How a request reaches the kernel.
+/// The way of a request to the kernel.
 enum Route: Equatable {
   /// `io_submit` on the loop, as it is: it cannot sleep.
   case inline
@@ -46,44 +46,60 @@ enum Route: Equatable {
   }
 }
 
-/// The memory of a read or a write, and what keeps it alive while the request holds it.
+/// A piece of memory, and the owner that keeps it alive.
 ///
-/// - Safety: `@safe` although two cases hold raw pointers: nothing here follows them, and whoever
-///   makes such a request promises, as the raw verbs' docs state it, that the memory stays.
+/// - Safety: `@safe` although it holds a raw pointer: the owner keeps the memory, or the caller has
+///   promised to, as the docs of the verbs that take pointers say.
 @safe
-enum Memory {
-  /// Ours: the buffer's reference keeps the memory.
-  case buffer(AIOBuffer)
-  case buffers([AIOBuffer])
-  /// The caller's: kept by the caller's promise.
-  case raw(UnsafeMutableRawBufferPointer)
-  case raws([UnsafeMutableRawBufferPointer])
+struct Piece {
+  let bytes: UnsafeMutableRawBufferPointer
+  /// If `nil`, the caller keeps the memory by promise.
+  let owner: BufferStorage?
+}
 
-  /// How many elements the request has; a single buffer goes down as a plain read or write.
+/// The memory of a read or a write. No existential is in here: it would make each move of a request
+/// a call, which doubles the library's own time.
+enum Memory {
+  case piece(Piece)
+  /// The pieces of a vectored request.
+  case pieces([Piece])
+
+  /// One piece of the caller's own memory.
+  @inline(__always)
+  static func raw(_ memory: UnsafeMutableRawBufferPointer) -> Memory {
+    unsafe .piece(Piece(bytes: memory, owner: nil))
+  }
+
+  /// Several pieces of the caller's own memory.
+  static func raws(_ memory: [UnsafeMutableRawBufferPointer]) -> Memory {
+    unsafe .pieces(memory.map { unsafe Piece(bytes: $0, owner: nil) })
+  }
+
+  /// The number of pieces.
   var elements: Int {
-    switch self {
-    case .buffer, .raw: 1
-    case .buffers(let buffers): buffers.count
-    case .raws(let raws): unsafe raws.count
+    @inline(__always) get {
+      switch self {
+      case .piece: 1
+      case .pieces(let pieces): pieces.count
+      }
     }
   }
 
-  /// The memory of one element.
+  /// The bytes of one piece.
   @inline(__always)
   subscript(index: Int) -> UnsafeMutableRawBufferPointer {
     switch self {
-    case .buffer(let buffer): unsafe buffer.unsafeBytes
-    case .buffers(let buffers): unsafe buffers[index].unsafeBytes
-    case .raw(let raw): unsafe raw
-    case .raws(let raws): unsafe raws[index]
+    case .piece(let piece): unsafe piece.bytes
+    case .pieces(let pieces): unsafe pieces[index].bytes
     }
   }
 
+  /// Whether the request is vectored; a single piece is a plain read or write.
   var isVector: Bool {
     @inline(__always) get {
       switch self {
-      case .buffer, .raw: false
-      case .buffers, .raws: true
+      case .piece: false
+      case .pieces: true
       }
     }
   }
@@ -93,46 +109,46 @@ enum Memory {
   var isForeign: Bool {
     @inline(__always) get {
       switch self {
-      case .buffer, .buffers: false
-      case .raw, .raws: true
+      case .piece(let piece): piece.owner == nil
+      case .pieces(let pieces): pieces.contains { $0.owner == nil }
       }
     }
   }
 }
 
-/// An accepted request: what the engine needs to submit it, to keep it alive, and to say what it
-/// was when it fails; and how far it has got.
+/// An accepted request: its operation and its file, which it keeps alive, and the state of its
+/// transfer.
 ///
-/// Not copyable, because each copy would count three references up, and down again later: a third
-/// of all that the library itself costs.
+/// Not copyable, because each copy would retain and release three references, which took a third of
+/// the library's own time.
 struct Request<Attachment>: ~Copyable {
   let operation: Operation
   let verb: Verb
   let file: OpenFile
-  /// Where in the file, in bytes; 0 for a sync.
+  /// The offset in the file, in bytes; 0 for a sync.
   let offset: Int64
-  /// How many bytes over all elements; 0 for a sync.
+  /// The number of bytes of all pieces; 0 for a sync.
   let length: Int
-  /// Whatever the caller of the engine wants back with the completion.
+  /// A value of the driver's, which it gets back with the completion.
   let attachment: Attachment
 
-  /// How it went down last, or has to go down next.
+  /// The route of the last attempt; of the next one if `isRouteForced`.
   var route = Route.inline
-  /// Whether `route` is how it has to go down next, rather than how it went down last.
+  /// Whether the next attempt must take `route`.
   var isRouteForced = false
   /// Whether it counts against its file's share of the kernel's room.
   var holdsRoom = false
-  /// Whether it went down without counting on the eventfd, because it is complete when
-  /// `io_submit` returns.
+  /// Whether it was submitted without the eventfd flag, because it is complete when `io_submit(2)`
+  /// returns.
   var isUnsignalled = false
-  /// How often the kernel has said that nothing was done, and to try again.
+  /// The number of attempts repeated because the kernel answered that nothing was done.
   var retries: UInt8 = 0
-  /// Where the transfer resumes: the bytes before are done. A multiple of the file's alignment.
+  /// The offset within the request at which the next attempt begins: the bytes before it have been
+  /// transferred. A multiple of the file's alignment.
   var resumeOffset = 0
-  /// How many bytes have been transferred; at least `resumeOffset`.
+  /// The number of bytes transferred; at least `resumeOffset`.
   var transferred = 0
-  /// How many bytes one attempt may ask for; less than the kernel's limit when the disk is nearly
-  /// full.
+  /// The most bytes of one attempt; less than the kernel's limit when the disk is nearly full.
   var chunkLimit: Int
 
   init(
@@ -147,14 +163,14 @@ struct Request<Attachment>: ~Copyable {
     chunkLimit = file.traits.maximumTransfer
   }
 
-  /// How many bytes the next attempt asks for.
+  /// The number of bytes of the next attempt.
   var chunkLength: Int {
     @inline(__always) get { min(length - resumeOffset, chunkLimit) }
   }
 
-  /// Where in the file the next attempt begins.
+  /// The offset in the file at which the next attempt begins.
   var chunkOffset: Int64 {
-    // `RequestChecks` has seen to it that the sum does not overflow.
+    // `RequestChecks` has refused requests for which the sum would overflow.
     @inline(__always) get { offset + Int64(resumeOffset) }
   }
 }

@@ -1,38 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The fixed table that every request lives in from acceptance to completion. It is the one piece
-// of the engine that threads share: they take a slot, fill it, and pass its number on; from then
-// on the loop owns the slot, and only its state word may be touched by others.
+// The fixed table that has every request from acceptance to completion. It is the one part of the
+// engine that threads share: they take a slot, fill it, and push its number; from then on the loop
+// owns the slot, and others may touch only its state word.
 
 internal import Synchronization
 
-/// Where a request is on its way, and so who owns its slot.
+/// The phase of a request, which determines the owner of its slot.
 enum RequestPhase: UInt64 {
-  /// Nobody's, or the thread's that has just taken it.
+  /// Free, or owned by the thread that has just taken it.
   case free
-  /// Waiting, for the loop, for room, or for an offload thread: can be cancelled.
+  /// Waiting for the loop, for room, or for an offload thread: it can be cancelled.
   case waiting
-  /// Handed to the kernel, or being handed to it: cannot be cancelled any more.
+  /// With the kernel or an offload thread, or about to be: it can no longer be cancelled.
   case submitted
-  /// Cancelled; its completion is on the way.
+  /// Cancelled, and not completed yet.
   case cancelled
 }
 
-/// Which request: a slot, and which use of it.
+/// The identity of a request: a slot, and the number of its use.
 struct RequestID: Hashable, Sendable {
   let slot: UInt32
   let generation: UInt32
 }
 
-/// Where the loop has put a slot that is not free.
+/// The place of a slot that is not free, among those of the loop.
 enum SlotPlace {
-  /// On its way to the loop: in the inbox.
+  /// In the inbox, on its way to the loop.
   case arriving
-  /// In the engine's list of requests that go down next.
+  /// In the engine's list of requests to submit next.
   case pending
   /// In the engine's list of requests that an offload thread could not submit.
   case blocked
-  /// In no list: it was found cancelled, and `collect` will hear of it.
+  /// In no list: it was found cancelled, and is in `cancellations`.
   case beingCancelled
   /// In its file's list of requests that wait for the file's share of the kernel's room.
   case parked
@@ -44,24 +44,24 @@ enum SlotPlace {
   case ended
 }
 
-/// What the loop, or whoever the loop has handed the slot to, keeps of a slot.
+/// The loop's state of a slot, or its offload thread's.
 struct Slot {
   /// The neighbours in the list that `place` names.
   var next = SlotList.end
   var previous = SlotList.end
   var place = SlotPlace.arriving
-  /// Whether it was cancelled before the loop has taken it in.
+  /// Whether it was cancelled before the loop took it in.
   var isCancelledEarly = false
-  /// What has come of the request, while it is in `offloadResults` or in the list of those that
-  /// have ended: a count of bytes, or a negative errno.
+  /// The answer to the request, a count of bytes or a negative errno, while it is in
+  /// `offloadResults` or in the list of those that have ended.
   var answer = 0
 }
 
 /// - Safety: `@unchecked Sendable` because a slot's contents are touched by one thread at a time:
 ///   the one that took it from the free list until it pushes it to the inbox, then the loop until
-///   it retires it, and in between an offload thread, from when it has claimed the slot until the
-///   kernel takes it or `offloadResults` does. The hand-overs are release/acquire pairs. The states
-///   are atomics.
+///   it retires it, and in between an offload thread, from its claim of the slot until it submits
+///   the slot or pushes it to `offloadResults`. The hand-overs are release/acquire pairs. The
+///   states are atomics.
 @safe
 final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
   let capacity: Int
@@ -74,10 +74,10 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
   let offloadResults: Inbox
 
   private let slots: UnsafeMutablePointer<Slot>
-  /// Per slot, its request: initialized unless the slot is free.
+  /// The request of each slot, initialized unless the slot is free.
   private let requests: UnsafeMutablePointer<Request<Attachment>>
-  /// Per slot, generation and phase in one word: `generation << 2 | phase`. Apart from the slots,
-  /// because other threads look at them while the loop changes a slot.
+  /// The state word of each slot: `generation << 2 | phase`. Apart from the slots, because other
+  /// threads read them while the loop changes a slot.
   private let states: UnsafeMutablePointer<Atomic<UInt64>>
 
   init(capacity: Int) {
@@ -116,7 +116,7 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
     }
   }
 
-  /// The request in a slot that is not free, and is the caller's.
+  /// The request in a slot that is not free, and that the caller owns.
   @inline(__always)
   subscript(request slot: UInt32) -> Request<Attachment> {
     _read {
@@ -131,7 +131,8 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
 
   // MARK: From any thread
 
-  /// Puts a request into a slot that the caller has taken from `free`, and passes it to the loop.
+  /// Puts a request into a slot that the caller has taken from `free`, and pushes the slot to the
+  /// inbox.
   @inline(__always)
   func accept(_ request: consuming Request<Attachment>, in slot: UInt32) -> RequestID {
     let id = place(request, in: slot)
@@ -150,8 +151,7 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
     return id
   }
 
-  /// Where a request is now; `nil` when the request has completed and its slot is free or
-  /// another's.
+  /// The phase of a request; `nil` if it has completed, and its slot is free or another's.
   func phase(of id: RequestID) -> RequestPhase? {
     guard id.slot < capacity else { return nil }
     let state = load(id.slot)
@@ -160,8 +160,8 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
     return phase == .free ? nil : phase
   }
 
-  /// Cancels a request that waits. On success it completes with the next pass of the loop, which
-  /// the caller must wake.
+  /// Cancels a request that waits. On success it completes in the next turn, which the caller must
+  /// schedule.
   func cancel(_ id: RequestID) -> Bool {
     guard id.slot < capacity, move(id, from: .waiting, to: .cancelled) else { return false }
     cancellations.push(id.slot)
@@ -175,38 +175,38 @@ final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
     RequestID(slot: slot, generation: generation(of: load(slot)))
   }
 
-  /// Slot and generation in one word, for the kernel to hand back with the completion.
+  /// Slot and generation in one word, which the kernel returns with the completion.
   @inline(__always)
   func tag(of slot: UInt32) -> UInt64 {
     UInt64(slot) | UInt64(id(of: slot).generation) << 32
   }
 
-  /// Claims a waiting request for the kernel. `false`: somebody has cancelled it, and it is, or
-  /// will be in a moment, among `cancellations`.
+  /// Claims a waiting request for the kernel; `false` if it was cancelled, in which case it is
+  /// among `cancellations`, or about to be.
   @inline(__always)
   func claim(_ slot: UInt32) -> Bool {
     move(id(of: slot), from: .waiting, to: .submitted)
   }
 
-  /// Says that an offload thread has read the slot for the last time before the kernel takes it.
-  /// The kernel's own hand-over from `io_submit` to the completion does the same, but the Thread
-  /// Sanitizer cannot see that one; this is a store of what is there already.
+  /// Marks the last access of an offload thread to the slot before the kernel takes it. The
+  /// kernel's own hand-over from `io_submit` to the completion does the same, but the Thread
+  /// Sanitizer cannot see that one; this stores the value that is there already.
   func handToKernel(_ slot: UInt32) {
     set(id(of: slot), .submitted)
   }
 
-  /// Whether other threads have left something for the loop to take in.
+  /// Whether an inbox has slots for the loop.
   var hasArrivals: Bool {
     !inbox.isEmpty || !cancellations.isEmpty || !offloadResults.isEmpty
   }
 
-  /// Makes a claimed request wait again: the kernel had no room for it.
+  /// Undoes `claim`, after the kernel had no room for the request.
   func unclaim(_ slot: UInt32) {
     set(id(of: slot), .waiting)
   }
 
-  /// Moves the request out of a slot, and makes its ID stale. The slot is the caller's, to give
-  /// back to `free`.
+  /// Moves the request out of a slot, and makes its ID stale. The caller owns the slot, and returns
+  /// it to `free`.
   @inline(__always)
   func retire(_ slot: UInt32) -> Request<Attachment> {
     let state = load(slot)

@@ -1,54 +1,54 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The one place where it is decided what becomes of a request whose attempt was answered: whether
-// it is over, goes on where it stopped, or is tried once more, and by which route. A pure function,
-// so that a table tests it.
+// The one place that decides about a request whose attempt was answered: whether it has ended,
+// resumes where the attempt stopped, or is retried, and by which route. A pure function, which a
+// table of cases tests.
 
 internal import Glibc
 
-/// An attempt to do a request, and the answer: from the completion, from `io_submit`, or from a
+/// An attempt of a request, and the answer: from the completion, from `io_submit(2)`, or from a
 /// system call.
 struct Attempt {
   var verb: Verb
   var route: Route
   /// A count of bytes, or a negative errno.
   var answer: Int
-  /// Of the whole request.
+  /// The number of bytes of the whole request.
   var length: Int
-  /// Where this attempt began.
+  /// The offset within the request at which this attempt began.
   var resumeOffset = 0
-  /// How many bytes are done, this attempt's excepted.
+  /// The number of bytes transferred before this attempt.
   var transferred = 0
-  /// How many bytes this attempt asked for, at the most.
+  /// The most bytes that this attempt asked for.
   var chunkLimit = Int.max
-  /// Whether the request may be tried once more without having got further.
+  /// Whether the request may be retried without progress.
   var mayRetry = true
-  /// Whether there are threads for what the loop must not do.
+  /// Whether requests may be offloaded.
   var mayOffload = true
   var file: OpenFile.Traits
 }
 
-/// What becomes of the request.
+/// The decision about the request.
 enum Resolution: Equatable {
-  /// It has succeeded, with so many bytes.
+  /// It has succeeded, with this count of bytes.
   case succeeded(Int)
   /// It has failed with this errno.
   case failed(Int32)
-  /// It goes on behind the bytes that are done.
+  /// The transfer continues after the bytes that were transferred.
   ///
-  /// - `resumeOffset`: where the next attempt begins.
-  /// - `transferred`: how many bytes are done.
-  /// - `route`: how; `nil` is as for a new request.
-  /// - `isRetry`: whether it has got no further, which is bounded.
+  /// - `resumeOffset`: The offset at which the next attempt begins.
+  /// - `transferred`: The number of bytes transferred.
+  /// - `route`: The route; if `nil`, that of a new request.
+  /// - `isRetry`: Whether there was no progress, of which the number is bounded.
   case continued(resumeOffset: Int, transferred: Int, route: Route?, isRetry: Bool)
-  /// The same bytes once more, by this route.
+  /// The same attempt is repeated, by this route.
   case retried(Route, isRetry: Bool)
-  /// The same bytes once more, so many of them: the others have no room.
+  /// The attempt is repeated with at most this many bytes, because the disk has no room for all.
   case shortened(Int)
 }
 
 extension Attempt {
-  /// What RWF_NOWAIT has refused, or cannot say: from a thread that may sleep.
+  /// The route after a refusal of RWF_NOWAIT: by a thread that may sleep.
   private var offloadRoute: Route { file.isDirect ? .offload : .syscall }
 
   func resolve() -> Resolution {
@@ -74,20 +74,20 @@ extension Attempt {
     }
     // A direct read resumes at a boundary, and so may read bytes twice: no more of them is the end.
     if end <= transferred { return .succeeded(done) }
-    // With RWF_NOWAIT this was what the page cache had. Nothing says whether the file ends there,
-    // and to ask costs no thread.
+    // With RWF_NOWAIT these were the bytes of the page cache. The next attempt tells whether the
+    // file ends there, and costs no thread.
     return .continued(
       resumeOffset: unit.roundDown(end), transferred: done, route: nil, isRetry: false)
   }
 
   private func resolveShortWrite(_ end: Int, _ done: Int) -> Resolution {
     let resume = file.alignment.roundDown(end)
-    // The kernel puts what is appended behind what is there, so that nothing may be written twice.
+    // The kernel appends after what is there, so that no byte may be written twice.
     if file.appends && resume != end { return .failed(EIO) }
-    // It takes no more, and does not say why.
+    // The kernel accepts no more bytes, and gives no reason.
     let isRetry = end <= transferred
     if isRetry && !mayRetry { return .failed(EIO) }
-    // What was cut short because it would have slept would be cut short once more.
+    // A transfer that NOWAIT cut short would be cut short there each time.
     let route: Route? = self.route == .nowait && mayOffload ? offloadRoute : nil
     return .continued(resumeOffset: resume, transferred: done, route: route, isRetry: isRetry)
   }
@@ -99,15 +99,15 @@ extension Attempt {
       let half = file.alignment.roundDown(min(length - resumeOffset, chunkLimit) / 2)
       return half > 0 ? .shortened(half) : .failed(errno)
     case (EAGAIN, .nowait, _), (EOPNOTSUPP, .nowait, _):
-      // It would have had to sleep, or there is no NOWAIT for this file.
+      // The kernel would have had to sleep, or the file has no NOWAIT.
       return mayOffload ? .retried(offloadRoute, isRetry: false) : .failed(errno)
     case (EINVAL, .inline, _), (EINVAL, .nowait, _), (EINVAL, .offload, _):
-      // Kernel AIO does not have it (a sync before Linux 4.18, a file without `read_iter`): the
-      // system call may, and else answers the same.
+      // Kernel AIO lacks the operation (a sync before Linux 4.18, a file without `read_iter`). The
+      // system call may have it, and else answers the same.
       return mayOffload ? .retried(.syscall, isRetry: false) : .failed(errno)
     case (EAGAIN, _, _), (EINTR, _, _):
-      // Nobody asked for such an answer: file systems give it under lock or memory pressure, and
-      // when a signal came.
+      // An answer that was not asked for: file systems give it under lock or memory pressure, and
+      // on a signal.
       return mayRetry ? .retried(route, isRetry: true) : .failed(errno)
     default:
       return .failed(errno)

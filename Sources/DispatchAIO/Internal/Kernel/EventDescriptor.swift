@@ -4,8 +4,8 @@ internal import CLinux
 internal import Glibc
 internal import SystemPackage
 
-/// The eventfd that the kernel counts completions on, non-blocking and close-on-exec. Whoever made
-/// it closes it.
+/// The eventfd that the kernel counts completions on, non-blocking and close-on-exec. The owner
+/// closes it.
 struct EventDescriptor: Sendable {
   let rawValue: Int32
 
@@ -14,8 +14,8 @@ struct EventDescriptor: Sendable {
     guard rawValue >= 0 else { throw Errno(rawValue: -rawValue) }
   }
 
-  /// Clears the counter, so that the source fires again only for completions to come. The number
-  /// it had means nothing: completions can be in the ring and not yet counted, or taken already.
+  /// Clears the counter, so that the source fires only for later completions. The counter's value
+  /// means nothing: completions can be in the ring and not yet counted, or have been reaped.
   func drain() {
     _ = clinux_eventfd_drain(rawValue)
   }

@@ -5,7 +5,7 @@ internal import CLinux
 internal import Glibc
 internal import SystemPackage
 
-/// The real kernel's AIO context, through libaio; or none, where there is no AIO.
+/// The real kernel's AIO context, through libaio; or `absent`, where there is no AIO.
 ///
 /// - Safety: `@unchecked Sendable` because the handle is a constant, and the kernel takes the calls
 ///   of a context from any thread at once.
@@ -31,8 +31,8 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
 
   /// `io_setup(2)`.
   ///
-  /// - Parameter room: how many requests may be in flight; the kernel promises room for the
-  ///   completions of exactly that many, and a few more.
+  /// - Parameter room: The number of requests that may be in flight. The kernel promises room for
+  ///   the completions of that many, and of `extraRoom` more.
   init(room: Int) throws(Errno) {
     var context: io_context_t?
     let answer = unsafe io_setup(Int32(room + Self.extraRoom), &context)
@@ -40,7 +40,7 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
     unsafe self.context = unsafe context
   }
 
-  /// No kernel AIO: for an engine that performs everything, and so never submits nor reaps.
+  /// A kernel without AIO, for an engine whose policy is `threadsOnly`: it never submits nor reaps.
   static var absent: LinuxKernel { LinuxKernel() }
 
   private init() { unsafe context = nil }
@@ -65,15 +65,15 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
     into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int {
     guard let context = unsafe context else { return 0 }
-    // Taken out of the ring in user space: no system call at all. `-1`: the ring is of a make that
-    // we do not know.
+    // Taken out of the ring in user space, without a system call. -1 says that the ring's layout is
+    // unknown.
     let count = unsafe clinux_aio_ring_reap(
       UnsafeMutableRawPointer(context), UnsafeMutableRawPointer(events), UInt32(capacity))
     if count > 0 || count == 0 && nanoseconds == 0 { return Int(count) }
     return unsafe call(into: events, capacity: capacity, waiting: nanoseconds)
   }
 
-  /// `io_getevents(2)`, whatever the ring looks like.
+  /// Reaps by `io_getevents(2)`, whatever the ring's layout.
   func call(
     into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int {
@@ -84,12 +84,13 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
     return Int(unsafe io_getevents(context, nanoseconds > 0 ? 1 : 0, capacity, events, &timeout))
   }
 
-  /// Ends the `reap` that another thread waits in, by a request that is complete at once: a poll
-  /// for a descriptor that is readable. Where there is no such thing (before Linux 4.18), the wait
-  /// ends by itself.
+  /// Ends the `reap` in which another thread waits, by a request that completes at once: a poll of
+  /// a descriptor that is readable. Before Linux 4.18, which has no polls, the wait ends at its
+  /// bound.
   func wake() {
     guard unsafe context != nil, Self.readableDescriptor >= 0 else { return }
-    var block = unsafe SubmissionBatch.poll(Self.readableDescriptor, tag: Self.wakeTag)
+    var block = unsafe iocb(
+      .pollReadable, Self.readableDescriptor, tag: Self.wakeTag, event: nil)
     unsafe withUnsafeMutablePointer(to: &block) { block in
       var pointer: UnsafeMutablePointer<iocb>? = unsafe block
       _ = unsafe submit(&pointer, count: 1)
@@ -97,6 +98,36 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   }
 
   func waitTimerFired() { waitTimer.fired() }
+
+  /// The kernel's answer to one read.
+  enum ReadAnswer: Equatable {
+    /// `io_submit(2)` refused, with this errno: the memory is not used.
+    case refused(Int32)
+    /// No completion arrived in time, or it could not be asked for (an errno): the memory may be
+    /// written to later.
+    case lost(Int32)
+    /// The completion's count of bytes, or a negative errno.
+    case completed(Int)
+  }
+
+  /// Submits one read, and waits for its completion. On a context that is used for nothing else.
+  ///
+  /// - Parameter nanoseconds: The longest wait; below 1 s.
+  func read(
+    _ descriptor: Int32, into memory: UnsafeMutableRawBufferPointer, waiting nanoseconds: UInt64
+  ) -> ReadAnswer {
+    var block = unsafe iocb(.read, descriptor, tag: 0, event: nil)
+    unsafe block.setTransfer(memory.baseAddress, memory.count, at: 0, isNowait: false)
+    let submitted = unsafe withUnsafeMutablePointer(to: &block) { block in
+      var pointer: UnsafeMutablePointer<iocb>? = unsafe block
+      return unsafe submit(&pointer, count: 1)
+    }
+    guard submitted == 1 else { return .refused(Int32(max(1, -submitted))) }
+    var event = unsafe io_event()
+    let reaped = unsafe call(into: &event, capacity: 1, waiting: nanoseconds)
+    guard reaped == 1 else { return .lost(reaped < 0 ? Int32(-reaped) : ENOSYS) }
+    return unsafe .completed(Int(bitPattern: UInt(event.res)))
+  }
 
   func destroy() {
     if unsafe context != nil { unsafe io_destroy(context) }

@@ -3,11 +3,11 @@
 internal import CLinux
 internal import SystemPackage
 
-/// An epoll set, level-triggered. Any thread may change it; the loop asks what is ready. Whoever
-/// made it closes it.
+/// An epoll set, level-triggered. Any thread may change it; the loop asks it for events. The owner
+/// closes it.
 struct PollSet: Sendable {
-  /// What is ready: the number that the descriptor was added with, and poll(2)'s mask.
-  typealias Readiness = clinux_readiness
+  /// An event of a descriptor: the number that it was added with, and the mask of `poll(2)`.
+  typealias Event = clinux_readiness
 
   let descriptor: Int32
 
@@ -28,15 +28,17 @@ struct PollSet: Sendable {
     guard answer == 0 else { throw Errno(rawValue: -answer) }
   }
 
-  /// Corresponds to `epoll_ctl(2)` with `EPOLL_CTL_DEL`. A descriptor that was closed has been
-  /// removed by that.
+  /// Corresponds to `epoll_ctl(2)` with `EPOLL_CTL_DEL`. A descriptor that has been closed is no
+  /// longer in the set.
   func remove(_ fd: Int32) {
     _ = clinux_epoll_remove(descriptor, fd)
   }
 
-  /// What is ready now, up to the buffer's size and 64. Corresponds to `epoll_wait(2)`, without a
-  /// wait.
-  func ready(into buffer: UnsafeMutableBufferPointer<Readiness>) -> Int {
+  /// Moves events of descriptors that are ready to a buffer: as many as it has room for, up to 64.
+  /// Corresponds to `epoll_wait(2)` without a wait.
+  ///
+  /// - Returns: The number of events.
+  func ready(into buffer: UnsafeMutableBufferPointer<Event>) -> Int {
     max(0, Int(unsafe clinux_epoll_ready(descriptor, buffer.baseAddress, Int32(buffer.count))))
   }
 

@@ -1,44 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether a turn waits for the next completion in the ring, for a bounded moment, before it gives
-// the queue back to Dispatch. To be woken through the source takes two hand-overs between threads,
-// which cost more than a fast disk does; where the disk is slow, waiting would only keep the
-// queue's other blocks from running. So it is measured how long completions let wait.
+// The decision whether a turn waits in the ring for the next completion, for a bounded time, before
+// it returns the queue to Dispatch. A wake-up through the source takes two hand-overs between
+// threads, which cost more than a fast disk does; with a slow disk, waiting would only keep the
+// queue's other blocks from running. So the waits are measured.
 //
-// To wait is to sleep in io_getevents; to look at the ring over and over is faster on an idle
-// machine, and costs processor time for which a container with a quota is stopped later: only on
-// demand. A wait ends when another thread has something for the loop (see TurnScheduler). It does
-// not end for the queue's other blocks; so, while requests are made by others than completion
-// handlers, say by the handlers of sockets, which share the queue and cannot run meanwhile, the
-// loop does not wait: the requests that those would make are worth more than the time saved.
+// A wait sleeps in `io_getevents(2)`. Spinning on the ring is faster on an idle machine, and costs
+// processor time for which a container with a quota is stopped later: it is for callers who ask for
+// it. A wait ends when another thread has work for the loop (see TurnScheduler). It does not end
+// for the queue's other blocks; so the loop does not wait while requests are made by blocks other
+// than completion handlers, for example by the handlers of a Dispatch source, which share the queue
+// and cannot run during a wait: the requests that they would make are worth more than the time
+// saved.
 
-/// What is known of the waits so far. In nanoseconds.
+/// The measurements of the waits so far, and their bounds. Times are in nanoseconds.
 struct AdaptiveWait {
-  enum Way {
-    /// Looking at the ring over and over.
+  enum Mode {
+    /// Reads the ring repeatedly.
     case spin
-    /// Sleeping in io_getevents.
+    /// Sleeps in `io_getevents(2)`.
     case sleep
   }
 
   struct Settings: Sendable {
-    /// The longest that the loop sleeps in the ring at a time; 0: never.
+    /// The longest time to sleep in the ring; 0 for no sleep.
     var sleepBound: UInt64
-    /// The longest that it looks at the ring over and over; 0: never.
+    /// The longest time to spin on the ring; 0 for no spinning.
     var spinBound: UInt64 = 0
   }
 
-  /// With more in flight than this, spinning does not pay.
+  /// The most requests in flight with which spinning pays.
   private static let mostToSpin = 2
-  /// Where waiting does not pay, one in so many waits is made all the same, to find out when it
-  /// does. The same for requests from elsewhere: so many waits without, and they are forgotten.
+  /// The interval at which a wait is tried all the same where it does not pay, to find out whether
+  /// it does by now; also the number of waits that are skipped after a request that no completion
+  /// handler made.
   private static let retryInterval = 16
 
   private let settings: Settings
-  /// How long the next completion lets wait, on average over the last eight waits or so.
+  /// The expected time until the next completion: a moving average over about eight waits.
   private var expected: UInt64
   private var skipped = 0
-  /// How many more chances to pass because of requests from elsewhere.
+  /// The number of waits to skip because of requests that no completion handler made.
   private var deferring = 0
   private(set) var waits = 0
   private(set) var successes = 0
@@ -48,45 +50,45 @@ struct AdaptiveWait {
     expected = max(settings.sleepBound, settings.spinBound) / 2
   }
 
-  /// Requests were made by others than completion handlers.
+  /// Records a request that no completion handler made.
   mutating func deferToOthers() { deferring = Self.retryInterval }
 
-  /// Whether to wait now, and how.
+  /// Decides whether to wait now; `nil` if not.
   ///
   /// - Parameters:
-  ///   - inKernel: how many requests of the loop's are in flight.
-  ///   - offloaded: how many are with offload threads.
-  ///   - isPolling: whether descriptors or timers may become ready.
-  mutating func way(inKernel: Int, offloaded: Int, isPolling: Bool) -> Way? {
+  ///   - inKernel: The number of requests in flight that the loop submitted.
+  ///   - offloaded: The number of offloaded requests.
+  ///   - isPolling: Whether descriptors or timers may become ready.
+  mutating func mode(inKernel: Int, offloaded: Int, isPolling: Bool) -> Mode? {
     guard inKernel + offloaded > 0 || isPolling else { return nil }
-    let way: Way
+    let mode: Mode
     if settings.spinBound > 0, inKernel + offloaded > 0, inKernel <= Self.mostToSpin {
-      way = .spin
+      mode = .spin
     } else {
       guard settings.sleepBound > 0 else { return nil }
-      way = .sleep
+      mode = .sleep
       if deferring > 0 {
         deferring -= 1
         return nil
       }
     }
-    if expected > longest(way) {
+    if expected > longest(mode) {
       skipped += 1
       guard skipped >= Self.retryInterval else { return nil }
       skipped = 0
     }
-    return way
+    return mode
   }
 
-  /// The longest to wait at a time.
-  func longest(_ way: Way) -> UInt64 {
-    way == .spin ? settings.spinBound : settings.sleepBound
+  /// The longest time to wait.
+  func longest(_ mode: Mode) -> UInt64 {
+    mode == .spin ? settings.spinBound : settings.sleepBound
   }
 
   mutating func waited(_ nanoseconds: UInt64, successfully: Bool) {
     waits += 1
     if successfully { successes += 1 }
-    // In vain: who knows how long it would have been.
+    // After a wait in vain the time is unknown, and estimated at twice as long.
     let sample = successfully ? nanoseconds : 2 * nanoseconds
     expected = expected - expected / 8 + sample / 8
   }

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where requests wait that the table has no slot for: those of tasks, which are suspended
-// meanwhile. First come, first served, and before requests made by callback, which get `.full`
-// rather than the slot that somebody waits for. No thread waits for anything here.
+// The queue of requests for which the table has no slot: those of suspended tasks. They are
+// admitted in order of arrival, and before requests with a callback, which are refused with `.full`
+// while there are waiters. No thread blocks here.
 
 internal import Synchronization
 
-/// A request that waits for a slot, or has got one: to name it by when cancelling.
+/// A request that waits for a slot, or has one: the handle by which it is cancelled.
 ///
 /// - Safety: `@unchecked Sendable` because everything in it is touched under the lock of its queue,
-///   `isCancelled` and the request of a waiter that has left the queue excepted: the former is
-///   atomic, and the latter is its taker's alone.
+///   except `isCancelled`, which is atomic, and the request of a waiter that has left the queue,
+///   which only its taker touches.
 final class Waiter: @unchecked Sendable {
   fileprivate let isCancelled = Atomic<Bool>(false)
-  /// Set when it left the queue for the table.
+  /// The request's ID, set when it moves from the queue to the table.
   fileprivate var id: RequestID?
-  /// While it waits; `nil` before and after.
+  /// The request while it waits; `nil` before and after.
   fileprivate var request: Request<Delivery>?
   fileprivate var next: Waiter?
   fileprivate unowned(unsafe) var previous: Waiter?
@@ -23,7 +23,7 @@ final class Waiter: @unchecked Sendable {
 
   init() {}
 
-  /// To be called once, by whoever took it out of the queue.
+  /// Takes the request out. Called once, by the thread that removed the waiter from the queue.
   fileprivate func takeRequest() -> Request<Delivery> {
     guard let request = request.take() else {
       preconditionFailure("admission queue: a request left twice")
@@ -34,7 +34,7 @@ final class Waiter: @unchecked Sendable {
 
 /// The requests that wait for a slot.
 final class AdmissionQueue: Sendable {
-  /// A list through the waiters, so that one leaves it from the middle at once.
+  /// A list linked through the waiters, from which one is removed in constant time.
   private struct State {
     var first: Waiter?
     unowned(unsafe) var last: Waiter?
@@ -70,30 +70,30 @@ final class AdmissionQueue: Sendable {
   private let state = Lock(State())
   private let count = Atomic<Int>(0)
 
-  /// Whether somebody waits. Relaxed, for those who would like to overtake: whoever arrives at the
-  /// same moment arrives before or after.
+  /// Whether there are waiters. Relaxed: for a request that arrives at the same moment either
+  /// answer is right.
   var hasWaiters: Bool {
     @inline(__always) get { count.load(ordering: .relaxed) > 0 }
   }
 
-  /// Whether somebody waits. As `Inbox.isEmpty` is, sequentially consistent for the loop that
+  /// Whether there are no waiters. Sequentially consistent, as `Inbox.isEmpty`, for a loop that
   /// prepares to sleep.
   var isEmpty: Bool { count.load(ordering: .sequentiallyConsistent) == 0 }
 
-  /// Takes a request in. The caller then wakes the loop: slots may have become free before anybody
-  /// waited.
+  /// Adds a request. The caller then schedules a turn, because slots may have become free before
+  /// the waiter was added.
   ///
-  /// - Returns: why not, in which case the request is the caller's to end.
+  /// - Returns: `nil`; or the reason of a refusal, after which the caller ends the request.
   func add(_ request: consuming Request<Delivery>, _ waiter: Waiter) -> AIOError? {
     let subject = request.subject
-    // The waiter is in no list yet: nobody else looks at it.
+    // The waiter is in no list yet, so that no other thread touches it.
     waiter.request = consume request
     return state.withLock { state in
       let refusal: AIOError? =
         if state.isClosed {
           .contextClosed(subject)
         } else if waiter.isCancelled.load(ordering: .relaxed) {
-          // Cancelled before it got here: `cancel` did not find it, and left word.
+          // It was cancelled before this call: `cancel` did not find it, and set the mark.
           .cancelled(subject, transferred: 0)
         } else {
           nil
@@ -108,16 +108,16 @@ final class AdmissionQueue: Sendable {
     }
   }
 
-  /// Moves requests to the table, as far as it has slots. By the loop.
+  /// Moves requests to the table while it has slots. Called by the loop.
   ///
-  /// - Parameter limit: how many, at the most.
+  /// - Parameter limit: The most waiters to take.
   func admit(to table: RequestTable<Delivery>, limit: Int) {
     for _ in 0..<limit {
       guard let slot = table.free.take() else { return }
       let isAdmitted = state.withLock { state in
         guard let waiter = state.popFirst() else { return false }
         count.store(state.count, ordering: .relaxed)
-        // Under the lock, so that a canceller finds it in one of the two places.
+        // Under the lock, so that a cancellation finds it either in the queue or in the table.
         waiter.id = table.accept(waiter.takeRequest(), in: slot)
         return true
       }
@@ -125,9 +125,9 @@ final class AdmissionQueue: Sendable {
     }
   }
 
-  /// Takes a request out before its turn, and ends it as cancelled, in this call.
+  /// Removes a waiter, and ends its request as cancelled in this call.
   ///
-  /// - Returns: its ID, if it is in the table already.
+  /// - Returns: The request's ID, if it is in the table already.
   func cancel(_ waiter: Waiter) -> RequestID? {
     let (isRemoved, id) = state.withLock { state -> (Bool, RequestID?) in
       waiter.isCancelled.store(true, ordering: .relaxed)
@@ -140,15 +140,15 @@ final class AdmissionQueue: Sendable {
     return id
   }
 
-  /// Refuses new waiters from now on.
+  /// Closes the queue, which then refuses waiters.
   func close() {
     state.withLock { $0.isClosed = true }
   }
 
-  /// Ends waiters of a queue that was closed, in this call.
+  /// Ends the requests of waiters in this call, if the queue was closed.
   ///
-  /// - Parameter limit: how many, at the most.
-  /// - Returns: whether all have been ended.
+  /// - Parameter limit: The most waiters to take.
+  /// - Returns: Whether all have been ended.
   func endClosed(limit: Int) -> Bool {
     for _ in 0..<limit {
       let waiter = state.withLock { state -> Waiter? in
@@ -170,8 +170,7 @@ final class AdmissionQueue: Sendable {
 }
 
 extension RequestID {
-  /// The ID as one word other than 0 and 1, which mean other things to whoever keeps it in an
-  /// atomic.
+  /// The ID as one word other than 0 and 1, which `CancellationState` uses for other states.
   var word: UInt64 { UInt64(generation) << 32 | UInt64(slot) + 2 }
 
   init?(word: UInt64) {

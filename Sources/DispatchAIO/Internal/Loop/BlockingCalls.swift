@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// System calls that may sleep and belong to no context: to open a file, to close it, to ask its
-// size. They have an offload queue of their own, in which file systems take turns, so that one that
-// hangs does not hold up the others.
+// System calls that may sleep and belong to no context: those that open a file, close it, or ask
+// for its size. They have an offload queue of their own, in which file systems take turns, so that
+// one that hangs does not hold up the others.
 
 internal import Dispatch
 
 enum BlockingCalls {
-  /// How many threads work at a time while none is stuck, and how many there are at the most.
+  /// The number of threads that work at a time while none is stuck, and the most threads.
   static let threads = (base: 16, limit: 512)
 
   private struct Call {
     var body: (@Sendable () -> Void)?
-    /// What stands for its file system in the queue, and whether it is this call's alone.
+    /// The number of its file system in the queue, and whether only this call has it.
     var number: UInt32 = 0
     var isNumberItsOwn = false
   }
@@ -39,8 +39,8 @@ enum BlockingCalls {
 
   /// Runs a block on a thread that may sleep.
   ///
-  /// - Parameter device: which file system it concerns; `nil` when that is not known, as before a
-  ///   file is open: then it shares nothing with the others but the threads.
+  /// - Parameter device: The device of the file system of the call; if `nil`, as before a file is
+  ///   open, it is unknown, and the call takes turns as a file system of its own.
   static func run(on device: UInt64?, _ body: @escaping @Sendable () -> Void) {
     let (item, number) = state.withLock { state -> (UInt32, UInt32) in
       let item = state.free.popLast() ?? UInt32(state.calls.count)

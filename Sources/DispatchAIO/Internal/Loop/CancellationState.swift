@@ -2,10 +2,11 @@
 
 internal import Synchronization
 
-/// Where the request of a task is, for when the task is cancelled: two words of the call's own
-/// frame, so that nothing is allocated for a cancellation that does not happen.
+/// The state of the request of a task, by which a cancellation of the task finds the request: two
+/// words of the call's own frame, so that nothing is allocated for a cancellation that does not
+/// happen.
 struct CancellationState: ~Copyable, Sendable {
-  /// 0: not accepted yet; 1: the task has been cancelled; else the request's ID.
+  /// The request's ID; 0 if it has not been accepted, 1 if the task has been cancelled.
   private let word = Atomic<UInt64>(0)
   /// The request's waiter, retained; 0 if it does not wait for a slot.
   private let waiter = Atomic<UInt>(0)
@@ -14,21 +15,21 @@ struct CancellationState: ~Copyable, Sendable {
     @inline(__always) borrowing get { word.load(ordering: .relaxed) == 1 }
   }
 
-  /// The request has been accepted.
+  /// Records that the request has been accepted.
   @inline(__always)
   borrowing func accepted(_ id: RequestID, by loop: Loop) {
     if word.exchange(id.word, ordering: .acquiringAndReleasing) == 1 { _ = loop.cancel(id) }
   }
 
-  /// The request waits for a slot, or has got one.
+  /// Records that the request has a waiter, which waits for a slot or has one.
   borrowing func waits(_ waiter: Waiter, for loop: Loop) {
-    // Released by `deinit`, after which nobody cancels any more.
+    // Released by `deinit`, which runs after the last possible cancellation.
     let pointer = unsafe Unmanaged.passRetained(waiter).toOpaque()
     self.waiter.store(UInt(bitPattern: pointer), ordering: .sequentiallyConsistent)
     if word.load(ordering: .sequentiallyConsistent) == 1 { loop.cancel(waiter) }
   }
 
-  /// The task has been cancelled. What has not been accepted yet is cancelled when it is.
+  /// Cancels the request; one that has not been accepted is cancelled when it is.
   borrowing func cancel(on loop: Loop) {
     if let id = RequestID(word: word.exchange(1, ordering: .sequentiallyConsistent)) {
       _ = loop.cancel(id)

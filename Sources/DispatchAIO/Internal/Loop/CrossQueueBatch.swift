@@ -2,22 +2,22 @@
 
 internal import Dispatch
 
-/// Where the result of a request goes.
+/// The destination of the result of a request.
 struct Delivery: Sendable {
   let completion: AIOCompletion
-  /// `nil`: the loop's own queue, where it is called in place.
+  /// The queue to call it on; `nil` for the loop's own, where it is called in place.
   let queue: DispatchQueue?
 }
 
-/// Whose slots they are.
+/// The owner of the slots.
 protocol SlotOwner: AnyObject, Sendable {
-  /// Takes a slot back whose request is over. From any thread.
+  /// Takes back the slot of a request that has ended. From any thread.
   func giveBack(_ slot: UInt32)
 }
 
 /// The completions of one turn whose handlers run on other queues than the loop's: one block for
 /// each queue. A request's slot counts as in use until its handler begins, so that a queue that
-/// does not keep up is felt by whoever makes requests (`.full`), and not by the memory.
+/// does not keep up leads to refused requests (`.full`), and not to more memory.
 struct CrossQueueBatch {
   private struct Result {
     let completion: AIOCompletion
@@ -30,9 +30,9 @@ struct CrossQueueBatch {
     var results: [Result]
   }
 
-  /// Few queues, so that looking through them beats hashing: no more than one turn has completions.
+  /// The queues are few, so that a linear search is faster than hashing.
   private var destinations: [Destination] = []
-  /// How many blocks there have been.
+  /// The number of blocks that were dispatched.
   private(set) var hops = 0
 
   var isEmpty: Bool {
@@ -52,8 +52,8 @@ struct CrossQueueBatch {
   }
 
   /// - Parameters:
-  ///   - group: entered until the handlers have run.
-  ///   - owner: gets the slots back, each before its handler runs.
+  ///   - group: Is entered until the handlers have run.
+  ///   - owner: Gets each slot back before its handler runs.
   mutating func flush(_ group: DispatchGroup, for owner: some SlotOwner) {
     guard !destinations.isEmpty else { return }
     for destination in destinations {

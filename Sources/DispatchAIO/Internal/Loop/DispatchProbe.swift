@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether Dispatch can do here what the loop relies on. It does not say when it cannot: without a
+// A trial of what the loop needs of Dispatch, which does not report its absence: without a
 // descriptor for its epoll set, or a watch for the eventfd in it, the process is killed (SIGILL); a
 // source that epoll_ctl refuses later never fires, nor does a timer without a timerfd. An accepted
-// request would then never complete. So the first is looked at before Dispatch is used, and then a
-// source and a timer are made whose events are known.
+// request would then never complete. So descriptors and watches are checked before Dispatch is
+// used, and then a source and a timer are made whose events are known.
 
 internal import CLinux
 internal import Dispatch
@@ -13,29 +13,30 @@ internal import Synchronization
 internal import SystemPackage
 
 enum DispatchProbe {
-  /// How many descriptors have to be free before Dispatch is used for the first time. It takes its
-  /// epoll set, the eventfd that wakes its manager, and a timerfd for each clock; the context and
-  /// the probe take an eventfd each; and a few are for the program's other threads meanwhile.
+  /// The number of descriptors that must be free before Dispatch is used for the first time.
+  /// Dispatch takes its epoll set, the eventfd that wakes its manager, and a timerfd for each
+  /// clock; the context and the probe take an eventfd each; and a few are for the program's other
+  /// threads meanwhile.
   private static let firstReserve = 8
-  /// How many once Dispatch has its own: the context's, and the probe's.
+  /// The number once Dispatch has its own: the context's, and the probe's.
   private static let reserve = 2
-  /// How long to wait for an event that is due at once, before one looks for a reason …
+  /// The time to wait for an event that is due at once, before looking for a reason.
   private static let patience = DispatchTimeInterval.seconds(1)
-  /// … and how long if there is none: the machine may be that slow.
+  /// The time to wait on if there is none: the machine may be that slow.
   private static let lastPatience = DispatchTimeInterval.seconds(10)
 
   /// Whether the probe has passed in this process: then Dispatch has all that it needs for itself.
   private static let hasPassed = Atomic<Bool>(false)
 
-  /// How many descriptors `checkDescriptors` wants to be free.
+  /// The number of descriptors that `checkDescriptors` requires to be free.
   static var descriptorsNeeded: Int {
     hasPassed.load(ordering: .relaxed) ? reserve : firstReserve
   }
 
-  /// Makes sure that Dispatch gets the descriptors and the watches it needs: to be called before
-  /// anything of it is used. Other threads may take them afterwards, which nothing can prevent.
+  /// Checks that the descriptors and the watches that Dispatch needs are free. Called before
+  /// Dispatch is used. Other threads may take them afterwards, which nothing can prevent.
   ///
-  /// - Throws: EMFILE or ENFILE; ENOSPC when the user's epoll watches are used up.
+  /// - Throws: `EMFILE` or `ENFILE`; `ENOSPC` if the user's epoll watches are used up.
   static func checkDescriptors() throws(Errno) {
     var taken: [Int32] = []
     defer { for descriptor in taken { Glibc.close(descriptor) } }
@@ -45,22 +46,22 @@ enum DispatchProbe {
       guard descriptor >= 0 else { throw Errno(rawValue: -descriptor) }
       taken.append(descriptor)
     }
-    // One of them makes room for an epoll set.
+    // Its number is for an epoll set.
     Glibc.close(taken.removeLast())
     if let errno = watchFailure(taken[0]) { throw errno }
   }
 
-  /// Why the kernel would not watch a descriptor; `nil` when it would.
+  /// The errno with which the kernel refuses to watch a descriptor; `nil` if it does not.
   private static func watchFailure(_ descriptor: Int32) -> Errno? {
     let answer = clinux_epoll_try(descriptor)
     return answer == 0 ? nil : Errno(rawValue: -answer)
   }
 
-  /// Finds out whether sources and timers fire: to be called when the context's source has been
-  /// activated. Takes some tens of microseconds; a second or more where they do not.
+  /// Finds out whether sources and timers fire. Called once the context's source has been
+  /// activated. Takes some tens of microseconds; a second or more if they do not fire.
   ///
-  /// - Returns: why a source does not, ENOSPC most likely, EMFILE when a timer does not, or why
-  ///   there is no eventfd; `nil` when all is well.
+  /// - Returns: `nil` if they do; or the reason why a source does not, most likely `ENOSPC`;
+  ///   `EMFILE` if a timer does not; or the errno of `eventfd(2)`.
   static func failure() -> Errno? {
     let descriptor = clinux_eventfd()
     guard descriptor >= 0 else { return Errno(rawValue: -descriptor) }
@@ -68,7 +69,7 @@ enum DispatchProbe {
     let fired = DispatchSemaphore(value: 0)
     let source = DispatchSource.makeReadSource(fileDescriptor: descriptor, queue: queue)
     source.setEventHandler {
-      // Drained, or it would fire over and over until it is cancelled.
+      // Drained, or the source would fire repeatedly until it is cancelled.
       _ = clinux_eventfd_drain(descriptor)
       fired.signal()
     }

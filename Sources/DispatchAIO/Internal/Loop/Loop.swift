@@ -2,14 +2,13 @@
 //
 // The loop ties the engine to Dispatch. All of the engine's work is done in *turns*, on one serial
 // queue. A turn runs when the kernel has counted a completion on the eventfd (the source's
-// handler), when a thread has left something for the loop and no turn was scheduled, or when the
-// caller says so (`process`). What a turn is, `turn` says; who schedules the next one,
-// TurnScheduler.
+// handler), when a thread has left work for the loop and no turn was scheduled, or on a call of
+// `process`. `turn` is one turn; TurnScheduler schedules the next.
 //
-// Nobody but a turn touches the engine. A request from another thread arrives through the inbox;
-// one that a completion handler makes goes to the engine at once, behind those in the inbox. So
-// what handlers ask for goes down together, and so does all that other blocks on the queue ask for
-// before the turn they scheduled.
+// Only turns touch the engine. A request from another thread arrives through the inbox; one that a
+// completion handler makes is given to the engine at once, behind those in the inbox. So the
+// requests of handlers are submitted together, and so are all those of other blocks on the queue
+// before the turn that they scheduled.
 
 internal import CLinux
 internal import Dispatch
@@ -30,9 +29,9 @@ final class Loop: SlotOwner, @unchecked Sendable {
     var wait: AdaptiveWait.Settings
   }
 
-  /// How many threads there may be for each that works at a time, those that are stuck included.
+  /// The most threads for each that works at a time, stuck ones included.
   static let offloadGrowth = 8
-  /// How many waiters get a slot, or are ended, at a time.
+  /// The most waiters that get a slot, or are ended, in one iteration.
   static let admissionsPerPass = 1024
 
   let queue: DispatchQueue
@@ -43,8 +42,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Requests of tasks that wait for a slot.
   let admission = AdmissionQueue()
   /// Runs what completions resume within the turn.
-  let executor: AIOExecutor
-  let taskExecutor: AIOTaskExecutor
+  let jobs: JobQueue
   private let kernel: LinuxKernel
   /// Behind a pointer, because the compiler cannot know that turns never overlap, and would check
   /// each access of a class's property while the program runs. Allocated by `init`, freed by
@@ -62,17 +60,17 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Marks `queue`, so that one can ask whether one is on it.
   private let onQueue = DispatchSpecificKey<Void>()
 
-  /// Where the kernel has no AIO poll: tells that something of the epoll set is ready.
+  /// The source of the epoll set, if the kernel has no AIO poll.
   private var readinessSource: (any DispatchSourceRead)?
   private var isPollRefused = false
-  /// See `beforeSubmit`; and a spare, so that no memory is allocated for each turn.
+  /// The blocks of `beforeSubmit`, and a spare array, so that no memory is allocated for each turn.
   private var submitHooks: [@Sendable () -> Void] = []
   private var spareHooks: [@Sendable () -> Void] = []
-  /// Blocks that `async` was given, and what it takes to run them.
+  /// The blocks of `async`.
   private let blocks = LoopBlocks()
 
   private var crossQueueBatch = CrossQueueBatch()
-  /// Entered while handlers are on their way to other queues.
+  /// Entered while handlers have been sent to other queues and have not run.
   private let crossQueueHandlers = DispatchGroup()
   private var wait: AdaptiveWait
   private var turns = 0
@@ -80,20 +78,19 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   private enum Life {
     case open
-    /// No request is left; the kernel's context is being freed, off the loop.
+    /// No request is left, and the kernel's context is being freed off the loop.
     case ending
     case closed
   }
   private var life = Life.open
   private var closeCompletions: [@Sendable () -> Void] = []
 
-  /// - Parameter kernel: the loop's from now on; also when this throws.
-  /// - Throws: the errno of `eventfd(2)`.
+  /// - Parameter kernel: Owned by the loop from now on, also if this throws.
+  /// - Throws: The errno of `eventfd(2)`.
   init(_ settings: Settings, kernel: LinuxKernel, queue: DispatchQueue?) throws(Errno) {
     self.settings = settings
     self.queue = queue ?? DispatchQueue(label: "DispatchAIO.loop")
-    executor = AIOExecutor(queue: self.queue)
-    taskExecutor = AIOTaskExecutor(executor)
+    jobs = JobQueue(queue: self.queue)
     self.kernel = kernel
     let event: EventDescriptor
     do {
@@ -137,7 +134,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     unsafe engine.deallocate()
   }
 
-  /// A place for what one offload thread uses.
+  /// A reference to the worker of one offload thread, which cannot be copied.
   private final class WorkerBox {
     var inner: OffloadWorker<LinuxKernel, Delivery>
     init(_ inner: consuming OffloadWorker<LinuxKernel, Delivery>) { self.inner = inner }
@@ -145,24 +142,24 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   // MARK: From any thread
 
-  /// Takes a request in, to complete exactly once.
+  /// Accepts a request, which then completes exactly once.
   ///
-  /// - Parameter request: holds its file.
+  /// - Parameter request: The request, which holds its file.
   /// - Throws: `.full`, `.contextClosed` or `.forked`; the caller then releases the file.
   func accept(_ request: consuming Request<Delivery>) throws(AIOError) -> RequestID {
     if Fork.isChild { throw .forked(request.subject) }
-    // Whoever waits for a slot was here before.
+    // Waiters were here before.
     guard !admission.hasWaiters, let slot = table.free.take() else {
       if isClosing.load(ordering: .sequentiallyConsistent) { throw .contextClosed(request.subject) }
       throw AIOError(.full, request.subject, .full(limit: table.capacity))
     }
-    // Looked at after a slot was taken: the loop closes when it has seen all slots free after it
-    // began to refuse, so one of the two notices the other.
+    // Read after a slot was taken: the loop closes once it has seen all slots free after it began
+    // to refuse, so that one of the two sees the other's store.
     if isClosing.load(ordering: .sequentiallyConsistent) {
       giveBack(slot)
       throw .contextClosed(request.subject)
     }
-    // The turn that runs the handler goes on, and takes it along, behind what has arrived.
+    // This turn runs the handler, and submits the request after those that have arrived.
     if turnThread.load(ordering: .relaxed) == Self.thread,
       unsafe !table.hasArrivals && engine.pointee.arrivals.isEmpty || engine.pointee.collect()
     {
@@ -171,8 +168,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
       return id
     }
     let id = table.accept(request, in: slot)
-    // From a block that somebody put on the queue, as the handler of a Dispatch source: more of
-    // those cannot run while the loop waits.
+    // The caller is a block of the queue, for example the handler of a Dispatch source: such blocks
+    // cannot run while the loop waits.
     if DispatchQueue.getSpecific(key: onQueue) != nil { wait.deferToOthers() }
     scheduler.scheduleTurn()
     return id
@@ -182,7 +179,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     @inline(__always) get { UInt(pthread_self()) }
   }
 
-  /// Gives a slot back that was taken, or whose request is over. From any thread.
+  /// Returns a slot that was taken, or whose request has ended. From any thread.
   func giveBack(_ slot: UInt32) {
     table.free.give(slot)
     if !admission.isEmpty || isClosing.load(ordering: .sequentiallyConsistent) {
@@ -190,10 +187,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
   }
 
-  /// Takes a request in that waits for a slot. A forked child's would wait for good.
+  /// Adds a request that waits for a slot. In a forked child it would wait forever, and is refused.
   ///
-  /// - Parameter request: holds its file.
-  /// - Returns: why not; the caller then releases the file.
+  /// - Parameter request: The request, which holds its file.
+  /// - Returns: `nil`; or the reason of a refusal, after which the caller releases the file.
   func admit(_ request: consuming Request<Delivery>, _ waiter: Waiter) -> AIOError? {
     if Fork.isChild { return .forked(request.subject) }
     if let error = admission.add(request, waiter) { return error }
@@ -210,9 +207,9 @@ final class Loop: SlotOwner, @unchecked Sendable {
     return table.phase(of: id) == .submitted ? .notCancellable : .alreadyCompleted
   }
 
-  /// Cancels a request that `admit` took in, or is just taking in.
+  /// Cancels a request that `admit` has added, or is about to add.
   func cancel(_ waiter: Waiter) {
-    // Nobody may have the lock in a child who ever gives it up.
+    // In a child, the thread that holds the lock may not exist.
     if Fork.isChild { return }
     if let id = admission.cancel(waiter) { _ = cancel(id) }
   }
@@ -223,7 +220,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     if Fork.isChild { return }
     isClosing.store(true, ordering: .sequentiallyConsistent)
     admission.close()
-    // Whoever waits for a slot is told at once; on the queue by turns, which have a bound.
+    // Waiters are ended at once; on the queue by turns, which have a bound.
     if DispatchQueue.getSpecific(key: onQueue) == nil {
       while !admission.endClosed(limit: Self.admissionsPerPass) {}
     }
@@ -237,8 +234,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
   }
 
-  /// As of the end of the last turn. In a forked child as of the fork, or zeros when a turn was
-  /// just ending.
+  /// The statistics as of the end of the last turn. In a forked child as of the fork, or zeros if a
+  /// turn was just ending.
   var statistics: AIOStatistics {
     if Fork.isChild { return published.withLockIfAvailable { $0 } ?? AIOStatistics() }
     return published.withLock { $0 }
@@ -254,7 +251,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     guard DispatchQueue.getSpecific(key: onQueue) != nil else {
       fatalError("AIOContext: process() was not called on the context's queue, '\(queue.label)'")
     }
-    guard !executor.isRunningJob else {
+    guard !jobs.isRunningJob else {
       fatalError(
         """
         AIOContext: process() was called by a task or an actor that the loop runs; it will go on by \
@@ -264,13 +261,12 @@ final class Loop: SlotOwner, @unchecked Sendable {
     return turn(byHand: true)
   }
 
-  /// One turn: iterations that take requests in, submit them, and run what has completed, until
-  /// nothing is left to do or the turn's share of time is used up, in which case another is
-  /// scheduled.
+  /// One turn: iterations that accept requests, submit them, and run what has completed, until no
+  /// work is left or the turn's budget is used up, in which case another is scheduled.
   ///
-  /// - Parameter byHand: whether somebody on the queue called, who may be in the middle of what an
-  ///   actor does: then no other part of an actor may run before that has returned.
-  /// - Returns: how many completions were run, or sent to their queues.
+  /// - Parameter byHand: Whether the caller is a block of the queue, which may be a part of an
+  ///   actor: then no other part of an actor may run before the turn has returned.
+  /// - Returns: The number of completions that were run, or sent to their queues.
   @discardableResult
   private func turn(byHand: Bool = false) -> Int {
     if turnThread.exchange(Self.thread, ordering: .acquiring) != 0 {
@@ -285,33 +281,33 @@ final class Loop: SlotOwner, @unchecked Sendable {
     scheduler.turnBegins()
     if byHand { scheduler.turnByHandBegins() }
     turns += 1
-    let outerPass = byHand ? 0 : executor.enter()
+    let outerPass = byHand ? 0 : jobs.enter()
     preparePolling()
-    var share = TurnShare(byHand: byHand)
+    var budget = TurnBudget(byHand: byHand)
     unsafe engine.pointee.beginTurn()
-    while iterate(&share) {}
+    while iterate(&budget) {}
     if !byHand {
-      executor.leave(outerPass)
-      if executor.hasJobs { executor.runLater() }
+      jobs.leave(outerPass)
+      if jobs.hasJobs { jobs.runLater() }
     }
     flush()
     if isClosing.load(ordering: .sequentiallyConsistent) { endIfIdle() }
-    return share.completions
+    return budget.completions
   }
 
   /// One iteration of a turn.
   ///
-  /// - Returns: whether the turn goes on.
-  private func iterate(_ share: inout TurnShare) -> Bool {
-    let isBehind = takeInAndSubmit(&share)
-    let hasJobs = !share.byHand && executor.hasJobs
+  /// - Returns: Whether the turn continues.
+  private func iterate(_ budget: inout TurnBudget) -> Bool {
+    let isBehind = takeInAndSubmit(&budget)
+    let hasJobs = !budget.byHand && jobs.hasJobs
     let isReady = unsafe engine.pointee.isPollReady || readiness.hasHandlers || !blocks.isEmpty
     // A hook has asked for another.
     let hasHooks = !submitHooks.isEmpty
     guard unsafe engine.pointee.hasCompletions || hasJobs || isReady || hasHooks else {
       flush()
-      guard isBehind else { return !waitOrSleep(&share) }
-      guard share.byHand && !share.isUsedUp else {
+      guard isBehind else { return !waitOrSleep(&budget) }
+      guard budget.byHand && !budget.isUsedUp else {
         scheduler.yield()
         return false
       }
@@ -319,23 +315,23 @@ final class Loop: SlotOwner, @unchecked Sendable {
       return true
     }
     scheduler.completionsWereSeen()
-    share.isReadyToSleep = false
-    if hasHooks { share.jobs += 1 }
-    guard !share.isUsedUp else {
+    budget.isReadyToSleep = false
+    if hasHooks { budget.jobs += 1 }
+    guard !budget.isUsedUp else {
       scheduler.yield()
       return false
     }
-    if isReady { runReady(&share) }
-    deliver(&share)
-    if hasJobs || !share.byHand && executor.hasJobs { share.jobs += executor.run(until: share.end) }
+    if isReady { runReady(&budget) }
+    deliver(&budget)
+    if hasJobs || !budget.byHand && jobs.hasJobs { budget.jobs += jobs.run(until: budget.end) }
     return true
   }
 
-  /// Takes in what has arrived, gives the kernel and the offload threads what they have room for,
-  /// and looks for completions.
+  /// Processes what has arrived, submits what the kernel and the offload threads have room for, and
+  /// reaps completions.
   ///
-  /// - Returns: whether something was left for later, because it would take too long.
-  private func takeInAndSubmit(_ share: inout TurnShare) -> Bool {
+  /// - Returns: Whether work was left because it would take too long.
+  private func takeInAndSubmit(_ budget: inout TurnBudget) -> Bool {
     var isBehind = false
     if admission.hasWaiters { isBehind = !admitWaiters() }
     if !submitHooks.isEmpty { runSubmitHooks() }
@@ -356,7 +352,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   // MARK: Readiness and blocks
 
-  /// Something changed that the turn has to look at: a descriptor to poll for the first time, or a
+  /// Schedules a turn after a change for which one is needed: a first descriptor to poll, or a
   /// handler to run. From any thread.
   func readinessChanged(hasHandlers: Bool) {
     if hasHandlers || !isPolling.load(ordering: .relaxed) { scheduler.scheduleTurn() }
@@ -371,7 +367,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
   }
 
-  /// Runs a block before the next submission. On the queue only.
+  /// Runs a block before the next submission. Called on the queue.
   func beforeSubmit(_ body: @escaping @Sendable () -> Void) {
     guard DispatchQueue.getSpecific(key: onQueue) != nil else {
       fatalError(
@@ -387,12 +383,12 @@ final class Loop: SlotOwner, @unchecked Sendable {
     spareHooks.removeAll(keepingCapacity: true)
   }
 
-  /// Runs the handlers of what is ready, and blocks.
-  private func runReady(_ share: inout TurnShare) {
+  /// Runs the handlers of descriptors and timers that are ready, and blocks.
+  private func runReady(_ budget: inout TurnBudget) {
     if unsafe engine.pointee.isPollReady {
       unsafe engine.pointee.isPollReady = false
       for (source, poll, events) in readiness.ready() {
-        share.jobs += 1
+        budget.jobs += 1
         if let source {
           readiness.handler(of: source)?()
         } else {
@@ -404,12 +400,12 @@ final class Loop: SlotOwner, @unchecked Sendable {
       let (handlers, polls) = readiness.takeHandlers()
       for handler in handlers { handler() }
       for (poll, error) in polls { poll.completion(.failure(error)) }
-      share.jobs += handlers.count + polls.count
+      budget.jobs += handlers.count + polls.count
     }
-    if !blocks.isEmpty { share.jobs += blocks.run(until: share.end) }
+    if !blocks.isEmpty { budget.jobs += blocks.run(until: budget.end) }
   }
 
-  /// Has the engine poll the epoll set, once there is one.
+  /// Makes the engine poll the epoll set, once there is one.
   private func preparePolling() {
     guard !isPolling.load(ordering: .relaxed), let descriptor = readiness.descriptor else { return }
     isPolling.store(true, ordering: .relaxed)
@@ -426,7 +422,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// For tests: calls of `io_submit` so far. On the queue.
   var submitCallsOfThisMoment: Int { unsafe engine.pointee.counts.submitCalls }
 
-  /// The kernel has no AIO poll: a source of Dispatch's takes its place.
+  /// Watches the epoll set by a Dispatch source, because the kernel has no AIO poll.
   private func watchReadinessByDispatch() {
     unsafe engine.pointee.isPollUnsupported = false
     guard readinessSource == nil, let descriptor = readiness.descriptor else { return }
@@ -440,9 +436,9 @@ final class Loop: SlotOwner, @unchecked Sendable {
     readinessSource = source
   }
 
-  /// Gives free slots to those who wait for one, or ends them when the context closes.
+  /// Admits waiters to free slots, or ends them if the context closes.
   ///
-  /// - Returns: whether there is nobody left for whom that could be done now.
+  /// - Returns: Whether no waiter is left for whom that could be done now.
   private func admitWaiters() -> Bool {
     if isClosing.load(ordering: .sequentiallyConsistent) {
       return admission.endClosed(limit: Self.admissionsPerPass)
@@ -451,15 +447,15 @@ final class Loop: SlotOwner, @unchecked Sendable {
     return admission.isEmpty || table.free.count == 0
   }
 
-  /// Runs some of the completions, before what their handlers ask for goes down.
-  private func deliver(_ share: inout TurnShare) {
-    var left = unsafe min(engine.pointee.nextBatch(), share.completionsLeft)
+  /// Delivers one batch of completions, before the requests that their handlers make are submitted.
+  private func deliver(_ budget: inout TurnBudget) {
+    var left = unsafe min(engine.pointee.nextDeliveryBatch(), budget.completionsLeft)
     while left > 0, let completion = unsafe engine.pointee.next() {
       left -= 1
-      share.completions += 1
+      budget.completions += 1
       deliver(completion)
-      // Handlers may take long: the clock is looked at after a few.
-      if left & 7 == 0, share.isLate { break }
+      // Handlers may take long: the clock is read after each eight.
+      if left & 7 == 0, budget.isLate { break }
     }
   }
 
@@ -470,7 +466,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
       ? .success(completion.result)
       : .failure(.failed(completion.request, errno: Int32(-completion.result)))
     let (delivery, slot) = (completion.request.attachment, completion.slot)
-    // The handler is to find that nobody holds its buffers and file any more.
+    // The request's buffers and file are released before the handler runs.
     _ = consume completion
     if let queue = delivery.queue {
       crossQueueBatch.add(delivery.completion, result, slot: slot, to: queue)
@@ -480,7 +476,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
   }
 
-  /// Lets everybody else have what the handlers left: results, and statistics.
+  /// Sends results to other queues, and publishes the statistics.
   private func flush() {
     if !crossQueueBatch.isEmpty { crossQueueBatch.flush(crossQueueHandlers, for: self) }
     publish()
@@ -488,14 +484,14 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   // MARK: Waiting
 
-  /// With nothing left to do: waits in the ring, where that pays, or gives the queue back.
+  /// Without work: waits in the ring, if that pays, or returns the queue.
   ///
-  /// - Returns: whether the turn is over.
-  private func waitOrSleep(_ share: inout TurnShare) -> Bool {
-    if !share.byHand, !share.isReadyToSleep {
-      switch waitInRing(isLate: share.hasWaited && share.isLate) {
+  /// - Returns: Whether the turn has ended.
+  private func waitOrSleep(_ budget: inout TurnBudget) -> Bool {
+    if !budget.byHand, !budget.isReadyToSleep {
+      switch waitInRing(isLate: budget.hasWaited && budget.isLate) {
       case .something:
-        share.hasWaited = true
+        budget.hasWaited = true
         return false
       case .yields:
         scheduler.yield()
@@ -504,15 +500,15 @@ final class Loop: SlotOwner, @unchecked Sendable {
         break
       }
     }
-    share.isReadyToSleep = true
+    budget.isReadyToSleep = true
     guard scheduler.prepareToSleep(hasArrivals) else { return false }
-    // A memory file has completed all of it when `io_submit` returns. Should a kernel ever not,
-    // nothing would tell of it.
+    // A memory file has completed everything when `io_submit(2)` returns. If a kernel did not, no
+    // event would report the completion.
     if unsafe engine.pointee.unsignalled > 0 { scheduler.retryLater() }
     return true
   }
 
-  /// Whether other threads have left something.
+  /// Whether other threads have left work for the loop.
   private func hasArrivals() -> Bool {
     table.hasArrivals || !admission.isEmpty && table.free.count > 0 || !blocks.isEmpty
       || readiness.hasHandlers
@@ -522,25 +518,25 @@ final class Loop: SlotOwner, @unchecked Sendable {
     /// A completion, or an arrival.
     case something
     case nothing
-    /// The queue's other blocks are to run first.
+    /// The queue's other blocks have to run first.
     case yields
   }
 
-  /// Waits for the next completion, for a moment, where that pays.
+  /// Waits for the next completion, for a bounded time, if that pays.
   ///
-  /// - Parameter isLate: whether the queue's other blocks are to run before.
+  /// - Parameter isLate: Whether the queue's other blocks have to run before.
   private func waitInRing(isLate: Bool) -> Waited {
     let (inKernel, offloaded) = unsafe (engine.pointee.inKernel, engine.pointee.offloaded)
     guard
-      let way = unsafe wait.way(
+      let mode = unsafe wait.mode(
         inKernel: inKernel, offloaded: offloaded, isPolling: engine.pointee.isPollArmed)
     else { return .nothing }
     if isLate { return .yields }
     let began = clinux_monotonic_nanoseconds()
-    let longest = wait.longest(way)
+    let longest = wait.longest(mode)
     var waited: UInt64 = 0
     while waited < longest {
-      if way == .spin {
+      if mode == .spin {
         if unsafe !engine.pointee.reap() { scheduler.retryLater() }
       } else {
         let left = longest &- waited
@@ -564,15 +560,15 @@ final class Loop: SlotOwner, @unchecked Sendable {
     let (turns, wakeups, hops) = (turns, scheduler.wakeups, crossQueueBatch.hops)
     let (waits, waitHits) = (wait.waits, wait.successes)
     published.withLock { statistics in
-      statistics.submitted = counts.submitted
-      statistics.completed = counts.succeeded
+      statistics.accepted = counts.accepted
+      statistics.succeeded = counts.succeeded
       statistics.failed = counts.failed
       statistics.cancelled = counts.cancelled
       statistics.pending = accounts.pending
       statistics.offloaded = accounts.offloaded
       statistics.inKernel = accounts.inKernel
       statistics.submitCalls = counts.submitCalls
-      statistics.submittedByCalls = counts.submittedByCalls
+      statistics.submittedRequests = counts.submittedRequests
       statistics.largestBatch = counts.largestBatch
       statistics.longestSubmit = .nanoseconds(counts.longestSubmit)
       statistics.turns = turns
@@ -599,14 +595,14 @@ final class Loop: SlotOwner, @unchecked Sendable {
     // Handlers on other queues have run before close calls back; and io_destroy takes tens of
     // milliseconds, so it gets a thread of its own.
     crossQueueHandlers.notify(queue: DispatchQueue(label: "DispatchAIO.teardown")) { [self] in
-      // Which cancels the poll request: after that, its epoll set may be closed.
+      // This ends the poll request, after which its epoll set may be closed.
       kernel.destroy()
       if let readinessSource { readinessSource.cancel() } else { readiness.destroy() }
       scheduler.close()
     }
   }
 
-  /// The source's cancel handler: the last that runs.
+  /// Calls the closing callbacks. The source's cancel handler calls this last.
   private func closed() {
     life = .closed
     let completions = closeCompletions

@@ -3,7 +3,7 @@
 internal import CLinux
 internal import Synchronization
 
-/// Blocks that any thread has given to the loop, to run in a turn, in their order.
+/// The blocks of `AIOContext.async`, which run in turns, in the order of the calls.
 ///
 /// - Safety: `@unchecked Sendable` because `running` and `next` are touched in turns only.
 final class LoopBlocks: @unchecked Sendable {
@@ -13,17 +13,17 @@ final class LoopBlocks: @unchecked Sendable {
   }
 
   private let state = Lock(State())
-  /// How many have arrived and not run.
+  /// The number of blocks that have not run.
   private let count = Atomic<Int>(0)
   private var running: [@Sendable () -> Void] = []
   private var next = 0
 
-  /// Sequentially consistent, for a loop that prepares to sleep.
+  /// Whether there are no blocks. Sequentially consistent, for a loop that prepares to sleep.
   var isEmpty: Bool {
     @inline(__always) get { count.load(ordering: .sequentiallyConsistent) == 0 }
   }
 
-  /// - Returns: `false` when the loop runs no more blocks.
+  /// - Returns: `false` if the loop runs no more blocks.
   func append(_ body: @escaping @Sendable () -> Void) -> Bool {
     state.withLock { state in
       if state.isClosed { return false }
@@ -33,10 +33,10 @@ final class LoopBlocks: @unchecked Sendable {
     }
   }
 
-  /// Runs what is there, until so much time has passed.
+  /// Runs the blocks that are there, until a time.
   ///
-  /// - Parameter end: when to stop, by the monotonic clock; looked at between blocks.
-  /// - Returns: how many.
+  /// - Parameter end: The time to stop at, by the monotonic clock, which is read between blocks.
+  /// - Returns: The number of blocks run.
   func run(until end: UInt64) -> Int {
     if next == running.count {
       running.removeAll(keepingCapacity: true)
@@ -54,9 +54,9 @@ final class LoopBlocks: @unchecked Sendable {
     return next - first
   }
 
-  /// Takes no more, if there are none.
+  /// Closes the list, unless it has blocks.
   ///
-  /// - Returns: whether there are none.
+  /// - Returns: Whether it has been closed.
   func close() -> Bool {
     state.withLock { state in
       guard isEmpty else { return false }

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The threads of an offload queue. A thread exists while there is something for it; which thread
-// takes what, and when, the queue decides.
+// The threads of an offload queue. A thread exists while it has work; the queue decides which
+// thread takes which item, and when.
 
 internal import CLinux
 internal import Dispatch
 internal import Synchronization
 
-/// Threads that make the system calls the loop must not block in.
+/// The threads that make the system calls in which the loop must not block.
 final class OffloadPool: Sendable {
-  /// Does an item, and those that are to be done in one call with it: made for each thread, when it
-  /// has its first one, and then used by that thread only.
+  /// Carries out an item, and those that are done in one call with it. Made for each thread with
+  /// its first item, and used by that thread only.
   typealias Worker = (_ item: UInt32, _ more: [UInt32]) -> Void
 
-  /// A serial queue, which has a thread while it has something to do.
+  /// A serial queue, which has a thread while it has work.
   ///
   /// - Safety: `@unchecked Sendable` because `worker` and `more` are touched on the queue only.
   private final class Thread: @unchecked Sendable {
     let queue: DispatchQueue
     lazy var worker = makeWorker()
-    /// What is to be done in one call with the item at hand.
+    /// The items that are done in one call with the current one.
     var more: [UInt32] = []
     private let makeWorker: @Sendable () -> Worker
 
@@ -35,16 +35,16 @@ final class OffloadPool: Sendable {
   private let isWatching = Atomic<Bool>(false)
 
   /// - Parameters:
-  ///   - limit: how many threads there are at the most: as many as the queue counts on.
-  ///   - makeWorker: makes what does the work of one thread.
+  ///   - limit: The most threads; the same as the queue's.
+  ///   - makeWorker: Makes the worker of one thread.
   init(queue: OffloadQueue, limit: Int, makeWorker: @escaping @Sendable () -> Worker) {
     self.queue = queue
     threads = (0..<limit).map { Thread("DispatchAIO.offload.\($0)", makeWorker) }
   }
 
-  /// Sees to it that what was added to the queue is done. From any thread; never waits.
+  /// Starts the threads that the queue needs for its items. From any thread; never blocks.
   ///
-  /// - Parameter owner: kept alive until the threads that are started have nothing more to do.
+  /// - Parameter owner: Is held until the threads that are started have no more work.
   func start(for owner: (any AnyObject & Sendable)?) {
     while let thread = queue.threadToStart(now: clinux_monotonic_nanoseconds()) {
       run(thread, for: owner)
@@ -69,8 +69,8 @@ final class OffloadPool: Sendable {
     }
   }
 
-  /// Looks once more after a while, when threads may have turned out to be stuck, as long as
-  /// something waits that none may begin.
+  /// Repeats `start` after a delay, when threads may count as stuck, while items wait that none may
+  /// begin.
   private func watch(for owner: (any AnyObject & Sendable)?) {
     guard !isWatching.exchange(true, ordering: .acquiringAndReleasing) else { return }
     let delay = DispatchTimeInterval.nanoseconds(Int(OffloadQueue.stuckAfter))

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Sockets, pipes and timers in the ring. A context has one epoll set, made when it is first needed,
-// and the engine keeps one poll request for that set in flight: ten thousand descriptors cost one
-// slot. When the request completes, the loop asks here what is ready, and runs the handlers.
+// Sockets, pipes and timers in the ring. A context has one epoll set, made on first use, and the
+// engine keeps one poll request for that set in flight: ten thousand descriptors cost one slot.
+// When the request completes, the loop takes the events from here and runs their handlers.
 //
 // Everything is under one lock, so that sources are made, suspended, resumed and cancelled on any
-// thread; what is under it are short system calls that do not sleep. Handlers run outside of it, on
+// thread; the system calls made under it are short and do not sleep. Handlers run outside of it, on
 // the loop's queue.
 
 internal import CLinux
@@ -13,29 +13,23 @@ internal import HeapModule
 internal import SystemPackage
 
 final class Readiness: Sendable {
-  /// How many descriptors one pass looks at, at the most.
+  /// The most descriptors whose events one pass takes.
   static let descriptorsPerPass = 64
-  /// What the timerfd is called in the set.
+  /// The number of the timerfd in the set.
   private static let timerNumber = UInt64.max
-
-  /// What is to be run, on the loop's queue.
-  enum Event {
-    case handler(@Sendable () -> Void)
-    case poll(OneShotPoll, AIOPollEvents)
-  }
 
   /// A descriptor in the set.
   struct Watched {
     var generation: UInt32
-    var reader: AIOSource?
-    var writer: AIOSource?
+    var reader: (any ReadinessSource)?
+    var writer: (any ReadinessSource)?
     var polls: [OneShotPoll] = []
-    /// What the set waits for; `nil` while it does not have the descriptor.
+    /// The events that the set waits for; `nil` while the descriptor is not in it.
     var events: UInt32?
 
     var isUnused: Bool { reader == nil && writer == nil && polls.isEmpty }
 
-    /// What the set is to wait for.
+    /// The events that the set has to wait for.
     var wanted: UInt32 {
       var wanted: UInt32 = 0
       if let reader, reader.isRunning { wanted |= AIOPollEvents.readable.rawValue }
@@ -48,7 +42,7 @@ final class Readiness: Sendable {
   fileprivate struct TimerEntry: Comparable {
     let deadline: UInt64
     let number: UInt64
-    let timer: AIOTimerSource
+    let timer: any ReadinessTimer
 
     static func < (a: TimerEntry, b: TimerEntry) -> Bool {
       (a.deadline, a.number) < (b.deadline, b.number)
@@ -60,9 +54,9 @@ final class Readiness: Sendable {
     var set: PollSet?
     var watched: [Int32: Watched] = [:]
     var generation: UInt32 = 0
-    /// Registration and cancel handlers that are to run.
+    /// Registration and cancel handlers that have not run.
     var handlers: [@Sendable () -> Void] = []
-    /// One-shot polls that have ended without an event.
+    /// One-shot polls that ended without an event, and whose completions have not run.
     var endedPolls: [(OneShotPoll, AIOError)] = []
     var isClosed = false
 
@@ -70,7 +64,7 @@ final class Readiness: Sendable {
     fileprivate var activeTimers: Set<ObjectIdentifier> = []
     fileprivate var timerDescriptor: Int32?
     fileprivate var lastTimerNumber: UInt64 = 0
-    /// When the timerfd fires; 0 for never.
+    /// The time at which the timerfd fires; 0 if it does not.
     fileprivate var armedDeadline: UInt64 = 0
     fileprivate var staleEntries = 0
   }
@@ -79,7 +73,7 @@ final class Readiness: Sendable {
 
   init() {}
 
-  /// The set's descriptor, for the poll request; `nil` while there is none.
+  /// The set's descriptor, for the poll request; `nil` before the first use.
   var descriptor: Int32? { state.withLock { $0.set?.descriptor } }
 
   func withLock<Result>(_ body: (inout sending State) -> sending Result) -> sending Result {
@@ -88,11 +82,12 @@ final class Readiness: Sendable {
 
   // MARK: Descriptors
 
-  /// Adds a source for a descriptor, which does not wait for anything yet.
+  /// Adds a source of a descriptor. It waits for no event before it is activated.
   ///
-  /// - Throws: the errno of `epoll_create1(2)` or `epoll_ctl(2)`; `EEXIST` when the descriptor has
-  ///   a source of that kind; `ECANCELED` when the context has been closed.
-  func add(_ source: AIOSource, isWriter: Bool) throws(Errno) {
+  /// - Throws: The errno of `epoll_create1(2)` or `epoll_ctl(2)`; `EEXIST` if the descriptor has a
+  ///   source of that kind; `ECANCELED` if the context has been closed.
+  func add(_ source: any ReadinessSource) throws(Errno) {
+    let isWriter = source.isWriter
     try change(source.fd) { watched in
       guard (isWriter ? watched.writer : watched.reader) == nil else { return .fileExists }
       if isWriter { watched.writer = source } else { watched.reader = source }
@@ -100,6 +95,9 @@ final class Readiness: Sendable {
     }
   }
 
+  /// Adds a one-shot poll.
+  ///
+  /// - Throws: As for a source.
   func add(_ poll: OneShotPoll) throws(Errno) {
     try change(poll.fd) { watched in
       watched.polls.append(poll)
@@ -136,7 +134,7 @@ final class Readiness: Sendable {
     return Watched(generation: state.generation)
   }
 
-  /// Has the set wait for what is wanted of a descriptor.
+  /// Changes the events that the set waits for to those wanted of a descriptor.
   private func update(_ fd: Int32, _ watched: inout Watched, _ set: PollSet) throws(Errno) {
     let wanted = watched.wanted
     guard watched.events != wanted else { return }
@@ -149,26 +147,25 @@ final class Readiness: Sendable {
     watched.events = wanted
   }
 
-  /// Has the set wait for what is wanted of a descriptor, after a source was resumed or suspended.
+  /// Updates the set after a source was resumed or suspended.
   func update(_ fd: Int32, _ state: inout State) {
     guard let set = state.set, var watched = state.watched[fd] else { return }
-    // The descriptor was in the set: what may fail failed when it was added.
+    // This cannot fail: the set had the descriptor before.
     try? update(fd, &watched, set)
     state.watched[fd] = watched
   }
 
   /// Removes a source that was cancelled.
-  func remove(_ source: AIOSource, _ state: inout State) {
-    if let timer = source as? AIOTimerSource { return unschedule(timer, &state) }
+  func remove(_ source: any ReadinessSource, _ state: inout State) {
     guard var watched = state.watched[source.fd] else { return }
     if watched.reader === source { watched.reader = nil }
     if watched.writer === source { watched.writer = nil }
     settle(source.fd, watched, &state)
   }
 
-  /// Removes a poll that has not ended.
+  /// Removes a one-shot poll.
   ///
-  /// - Returns: whether it was there.
+  /// - Returns: `false` if it has ended.
   func remove(_ poll: OneShotPoll) -> Bool {
     state.withLock { state in
       guard var watched = state.watched[poll.fd],
@@ -180,6 +177,7 @@ final class Readiness: Sendable {
     }
   }
 
+  /// Keeps a descriptor that is in use, and removes one that is not.
   private func settle(_ fd: Int32, _ watched: Watched, _ state: inout State) {
     guard let set = state.set else { return }
     if watched.isUnused {
@@ -194,24 +192,24 @@ final class Readiness: Sendable {
 
   // MARK: On the loop's queue
 
-  /// What is ready now.
+  /// Takes the events of descriptors that are ready, and of timers that are due.
   ///
-  /// - Returns: what to run, in order; each is to be asked for by `handler(of:)` first, since the
-  ///   one before may have suspended or cancelled it.
-  func ready() -> [(source: AIOSource?, poll: OneShotPoll?, events: AIOPollEvents)] {
+  /// - Returns: The sources and polls to run, in order. The handler of each source is asked for by
+  ///   `handler(of:)` just before it runs, since the one before may have suspended or cancelled it.
+  func ready() -> [(source: (any ReadinessSource)?, poll: OneShotPoll?, events: AIOPollEvents)] {
     state.withLock { state in
       guard let set = state.set else { return [] }
-      var result: [(AIOSource?, OneShotPoll?, AIOPollEvents)] = []
+      var result: [((any ReadinessSource)?, OneShotPoll?, AIOPollEvents)] = []
       unsafe withUnsafeTemporaryAllocation(
-        of: PollSet.Readiness.self, capacity: Self.descriptorsPerPass
+        of: PollSet.Event.self, capacity: Self.descriptorsPerPass
       ) { buffer in
         let count = unsafe set.ready(into: buffer)
         for index in 0..<count {
-          let readiness = unsafe buffer[index]
-          if readiness.data == Self.timerNumber {
+          let event = unsafe buffer[index]
+          if event.data == Self.timerNumber {
             collectTimers(&state, into: &result)
           } else {
-            collect(readiness, set, &state, into: &result)
+            collect(event, set, &state, into: &result)
           }
         }
       }
@@ -220,15 +218,15 @@ final class Readiness: Sendable {
   }
 
   private func collect(
-    _ readiness: PollSet.Readiness, _ set: PollSet, _ state: inout State,
-    into result: inout [(AIOSource?, OneShotPoll?, AIOPollEvents)]
+    _ event: PollSet.Event, _ set: PollSet, _ state: inout State,
+    into result: inout [((any ReadinessSource)?, OneShotPoll?, AIOPollEvents)]
   ) {
-    let fd = Int32(bitPattern: UInt32(truncatingIfNeeded: readiness.data))
-    // Another may have got the number since.
+    let fd = Int32(bitPattern: UInt32(truncatingIfNeeded: event.data))
+    // The number may have been given to another descriptor in the meantime.
     guard var watched = state.watched[fd],
-      watched.generation == UInt32(truncatingIfNeeded: readiness.data >> 32)
+      watched.generation == UInt32(truncatingIfNeeded: event.data >> 32)
     else { return }
-    let events = AIOPollEvents(rawValue: readiness.events)
+    let events = AIOPollEvents(rawValue: event.events)
     let (ends, before): (AIOPollEvents, Int) = ([.hangUp, .error], result.count)
     if let reader = watched.reader, reader.isRunning,
       !events.isDisjoint(with: ends.union([.readable, .priority, .readHangUp]))
@@ -247,8 +245,8 @@ final class Readiness: Sendable {
       return true
     }
     if result.count == before {
-      // A hang-up or an error, which the set tells of unasked, of a descriptor that nobody waits
-      // for now: until somebody does.
+      // A hang-up or an error, which the set reports unasked, of a descriptor for which nobody
+      // waits now: it leaves the set until a source of it runs.
       set.remove(fd)
       watched.events = nil
       state.watched[fd] = watched.isUnused ? nil : watched
@@ -257,8 +255,8 @@ final class Readiness: Sendable {
     }
   }
 
-  /// The handler of a source that was ready, if it is to run still.
-  func handler(of source: AIOSource) -> (@Sendable () -> Void)? {
+  /// The handler of a source with an event; `nil` if it has none, or no longer runs.
+  func handler(of source: any ReadinessSource) -> (@Sendable () -> Void)? {
     state.withLock { _ in
       guard source.isRunning else { return nil }
       source.willRun()
@@ -266,7 +264,7 @@ final class Readiness: Sendable {
     }
   }
 
-  /// Registration and cancel handlers, and polls that have ended.
+  /// Takes the registration and cancel handlers, and the polls that ended without an event.
   func takeHandlers() -> (handlers: [@Sendable () -> Void], polls: [(OneShotPoll, AIOError)]) {
     state.withLock { state in
       defer {
@@ -280,7 +278,7 @@ final class Readiness: Sendable {
   /// Whether `takeHandlers` has something.
   var hasHandlers: Bool { state.withLock { !$0.handlers.isEmpty || !$0.endedPolls.isEmpty } }
 
-  /// Cancels everything, and refuses what is new.
+  /// Cancels all sources and polls, and refuses new ones.
   func close() {
     state.withLock { state in
       guard !state.isClosed else { return }
@@ -293,14 +291,14 @@ final class Readiness: Sendable {
         }
       }
       state.watched = [:]
-      var timers: [AIOTimerSource] = []
+      var timers: [any ReadinessTimer] = []
       for entry in state.timers.unordered { timers.append(entry.timer) }
       for timer in timers { timer.cancel(&state) }
       state.timers = Heap()
     }
   }
 
-  /// Frees what the kernel has. The poll request must be over.
+  /// Closes the epoll set and the timerfd. The poll request must have ended.
   func destroy() {
     state.withLock { state in
       state.set?.close()
@@ -314,7 +312,10 @@ final class Readiness: Sendable {
 
   // MARK: Timers
 
-  /// Makes sure that there is a timerfd.
+  /// Makes the timerfd on first use.
+  ///
+  /// - Throws: The errno of `timerfd_create(2)`, `epoll_create1(2)` or `epoll_ctl(2)`; `ECANCELED`
+  ///   if the context has been closed.
   func prepareTimers() throws(Errno) {
     let failure = state.withLock { state -> Errno? in
       if state.isClosed { return .canceled }
@@ -335,8 +336,8 @@ final class Readiness: Sendable {
     if let failure { throw failure }
   }
 
-  /// Puts a timer where its deadline is, in place of where it was.
-  func schedule(_ timer: AIOTimerSource, _ state: inout State) {
+  /// Adds an entry for a timer's deadline, which takes the place of its earlier one.
+  func schedule(_ timer: any ReadinessTimer, _ state: inout State) {
     if !state.activeTimers.insert(ObjectIdentifier(timer)).inserted { state.staleEntries += 1 }
     state.lastTimerNumber += 1
     timer.number = state.lastTimerNumber
@@ -346,8 +347,8 @@ final class Readiness: Sendable {
     arm(&state)
   }
 
-  /// Takes a timer out, until it is scheduled.
-  func unschedule(_ timer: AIOTimerSource, _ state: inout State) {
+  /// Makes the entry of a timer stale.
+  func unschedule(_ timer: any ReadinessTimer, _ state: inout State) {
     timer.number = 0
     if state.activeTimers.remove(ObjectIdentifier(timer)) != nil { state.staleEntries += 1 }
   }
@@ -357,17 +358,17 @@ final class Readiness: Sendable {
     state.staleEntries = 0
   }
 
-  /// Has the timerfd fire no later than for the first timer.
+  /// Sets the timerfd to fire no later than at the first deadline.
   private func arm(_ state: inout State) {
     guard let first = state.timers.min, let descriptor = state.timerDescriptor else { return }
     guard state.armedDeadline == 0 || first.deadline < state.armedDeadline else { return }
-    // 0 would be never.
+    // 0 would disarm it.
     state.armedDeadline = max(1, first.deadline)
     _ = clinux_timerfd_set(descriptor, state.armedDeadline)
   }
 
   private func collectTimers(
-    _ state: inout State, into result: inout [(AIOSource?, OneShotPoll?, AIOPollEvents)]
+    _ state: inout State, into result: inout [((any ReadinessSource)?, OneShotPoll?, AIOPollEvents)]
   ) {
     let now = clinux_monotonic_nanoseconds()
     state.armedDeadline = 0
@@ -382,7 +383,7 @@ final class Readiness: Sendable {
       result.append((first.timer, nil, []))
       if first.timer.interval > 0 { schedule(first.timer, &state) }
     }
-    // Set anew, it is no longer readable, also where it is set for never.
+    // Setting the timerfd ends its readability, also if it is disarmed.
     if state.timers.isEmpty, let descriptor = state.timerDescriptor {
       _ = clinux_timerfd_set(descriptor, 0)
     }

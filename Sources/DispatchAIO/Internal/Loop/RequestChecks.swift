@@ -114,7 +114,7 @@ extension AIOError.Subject {
 
 /// Refusals that are made in more than one place.
 extension AIOError {
-  static func closed(_ subject: Subject) -> AIOError {
+  static func fileClosed(_ subject: Subject) -> AIOError {
     AIOError(
       .fileClosed, subject, .text("the file has been closed; open it again to go on"))
   }

@@ -5,7 +5,7 @@
 internal import Glibc
 
 extension Request<Delivery> {
-  /// The subject of the request's error, should it fail.
+  /// The subject of the request's error, if it fails.
   var subject: AIOError.Subject { AIOError.Subject(operation, file, offset, length) }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Who sees to it that a turn runs: the one place that knows whether one is scheduled, yields, waits
-// in the ring, prepares to sleep, or is to be retried after a while.
+// The scheduling of turns: the one place that knows whether a turn is scheduled, yields, waits in
+// the ring, prepares to sleep, or is retried after a delay.
 
 internal import CLinux
 internal import Dispatch
@@ -10,7 +10,7 @@ internal import Synchronization
 /// - Safety: `@unchecked Sendable` because what is not constant or atomic is touched on `queue`
 ///   only.
 final class TurnScheduler: @unchecked Sendable {
-  /// How long to wait before asking a kernel once more that refused, at first and at the most.
+  /// The first and the longest delay before a retry, after the kernel has refused, in milliseconds.
   private static let retryDelays = (first: 1, longest: 16)
 
   private let queue: DispatchQueue
@@ -18,28 +18,28 @@ final class TurnScheduler: @unchecked Sendable {
   private let source: any DispatchSourceRead
   private let kernel: LinuxKernel
 
-  /// Whether a turn is running or queued, and will look for arrivals before it ends.
+  /// Whether a turn is running or queued, which checks for arrivals before it ends.
   private let isTurnScheduled = Atomic<Bool>(false)
-  /// Whether the turn sleeps in the ring.
+  /// Whether the running turn sleeps in the ring.
   private let isWaiting = Atomic<Bool>(false)
 
   /// Whether the eventfd may have counted since it was drained.
   private var mayHaveCounted = false
   /// Runs a turn.
   private var turn: (@Sendable () -> Void)?
-  /// The block that `yield` queues: one for all times, as there may be one for every few requests.
-  /// It holds the loop, until that has closed.
+  /// The block that `yield` queues; one object for all, because there may be a yield for every few
+  /// requests. It holds the loop until that has closed.
   private var nextTurn: DispatchWorkItem?
   /// Whether it is queued.
   private var isTurnQueued = false
-  /// Whether the source is suspended: while turns follow each other without a pause, or wait in the
-  /// ring, so that completions do not wake Dispatch's manager thread, and a worker, for nothing.
+  /// Whether the source is suspended, as it is while turns follow each other or wait in the ring,
+  /// so that completions do not wake Dispatch's manager thread, and a worker, for nothing.
   private var isSourceSuspended = false
   private var isRetryScheduled = false
   private var retryDelay = TurnScheduler.retryDelays.first
-  /// What a retry does before its turn.
+  /// Prepares the engine for a retry.
   private var prepareRetry: (@Sendable () -> Void)?
-  /// Turns that began because the kernel had counted a completion on the eventfd.
+  /// The number of times that the eventfd has woken the queue.
   private(set) var wakeups = 0
 
   init(queue: DispatchQueue, event: EventDescriptor, kernel: LinuxKernel) {
@@ -49,12 +49,12 @@ final class TurnScheduler: @unchecked Sendable {
     source = DispatchSource.makeReadSource(fileDescriptor: event.rawValue, queue: queue)
   }
 
-  /// Begins.
+  /// Starts.
   ///
   /// - Parameters:
-  ///   - turn: runs a turn. This, and the other two, are held until `closed` has been called.
-  ///   - prepareRetry: called on the queue before a turn that `retryLater` asked for.
-  ///   - closed: called on the queue after `close`, as the last.
+  ///   - turn: Runs a turn. All three closures are held until `closed` has been called.
+  ///   - prepareRetry: Called on the queue before a turn that `retryLater` asked for.
+  ///   - closed: Called last, on the queue, after `close`.
   func activate(
     turn: @escaping @Sendable () -> Void, prepareRetry: @escaping @Sendable () -> Void,
     closed: @escaping @Sendable () -> Void
@@ -64,8 +64,8 @@ final class TurnScheduler: @unchecked Sendable {
     source.setEventHandler { [self] in
       wakeups += 1
       if isTurnScheduled.load(ordering: .relaxed) {
-        // A turn is queued already, which will look; one more each time would leave the queue's
-        // other blocks less and less of it.
+        // A turn is queued already; one more each time would leave less and less of the queue to
+        // its other blocks.
         event.drain()
       } else {
         mayHaveCounted = true
@@ -88,7 +88,7 @@ final class TurnScheduler: @unchecked Sendable {
 
   // MARK: From any thread
 
-  /// Makes sure that a turn looks for arrivals, soon.
+  /// Schedules a turn unless one is scheduled, and ends its wait in the ring.
   @inline(__always)
   func scheduleTurn() {
     if isTurnScheduled.load(ordering: .sequentiallyConsistent) {
@@ -118,10 +118,10 @@ final class TurnScheduler: @unchecked Sendable {
     isTurnScheduled.store(true, ordering: .relaxed)
   }
 
-  /// Completions have been looked at: the eventfd may have counted them.
+  /// Records that completions were reaped, which the eventfd may have counted.
   func completionsWereSeen() { mayHaveCounted = true }
 
-  /// Ends the turn, for another to begin after the queue's other blocks.
+  /// Queues another turn behind the queue's other blocks.
   func yield() {
     suspendSource()
     guard !isTurnQueued, let nextTurn else { return }
@@ -129,10 +129,10 @@ final class TurnScheduler: @unchecked Sendable {
     queue.async(execute: nextTurn)
   }
 
-  /// Runs `wait`, which sleeps in the ring, unless there are arrivals; another thread's
-  /// `scheduleTurn` ends it.
+  /// Runs `wait`, which sleeps in the ring, unless there are arrivals. A `scheduleTurn` of another
+  /// thread ends it.
   ///
-  /// - Returns: whether it ran.
+  /// - Returns: Whether it ran.
   func waitInRing(unless hasArrivals: () -> Bool, _ wait: () -> Void) -> Bool {
     suspendSource()
     isWaiting.store(true, ordering: .sequentiallyConsistent)
@@ -147,13 +147,13 @@ final class TurnScheduler: @unchecked Sendable {
 
   /// Prepares to sleep.
   ///
-  /// - Parameter hasArrivals: whether other threads have left something.
+  /// - Parameter hasArrivals: Whether other threads have left work for the loop.
   /// - Returns: `false` if work arrived in the meantime, in which case the turn must run another
   ///   iteration.
   func prepareToSleep(_ hasArrivals: () -> Bool) -> Bool {
     if mayHaveCounted {
-      // What was counted until here has been reaped, or will be in the next iteration; left on the
-      // eventfd, it would wake the loop for nothing.
+      // Completions counted until here have been reaped, or will be in the next iteration; left on
+      // the eventfd, they would wake the loop for nothing.
       mayHaveCounted = false
       event.drain()
       return false
@@ -167,8 +167,8 @@ final class TurnScheduler: @unchecked Sendable {
     return true
   }
 
-  /// The kernel refuses, and nothing will tell when it does not any more: a turn runs after a
-  /// while, rather than spin. The delay doubles, from 1 to 16 ms, until `retrySucceeded`.
+  /// Schedules a turn after a delay, because the kernel refuses and no event will report when it no
+  /// longer does. The delay doubles from 1 to 16 ms until `retrySucceeded`.
   func retryLater() {
     guard !isRetryScheduled else { return }
     isRetryScheduled = true
@@ -184,7 +184,7 @@ final class TurnScheduler: @unchecked Sendable {
 
   func retrySucceeded() { retryDelay = Self.retryDelays.first }
 
-  /// Ends: no turn is scheduled any more, and the source's cancel handler is the last that runs.
+  /// Prepares `close`, after which no turn is scheduled, and the source's cancel handler runs last.
   func prepareToClose() {
     // A source that is suspended never runs its cancel handler.
     resumeSource()

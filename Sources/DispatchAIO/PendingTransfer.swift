@@ -39,7 +39,7 @@ final class PendingTransfer: Sendable {
   /// Waits for the completion; one task at a time. Does not end early, so that the buffer is nobody
   /// else's when it returns: a cancelled task's request is cancelled, if it can be.
   func value(isolation: isolated (any Actor)?) async throws(AIOError) -> Int {
-    guard context.loop.executor.needsPreference else {
+    guard context.loop.jobs.needsPreference else {
       return try await valueHere(isolation: isolation)
     }
     return try await withTaskExecutorPreference(context.taskExecutor, isolation: isolation) {

@@ -2,23 +2,24 @@
 
 internal import CLinux
 
-/// What one turn may take of the queue, and has taken.
-struct TurnShare {
-  /// How many completions, or jobs, a turn runs before it lets the queue's other blocks run.
+/// The work and the time that one turn may take of the queue, and has taken.
+struct TurnBudget {
+  /// The most completions, or jobs, that a turn runs before the queue's other blocks run.
   private static let completionsPerTurn = 256
-  /// How long a turn may take before it does so, in nanoseconds; looked at between iterations.
+  /// The longest time in nanoseconds that a turn takes before they do; the clock is read between
+  /// iterations.
   private static let longestTurn: UInt64 = 100_000
-  /// The same for `process()`, whose caller sees to the queue's other work himself.
+  /// The longest time of a turn by `process()`, whose caller schedules the queue's other work.
   private static let longestTurnByHand: UInt64 = 1_000_000
 
   let byHand: Bool
-  /// When the turn's time is over, by the monotonic clock.
+  /// The end of the turn's time, by the monotonic clock.
   let end: UInt64
   var completions = 0
   var jobs = 0
   /// Whether the turn has waited in the ring.
   var hasWaited = false
-  /// Whether it has found nothing to wait for.
+  /// Whether it has found no completion to wait for.
   var isReadyToSleep = false
 
   init(byHand: Bool) {
@@ -32,7 +33,7 @@ struct TurnShare {
 
   var completionsLeft: Int { Self.completionsPerTurn - completions }
 
-  /// Whether other blocks of the queue are to run before any more of this.
+  /// Whether the queue's other blocks have to run before the rest.
   var isUsedUp: Bool {
     max(completions, jobs) >= Self.completionsPerTurn
       || (completions + jobs > 0 || byHand) && isLate
