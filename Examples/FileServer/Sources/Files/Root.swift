@@ -79,7 +79,8 @@ final class Root: Sendable {
       for coding in codings {
         var compressed = path
         compressed.removeLast()
-        compressed.append(contentsOf: Bytes(start: coding.suffix.utf8Start, count: coding.suffix.utf8CodeUnitCount))
+        compressed.append(
+          contentsOf: Bytes(start: coding.suffix.utf8Start, count: coding.suffix.utf8CodeUnitCount))
         compressed.append(0)
         switch open(compressed, type, coding, varies, mayWait) {
         // It is beside a file, and no substitute for one.

@@ -49,7 +49,8 @@ final class Upload: @unchecked Sendable {
     self.directory = directory
     isExclusive = request.isExclusive
     let number = Self.numbers.add(1, ordering: .relaxed).newValue
-    temporaryName = Array(".aio-httpd-\(getpid())-\(number)-\(UInt32.random(in: 0 ... .max))\0".utf8)
+    temporaryName = Array(
+      ".aio-httpd-\(getpid())-\(number)-\(UInt32.random(in: 0 ... .max))\0".utf8)
     do {
       replaces = try Self.check(request, root, name: name, in: directory)
       file = try Self.create(temporaryName, in: directory)

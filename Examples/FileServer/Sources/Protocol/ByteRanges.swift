@@ -29,7 +29,10 @@ enum ByteRanges: Equatable {
     var (isMalformed, total, count) = (false, Int64(0), 0)
     set.forEachElement { element in
       count += 1
-      guard count <= limit, !isMalformed else { return isMalformed = true }
+      guard count <= limit, !isMalformed else {
+        isMalformed = true
+        return
+      }
       switch range(element, size: size) {
       case .range(let range):
         ranges.append(range)

@@ -23,7 +23,8 @@ extension UnsafeRawBufferPointer {
   /// Whether the bytes are these.
   func equals(_ text: StaticString) -> Bool {
     // A buffer that is not empty has an address.
-    count == text.utf8CodeUnitCount && (count == 0 || memcmp(baseAddress!, text.utf8Start, count) == 0)
+    count == text.utf8CodeUnitCount
+      && (count == 0 || memcmp(baseAddress!, text.utf8Start, count) == 0)
   }
 
   /// Whether the bytes are these, in upper or lower case. `text` is in lower case.

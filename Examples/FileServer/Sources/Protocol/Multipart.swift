@@ -9,7 +9,8 @@ struct Multipart {
 
   init(_ ranges: [Range<Int64>], type: StaticString, size: Int64) {
     // Random, so that no file has it in it but by chance.
-    boundary = String(UInt64.random(in: 0 ... .max), radix: 36)
+    boundary =
+      String(UInt64.random(in: 0 ... .max), radix: 36)
       + String(UInt64.random(in: 0 ... .max), radix: 36)
     (self.ranges, self.type, self.size) = (ranges, type, size)
   }

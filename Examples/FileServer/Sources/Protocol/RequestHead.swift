@@ -152,7 +152,9 @@ struct RequestHead: Equatable {
     for byte in target.of(head) where byte <= 0x20 || byte == 0x7f { return 400 }
     guard target.count > 0 else { return 400 }
     method =
-      if name.equals("GET") { .get } else if name.equals("HEAD") { .head } else if name.equals(
+      if name.equals("GET") { .get } else if name.equals("HEAD") {
+        .head
+      } else if name.equals(
         "PUT")
       { .put } else if name.equals("OPTIONS") { .options } else { .other }
     return nil

@@ -57,7 +57,11 @@ final class AccessLog: @unchecked Sendable {
       AccessLog.appendQuoted(head.line.of(bytes), to: &line)
       for field in [head.referer, head.userAgent] {
         tail.append(UInt8(ascii: " "))
-        if let field { AccessLog.appendQuoted(field.of(bytes), to: &tail) } else { tail += "\"-\"".utf8 }
+        if let field {
+          AccessLog.appendQuoted(field.of(bytes), to: &tail)
+        } else {
+          tail += "\"-\"".utf8
+        }
       }
     }
   }
@@ -88,7 +92,10 @@ final class AccessLog: @unchecked Sendable {
   ) {
     if seconds != second { (second, linesInSecond) = (seconds, 0) }
     linesInSecond += 1
-    guard linesInSecond <= rate ?? .max, lines.count < Self.limit else { return dropped += 1 }
+    guard linesInSecond <= rate ?? .max, lines.count < Self.limit else {
+      dropped += 1
+      return
+    }
     if dropped > 0 {
       lines += "# \(dropped) answers are not in the log\n".utf8
       dropped = 0

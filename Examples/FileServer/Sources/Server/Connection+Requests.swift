@@ -71,7 +71,9 @@ extension Connection {
     case .file(let file): respond(file, head, bytes)
     case .directoryWithoutSlash: redirect(head, bytes)
     case .listing(let page):
-      answer(200, type: "text/html; charset=utf-8", body: page) { $0.add("Cache-Control", "no-cache") }
+      answer(200, type: "text/html; charset=utf-8", body: page) {
+        $0.add("Cache-Control", "no-cache")
+      }
     case .failed(let errno): answer(Upload.status(errno))
     case .wouldBlock: answer(500)  // Never of a look-up that may wait.
     }
@@ -105,6 +107,7 @@ extension Connection {
       }
       if reply.range != nil || reply.multipart != nil { reply.status = 206 }
     }
+    reply.length = reply.multipart?.length ?? reply.end - reply.position
     send()
   }
 

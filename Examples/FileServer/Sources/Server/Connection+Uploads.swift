@@ -25,7 +25,9 @@ extension Connection {
   func beginUpload(_ head: RequestHead, _ bytes: Bytes) {
     let settings = loop.settings
     let refusal: Int? =
-      if !settings.isWritable { 405 } else if head.isPartial { 400 } else if !head.isChunked
+      if !settings.isWritable { 405 } else if head.isPartial {
+        400
+      } else if !head.isChunked
         && head.contentLength == nil
       { 411 } else if head.contentLength ?? 0 > settings.maxUpload { 413 } else { nil }
     if let refusal {

@@ -170,7 +170,8 @@ final class Connection: @unchecked Sendable {
       stash.removeAll(keepingCapacity: true)
       process(Bytes(rebasing: loop.scratch[..<count]))
     }
-    let isHungry = phase == .reading && unsent.isEmpty || phase == .receiving && upload?.isBusy == false
+    let isHungry =
+      phase == .reading && unsent.isEmpty || phase == .receiving && upload?.isBusy == false
     if isHungry { resumeReading() }
   }
 

@@ -11,6 +11,8 @@ struct Reply {
   /// Nothing of the head is in the output yet: it is written with the first bytes of the body.
   var isHeadPending = false
   var file: ServedFile?
+  /// The length of the body.
+  var length: Int64 = 0
   /// The rest of the range that is being sent.
   var position: Int64 = 0
   var end: Int64 = 0
@@ -22,10 +24,4 @@ struct Reply {
   /// Bytes of the body, for the log.
   var sent: Int64 = 0
   var logged: AccessLog.Request?
-
-  /// The length of the body.
-  var length: Int64 {
-    if let multipart { return multipart.length }
-    return end - position
-  }
 }
