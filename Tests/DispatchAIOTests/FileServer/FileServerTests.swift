@@ -6,10 +6,6 @@ import XCTest
 
 /// aio-httpd as a process: what it answers.
 final class FileServerTests: XCTestCase {
-  private func pattern(_ count: Int) -> [UInt8] {
-    (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 &+ $0 >> 8) }
-  }
-
   /// Whole files of every size around those at which the way of sending changes, from the page cache, from
   /// the disk, and past the page cache.
   func testWholeFilesByEachWay() throws {

@@ -6,7 +6,7 @@ import XCTest
 
 /// An aio-httpd process, as a user runs it, with a directory of files.
 ///
-/// - Safety: `@unchecked Sendable` because nothing of it changes but the process, whose methods may be
+/// - Safety: `@unchecked Sendable` because nothing of it changes after `init` but the process, whose methods may be
 ///   called from any thread.
 final class HTTPServer: @unchecked Sendable {
   let process = Process()
@@ -15,6 +15,7 @@ final class HTTPServer: @unchecked Sendable {
   /// What it printed: where it listens.
   let address: String
   private let log: FilePath
+  private var socketsAtFirst = 0
   private static let numbers = Locked(0)
 
   struct Failure: Error, CustomStringConvertible { let description: String }
@@ -57,6 +58,7 @@ final class HTTPServer: @unchecked Sendable {
       throw Failure(description: "no server: \(text) \(errors)")
     }
     self.address = String(text.dropFirst("listening on ".count))
+    socketsAtFirst = sockets
   }
 
   deinit {
@@ -99,9 +101,16 @@ final class HTTPServer: @unchecked Sendable {
     return (Int(line.filter(\.isNumber)) ?? 0) << 10
   }
 
-  var openDescriptors: Int {
-    (try? FileManager.default.contentsOfDirectory(
-      atPath: "/proc/\(process.processIdentifier)/fd"))?.count ?? 0
+  /// How many connections it has open: its sockets, but for those that it had at the beginning.
+  var connections: Int { sockets - socketsAtFirst }
+
+  private var sockets: Int {
+    let path = "/proc/\(process.processIdentifier)/fd"
+    let names = (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []
+    return names.count { name in
+      let target = try? FileManager.default.destinationOfSymbolicLink(atPath: "\(path)/\(name)")
+      return target?.hasPrefix("socket:") == true
+    }
   }
 
   /// Runs curl, and returns its output; fails the test if it fails.
@@ -220,5 +229,22 @@ final class HTTPClient {
         return errno != EAGAIN
       }
     }
+  }
+}
+
+/// So many bytes, which tell where they are.
+func pattern(_ count: Int) -> [UInt8] {
+  [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
+    for index in 0..<min(count, 65521) {
+      buffer[index] = UInt8(truncatingIfNeeded: index &* 31 &+ index >> 8)
+    }
+    // The rest repeats that, by copying, which is fast also where nothing is optimized.
+    var done = min(count, 65521)
+    while done < count {
+      let part = min(65521, count - done)
+      memcpy(buffer.baseAddress! + done, buffer.baseAddress!, part)
+      done += part
+    }
+    filled = count
   }
 }
