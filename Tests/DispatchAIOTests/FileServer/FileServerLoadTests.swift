@@ -69,7 +69,8 @@ final class FileServerLoadTests: XCTestCase {
     XCTAssertThrowsError(try client.answer())
   }
 
-  /// Who drips a head, says nothing, takes nothing, or stops in the middle of a body, is not waited for.
+  /// Who drips a head, says nothing, takes nothing, or stops in the middle of a body, is not waited
+  /// for.
   func testTimeouts() throws {
     let directory = try temporaryDirectory()
     let server = try HTTPServer(
@@ -118,7 +119,7 @@ final class FileServerLoadTests: XCTestCase {
   func testSlowReaders() throws {
     let directory = try temporaryDirectory()
     for caching in ["buffered", "direct"] {
-      let server = try HTTPServer(directory, ["--caching", caching])
+      let server = try HTTPServer(directory, ["--caching", caching, "--drain-timeout", "0.2"])
       let bytes = pattern(9_000_000)
       try server.make("big", bytes)
       let clients = try (0..<30).map { _ in try HTTPClient(server, receiveBuffer: 128 << 10) }
@@ -158,7 +159,8 @@ final class FileServerLoadTests: XCTestCase {
 
   // MARK: The end
 
-  /// An answer that is being sent is sent to its end; what is idle is closed; nothing new is accepted.
+  /// An answer that is being sent is sent to its end; what is idle is closed; nothing new is
+  /// accepted.
   func testGracefulStop() throws {
     let directory = try temporaryDirectory()
     let server = try HTTPServer(directory)

@@ -6,8 +6,8 @@ import XCTest
 
 /// aio-httpd as a process: what it answers.
 final class FileServerTests: XCTestCase {
-  /// Whole files of every size around those at which the way of sending changes, from the page cache, from
-  /// the disk, and past the page cache.
+  /// Whole files of every size around those at which the way of sending changes, from the page
+  /// cache, from the disk, and past the page cache.
   func testWholeFilesByEachWay() throws {
     let directory = try temporaryDirectory()
     for caching in ["automatic", "buffered", "direct"] {

@@ -6,8 +6,8 @@ import XCTest
 
 /// An aio-httpd process, as a user runs it, with a directory of files.
 ///
-/// - Safety: `@unchecked Sendable` because nothing of it changes after `init` but the process, whose methods may be
-///   called from any thread.
+/// - Safety: `@unchecked Sendable` because nothing of it changes after `init` but the process,
+///   whose methods may be called from any thread.
 final class HTTPServer: @unchecked Sendable {
   let process = Process()
   /// What is served.

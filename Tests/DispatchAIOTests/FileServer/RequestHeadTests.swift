@@ -4,7 +4,8 @@ import XCTest
 
 @testable import FileServer
 
-/// What is made of a request's bytes. Tables: a row is what is received, and what is to become of it.
+/// What is made of a request's bytes. Tables: a row is what is received, and what is to become of
+/// it.
 final class RequestHeadTests: XCTestCase {
   private func parse(_ text: String, limits: RequestHead.Limits = .init()) -> RequestHead.Parsed {
     var scanned = 0

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The calls of a file server that Swift's Glibc overlay hides. Each answers as the kernel does: 0 or
-// more on success, -errno on failure.
+// The calls of a file server that Swift's Glibc overlay hides. Each answers as the kernel does: 0
+// or more on success, -errno on failure.
 
 #ifndef CFILES_H
 #define CFILES_H
@@ -19,11 +19,12 @@ struct cfiles_status {
   uint32_t type; // S_IFMT of st_mode
 };
 
-// openat2(2) of a path that must stay beneath the directory, whatever symbolic links and `..` are in
-// it, and without the links of /proc. With O_CLOEXEC, O_NOCTTY and O_NONBLOCK.
+// openat2(2) of a path that must stay beneath the directory, whatever symbolic links and `..` are
+// in it, and without the links of /proc. With O_CLOEXEC, O_NOCTTY and O_NONBLOCK.
 //
 // is_cached: only what the kernel can look up without waiting for a disk or a network, and on the
-// directory's own mount (RESOLVE_CACHED, RESOLVE_NO_XDEV); -EAGAIN or -EXDEV when that is not enough.
+// directory's own mount (RESOLVE_CACHED, RESOLVE_NO_XDEV); -EAGAIN or -EXDEV when that is not
+// enough.
 int cfiles_open(int directory, const char *path, int flags, int is_cached);
 
 // openat2(2) of a directory beneath another, as a place only (O_PATH).
@@ -43,8 +44,8 @@ int cfiles_status_at(int directory, const char *name, struct cfiles_status *stat
 // Whether opening and closing files on this file system asks no other process or machine.
 int cfiles_is_local(int fd);
 
-// Whether all of a range is in the page cache and can be read: 1, or 0 where it is not, or where the
-// kernel does not tell (cachestat(2), Linux 6.5).
+// Whether all of a range is in the page cache and can be read: 1, or 0 where it is not, or where
+// the kernel does not tell (cachestat(2), Linux 6.5).
 int cfiles_is_cached(int fd, int64_t offset, int64_t count);
 
 // preadv2(2) with RWF_NOWAIT: what is in the page cache, or -EAGAIN.

@@ -149,8 +149,8 @@ struct AIOHTTPD: ParsableCommand {
 
   func run() throws {
     let logger = logOptions.makeLogger("aio-httpd")
-    // A write beyond RLIMIT_FSIZE, or to a closed socket, is an error, which the signal must not turn
-    // into the end.
+    // A write beyond RLIMIT_FSIZE, or to a closed socket, is an error, which the signal must not
+    // turn into the end.
     signal(SIGXFSZ, SIG_IGN)
     signal(SIGPIPE, SIG_IGN)
     let server: Server

@@ -3,12 +3,12 @@
 /// The files that a loop has open though nobody asks for them just now, because they were asked for
 /// often.
 ///
-/// What it guarantees: a file that was written to, removed, renamed or replaced since is not served from
-/// here, which fstat(2) tells at each request; a path that leads elsewhere because a directory was renamed
-/// or a symbolic link replaced is followed anew within a second.
+/// What it guarantees: a file that was written to, removed, renamed or replaced since is not served
+/// from here, which fstat(2) tells at each request; a path that leads elsewhere because a directory
+/// was renamed or a symbolic link replaced is followed anew within a second.
 ///
-/// A place for each hash: a file gets it when it is asked for twice with no other in between that would
-/// want the place. So a walk over many files opens each, and keeps none.
+/// A place for each hash: a file gets it when it is asked for twice with no other in between that
+/// would want the place. So a walk over many files opens each, and keeps none.
 struct FileCache {
   private struct Place {
     var hash: UInt64 = 0

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The directory that is served, and how a path in it becomes an open file. Whatever a path says, the
-// kernel does not leave the directory: RESOLVE_BENEATH follows symbolic links that stay inside, and
-// refuses the others.
+// The directory that is served, and how a path in it becomes an open file. Whatever a path says,
+// the kernel does not leave the directory: RESOLVE_BENEATH follows symbolic links that stay inside,
+// and refuses the others.
 
 import CFiles
 import Glibc

@@ -7,8 +7,8 @@ import SystemPackage
 
 /// A regular file that is open for reading. Its descriptor is closed with the last reference.
 ///
-/// - Safety: `@unchecked Sendable` because it is made by one thread, which hands it over, and is then
-///   confined to its loop's queue.
+/// - Safety: `@unchecked Sendable` because it is made by one thread, which hands it over, and is
+///   then confined to its loop's queue.
 final class ServedFile: @unchecked Sendable {
   let descriptor: Int32
   let status: cfiles_status
@@ -45,8 +45,8 @@ final class ServedFile: @unchecked Sendable {
     return file
   }
 
-  /// Whether the file is still as it was opened: not written to, not removed, not renamed or replaced,
-  /// all of which change the time of its last change.
+  /// Whether the file is still as it was opened: not written to, not removed, not renamed or
+  /// replaced, all of which change the time of its last change.
   var isUnchanged: Bool {
     var now = cfiles_status()
     guard cfiles_status(descriptor, &now) == 0 else { return false }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A file that is being received: written under a temporary name, made durable, and renamed, so that who
-// reads the path finds the whole old file or the whole new one, also after a power failure.
+// A file that is being received: written under a temporary name, made durable, and renamed, so that
+// who reads the path finds the whole old file or the whole new one, also after a power failure.
 
 import CFiles
 import DispatchAIO
@@ -18,8 +18,8 @@ struct UploadRequest: Sendable {
   var condition: (@Sendable (Validator?) -> Bool)?
 }
 
-/// - Safety: `@unchecked Sendable` because it is used by one thread after the other: the loop's queue, and
-///   the queue of blocking calls in between.
+/// - Safety: `@unchecked Sendable` because it is used by one thread after the other: the loop's
+///   queue, and the queue of blocking calls in between.
 final class Upload: @unchecked Sendable {
   private static let numbers = Atomic<UInt64>(0)
 
@@ -103,7 +103,8 @@ final class Upload: @unchecked Sendable {
     }
   }
 
-  /// Gives the file its name, and makes that durable. The file's bytes must be. It may sleep in the disk.
+  /// Gives the file its name, and makes that durable. The file's bytes must be. It may sleep in the
+  /// disk.
   ///
   /// - Returns: whether there was no file of that name before.
   func publish() throws(Refused) -> Bool {

@@ -2,7 +2,8 @@
 
 /// What a Range field asks for of a file (RFC 9110, 14).
 enum ByteRanges: Equatable {
-  /// All of it: there is no field, or one that means nothing here, or that asks for more than there is.
+  /// All of it: there is no field, or one that means nothing here, or that asks for more than there
+  /// is.
   case whole
   case one(Range<Int64>)
   case several([Range<Int64>])

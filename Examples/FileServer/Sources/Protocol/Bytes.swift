@@ -52,8 +52,8 @@ extension UnsafeRawBufferPointer {
 
   private static func isBlank(_ byte: UInt8) -> Bool { byte == 0x20 || byte == 0x09 }
 
-  /// Calls `body` for each element of a list with commas, trimmed; those that are empty are left out.
-  /// No comma in quotes is a separator.
+  /// Calls `body` for each element of a list with commas, trimmed; those that are empty are left
+  /// out. No comma in quotes is a separator.
   func forEachElement(_ body: (Bytes) -> Void) {
     var (start, isQuoted) = (0, false)
     for index in 0...count {

@@ -70,8 +70,8 @@ enum HTTPDate {
     a >= 0 ? a / b : -((-a + b - 1) / b)
   }
 
-  /// The date of a day since 1970, by the Gregorian calendar; years begin in March here, so that the
-  /// odd day is a year's last.
+  /// The date of a day since 1970, by the Gregorian calendar; years begin in March here, so that
+  /// the odd day is a year's last.
   private static func civil(_ day: Int64) -> (year: Int64, month: Int, date: Int64) {
     let shifted = day + 719468
     let era = floorDivide(shifted, 146097)

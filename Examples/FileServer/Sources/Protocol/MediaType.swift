@@ -3,8 +3,8 @@
 /// What a file holds, by the end of its name.
 struct MediaType: Sendable {
   let name: StaticString
-  /// Whether a compressed file beside it is looked for: it pays for text, and not for what is compressed
-  /// already.
+  /// Whether a compressed file beside it is looked for: it pays for text, and not for what is
+  /// compressed already.
   let isCompressible: Bool
 
   static let unknown = MediaType(name: "application/octet-stream", isCompressible: false)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A request's line and fields (RFC 9112), as places in the bytes that were received. What is not as the
-// standard has it is refused rather than guessed at: two readings of one request, here and in a proxy,
-// are how requests are smuggled.
+// A request's line and fields (RFC 9112), as places in the bytes that were received. What is not as
+// the standard has it is refused rather than guessed at: two readings of one request, here and in a
+// proxy, are how requests are smuggled.
 
 import Glibc
 

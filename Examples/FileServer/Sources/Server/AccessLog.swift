@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A line for each answer, as Apache's and nginx's "combined" format has it. The lines of a turn are
-// written at once, before the turn's requests go down; where the disk, or the reader of standard output,
-// falls behind, lines are counted rather than kept.
+// written at once, before the turn's requests go down; where the disk, or the reader of standard
+// output, falls behind, lines are counted rather than kept.
 
 import Dispatch
 import DispatchAIO
 import Glibc
 import SystemPackage
 
-/// - Safety: `@unchecked Sendable` because it is confined to its loop's queue, but for `isWriting`'s
-///   being reset there, by way of the context.
+/// - Safety: `@unchecked Sendable` because it is confined to its loop's queue, but for
+///   `isWriting`'s being reset there, by way of the context.
 final class AccessLog: @unchecked Sendable {
   /// Where lines are written to. The loops share it.
   enum Sink: Sendable {
@@ -66,8 +66,8 @@ final class AccessLog: @unchecked Sendable {
     }
   }
 
-  /// In quotes; with quotes, backslashes, and what is not printable as `\xHH`, so that no client writes
-  /// lines of its own.
+  /// In quotes; with quotes, backslashes, and what is not printable as `\xHH`, so that no client
+  /// writes lines of its own.
   private static func appendQuoted(_ bytes: Bytes, to text: inout [UInt8]) {
     let digits = Array("0123456789abcdef".utf8)
     text.append(UInt8(ascii: "\""))
@@ -121,7 +121,8 @@ final class AccessLog: @unchecked Sendable {
       let buffer = AIOBuffer(count: lines.count, alignment: 16)
       buffer.withUnsafeMutableBytes { $0.copyBytes(from: lines) }
       do throws(AIOError) {
-        // The offset means nothing to a file that is appended to. A line that cannot be written is lost.
+        // The offset means nothing to a file that is appended to. A line that cannot be written is
+        // lost.
         try context.write(file, at: 0, from: buffer) { [self] _ in written() }
       } catch {
         isWriting = false

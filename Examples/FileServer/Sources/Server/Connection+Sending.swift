@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How an answer is sent. What is large and in the page cache goes out by sendfile; what is small, and what
-// the cache does not have, is read by the library, and sent together with the head.
+// How an answer is sent. What is large and in the page cache goes out by sendfile; what is small,
+// and what the cache does not have, is read by the library, and sent together with the head.
 
 import CFiles
 import DispatchAIO

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Uploads: PUT with a body of known length, or in chunks. One buffer at a time: while it is being written,
-// nothing is received.
+// Uploads: PUT with a body of known length, or in chunks. One buffer at a time: while it is being
+// written, nothing is received.
 
 import DispatchAIO
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One client: from the bytes of its requests to the bytes of their answers, one request after the other.
-// Confined to the loop's queue. In other files: what a request is answered with (+Requests), how an answer
-// is sent (+Sending), what is received of an upload (+Uploads).
+// One client: from the bytes of its requests to the bytes of their answers, one request after the
+// other. Confined to the loop's queue. In other files: what a request is answered with (+Requests),
+// how an answer is sent (+Sending), what is received of an upload (+Uploads).
 //
-// A connection has at most `ServerLoop.scratchSize` bytes of requests that were not answered yet, one
-// buffer of up to 128 KiB that is being read, sent or written, and the heads of what the client is slow
-// to take; beyond that nothing is received. One that is idle has no memory but itself.
+// A connection has at most `ServerLoop.scratchSize` bytes of requests that were not answered yet,
+// one buffer of up to 128 KiB that is being read, sent or written, and the heads of what the client
+// is slow to take; beyond that nothing is received. One that is idle has no memory but itself.
 
 import CFiles
 import DispatchAIO
@@ -22,8 +22,8 @@ final class Connection: @unchecked Sendable {
     case sending
     /// Of an upload.
     case receiving
-    /// All has been sent, and the connection is to close: what the client still sends is passed over,
-    /// because to close a socket with unread bytes would discard what it has not taken yet.
+    /// All has been sent, and the connection is to close: what the client still sends is passed
+    /// over, because to close a socket with unread bytes would discard what it has not taken yet.
     case lingering
     case closed
   }
@@ -69,7 +69,8 @@ final class Connection: @unchecked Sendable {
   }
 
   func start() {
-    readSource.setEventHandler { [unowned self] in readable() }
+    // Each holds the connection until its source is cancelled, which `close` sees to.
+    readSource.setEventHandler { [self] in readable() }
     readSource.setCancelHandler { [socket] in Glibc.close(socket) }
     readSource.activate()
     wait(loop.settings.requestTimeout)
@@ -118,7 +119,7 @@ final class Connection: @unchecked Sendable {
     if let writeSource { return writeSource.resume() }
     do throws(AIOError) {
       let source = try loop.context.makeWriteSource(fileDescriptor: socket)
-      source.setEventHandler { [unowned self] in writable() }
+      source.setEventHandler { [self] in writable() }
       writeSource = source
       source.activate()
     } catch {
@@ -289,7 +290,8 @@ final class Connection: @unchecked Sendable {
     upload = nil
     if let chunk, !isReading { loop.buffers.give(chunk) }
     chunk = nil
-    // What is suspended is cancelled, too. The socket is closed when neither is in the ring any more.
+    // What is suspended is cancelled, too. The socket is closed when neither is in the ring any
+    // more.
     writeSource?.cancel()
     readSource.cancel()
     loop.closed(self)

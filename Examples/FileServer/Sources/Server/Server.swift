@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The daemon: listeners and signals on a queue of their own, and loops that serve the connections. Made
-// and started by the command.
+// The daemon: listeners and signals on a queue of their own, and loops that serve the connections.
+// Made and started by the command.
 
 import Dispatch
 import DispatchAIO

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A queue with a context, and a share of the connections: sockets, timers and disk in one ring. The server
-// calls `add`, `drain`, `forceClose` and `report`, from any thread; all else runs on the loop's queue,
-// called by its connections.
+// A queue with a context, and a share of the connections: sockets, timers and disk in one ring. The
+// server calls `add`, `drain`, `forceClose` and `report`, from any thread; all else runs on the
+// loop's queue, called by its connections.
 
 import CFiles
 import Dispatch
@@ -151,16 +151,16 @@ final class ServerLoop: @unchecked Sendable {
       if connection.deadline <= now { connection.expired() }
       next = min(next, connection.deadline)
     }
-    // A file that is open for nobody is closed at the next opportunity, which is soon while there are
-    // connections.
+    // A file that is open for nobody is closed at the next opportunity, which is soon while there
+    // are connections.
     cache.removeStale(now: now)
     if next < .max { setTimer(max(next, now + Self.timerPrecision)) }
   }
 
   // MARK: The end
 
-  /// Answers what has been received, closes every connection and the context, then calls back. From any
-  /// thread.
+  /// Answers what has been received, closes every connection and the context, then calls back. From
+  /// any thread.
   func drain(timeout: Duration, _ completion: @escaping @Sendable () -> Void) {
     context.async { [self] in
       refreshTime()
