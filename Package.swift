@@ -17,6 +17,7 @@ let package = Package(
     .executable(name: "echo-to-disk", targets: ["EchoToDisk"]),
     .executable(name: "aio-nbd", targets: ["BlockServer"]),
     .executable(name: "aio-copy", targets: ["CopyFile"]),
+    .executable(name: "aio-httpd", targets: ["FileServer"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -25,6 +26,7 @@ let package = Package(
     // What only the examples need; a package that depends on the library builds none of it.
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+    .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0"),
   ],
   targets: [
     .systemLibrary(name: "CLibAIO", providers: [.apt(["libaio-dev"])]),
@@ -81,6 +83,17 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       path: "Examples/CopyFile/Sources"),
+    .target(name: "CServedFiles", path: "Examples/FileServer/CServedFiles"),
+    .executableTarget(
+      name: "FileServer",
+      dependencies: [
+        "CServedFiles", "DispatchAIO", "ServerSupport",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "HTTPTypes", package: "swift-http-types"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Examples/FileServer/Sources"),
     .executableTarget(
       name: "first-write", dependencies: ["DispatchAIO"], path: "Examples/FirstWrite",
       exclude: ["README.md"]),
@@ -94,7 +107,7 @@ let package = Package(
       name: "DispatchAIOTests",
       dependencies: [
         "BlockServer", "CopyFile", "CProbe", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk",
-        "first-write", "one-queue", "ServerSupport",
+        "FileServer", "first-write", "one-queue", "ServerSupport",
         .product(name: "Logging", package: "swift-log"),
       ]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),

@@ -40,7 +40,8 @@ final class ReadmeTests: XCTestCase {
   /// The READMEs, by their folder.
   private static let readmes = [
     "README.md", "Examples/EchoToDisk/README.md", "Examples/BlockServer/README.md",
-    "Examples/CopyFile/README.md", "Examples/Benchmark/README.md",
+    "Examples/CopyFile/README.md", "Examples/FileServer/README.md",
+    "Examples/Benchmark/README.md",
     "Examples/FirstWrite/README.md", "Examples/OneQueue/README.md",
   ]
 
@@ -49,11 +50,13 @@ final class ReadmeTests: XCTestCase {
     ("Examples/EchoToDisk/README.md", ["serve", "list", "replay", "verify", "trim"]),
     ("Examples/BlockServer/README.md", ["serve"]),
     ("Examples/CopyFile/README.md", [""]),
+    ("Examples/FileServer/README.md", [""]),
     ("Examples/Benchmark/README.md", ["compare", "run", "stall", "neighbours", "serve", "draw"]),
   ]
   private static let programs = [
     "Examples/EchoToDisk/README.md": "echo-to-disk", "Examples/BlockServer/README.md": "aio-nbd",
-    "Examples/CopyFile/README.md": "aio-copy", "Examples/Benchmark/README.md": "aio-bench",
+    "Examples/CopyFile/README.md": "aio-copy", "Examples/FileServer/README.md": "aio-httpd",
+    "Examples/Benchmark/README.md": "aio-bench",
   ]
 
   /// Every folder of an example has its README, and this file knows it.

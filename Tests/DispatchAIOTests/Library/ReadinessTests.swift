@@ -406,6 +406,20 @@ final class ReadinessTests: XCTestCase {
     await context.close()
   }
 
+  /// What a block held is released when the block has run, not when the next one arrives.
+  func testABlockIsReleasedOnceItHasRun() throws {
+    final class Held: Sendable {}
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    var held: Held? = Held()
+    weak let witness = held
+    let ran = Promise<Void>()
+    context.async { [held] in withExtendedLifetime(held) { ran.fulfil(()) } }
+    held = nil
+    try ran.wait()
+    XCTAssertTrue(eventually(within: 5) { witness == nil })
+    try context.closeAndWait()
+  }
+
   func testBlocksRunInTheirOrder() throws {
     let context = try AIOContext(queueDepth: 4, queue: loop)
     let order = Locked<[Int]>([])

@@ -38,11 +38,7 @@ final class LoopBlocks: @unchecked Sendable {
   /// - Parameter end: The time to stop at, by the monotonic clock, which is read between blocks.
   /// - Returns: The number of blocks run.
   func run(until end: UInt64) -> Int {
-    if next == running.count {
-      running.removeAll(keepingCapacity: true)
-      next = 0
-      state.withLock { state in swap(&state.arrived, &running) }
-    }
+    if running.isEmpty { state.withLock { state in swap(&state.arrived, &running) } }
     let first = next
     while next < running.count {
       let body = running[next]
@@ -51,7 +47,13 @@ final class LoopBlocks: @unchecked Sendable {
       body()
       if clinux_monotonic_nanoseconds() > end { break }
     }
-    return next - first
+    let count = next - first
+    if next == running.count {
+      // What the blocks held is not to live until the next ones arrive.
+      running.removeAll(keepingCapacity: true)
+      next = 0
+    }
+    return count
   }
 
   /// Closes the list, unless it has blocks.

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#define _GNU_SOURCE
+#include "CServedFiles.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef RESOLVE_CACHED
+#define RESOLVE_CACHED 0x20
+#endif
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
+#endif
+#ifndef RENAME_NOREPLACE
+#define RENAME_NOREPLACE 1
+#endif
+
+const int cfiles_path = O_PATH, cfiles_direct = O_DIRECT;
+
+static int open_beneath(int directory, const char *path, int flags, uint64_t resolve) {
+  struct open_how how = {
+      .flags = (uint64_t)flags | O_CLOEXEC,
+      .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | resolve};
+  long result;
+  // EAGAIN without RESOLVE_CACHED: somebody renamed a directory on the way meanwhile.
+  int attempts = 0;
+  do {
+    result = syscall(SYS_openat2, directory, path, &how, sizeof how);
+  } while (result < 0 &&
+           (errno == EINTR || (errno == EAGAIN && !(resolve & RESOLVE_CACHED) && ++attempts < 64)));
+  return result < 0 ? -errno : (int)result;
+}
+
+int cfiles_open(int directory, const char *path, int flags, int is_cached) {
+  if (!(flags & O_PATH)) flags |= O_NOCTTY | O_NONBLOCK;
+  return open_beneath(
+      directory, path, flags, is_cached ? RESOLVE_CACHED | RESOLVE_NO_XDEV : 0);
+}
+
+int cfiles_open_place(int directory, const char *path) {
+  return open_beneath(directory, path, O_PATH | O_DIRECTORY, 0);
+}
+
+int cfiles_reopen(int place, int flags) {
+  char path[32];
+  snprintf(path, sizeof path, "/proc/self/fd/%d", place);
+  int result;
+  do {
+    result = open(path, flags | O_CLOEXEC | O_NOCTTY);
+  } while (result < 0 && errno == EINTR);
+  return result < 0 ? -errno : result;
+}
+
+static int answer(int result, const struct stat *from, struct cfiles_status *to) {
+  if (result < 0) return -errno;
+  to->size = from->st_size;
+  to->modified_seconds = from->st_mtim.tv_sec;
+  to->modified_nanoseconds = from->st_mtim.tv_nsec;
+  to->changed_seconds = from->st_ctim.tv_sec;
+  to->changed_nanoseconds = from->st_ctim.tv_nsec;
+  to->inode = from->st_ino;
+  to->device = from->st_dev;
+  to->links = from->st_nlink;
+  to->type = from->st_mode & S_IFMT;
+  return 0;
+}
+
+int cfiles_status(int fd, struct cfiles_status *status) {
+  struct stat stat;
+  int result = fstat(fd, &stat);
+  return answer(result, &stat, status);
+}
+
+int cfiles_status_at(int directory, const char *name, struct cfiles_status *status) {
+  struct stat stat;
+  int result = fstatat(directory, name, &stat, AT_SYMLINK_NOFOLLOW);
+  return answer(result, &stat, status);
+}
+
+int cfiles_is_local(int fd) {
+  struct statfs status;
+  if (fstatfs(fd, &status) < 0) return 0;
+  switch ((uint32_t)status.f_type) {
+  case 0xef53:     // ext2, ext3, ext4
+  case 0x58465342: // XFS
+  case 0x9123683e: // Btrfs
+  case 0xf2f52010: // F2FS
+  case 0x2fc12fc1: // ZFS
+  case 0xca451a4e: // bcachefs
+  case 0x01021994: // tmpfs
+  case 0x858458f6: // ramfs
+  case 0x73717368: // Squashfs
+  case 0xe0f5e1e2: // EROFS
+  case 0x9660:     // ISO 9660
+    return 1;
+  default:
+    return 0;
+  }
+}
+
+int cfiles_is_cached(int fd, int64_t offset, int64_t count) {
+  struct {
+    uint64_t offset, length;
+  } range = {(uint64_t)offset, (uint64_t)count};
+  struct {
+    uint64_t cached, dirty, writeback, evicted, recently_evicted;
+  } found;
+  static int64_t page_size;
+  if (!page_size) page_size = sysconf(_SC_PAGESIZE);
+  if (syscall(SYS_cachestat, fd, &range, &found, 0) < 0) return 0;
+  uint64_t first = (uint64_t)(offset / page_size);
+  uint64_t last = (uint64_t)((offset + count - 1) / page_size);
+  if (found.cached < last - first + 1) return 0;
+  // A page that is just being read is in the cache, too; reads end in order, mostly.
+  char byte;
+  return cfiles_read_cached(fd, &byte, 1, offset + count - 1) == 1;
+}
+
+int64_t cfiles_read_cached(int fd, void *memory, size_t count, int64_t offset) {
+  struct iovec vector = {memory, count};
+  ssize_t result = preadv2(fd, &vector, 1, offset, RWF_NOWAIT);
+  return result < 0 ? -errno : result;
+}
+
+int64_t cfiles_sendfile(int socket, int fd, int64_t offset, size_t count) {
+  off_t at = offset;
+  ssize_t result;
+  do {
+    result = sendfile(socket, fd, &at, count);
+  } while (result < 0 && errno == EINTR);
+  return result < 0 ? -errno : result;
+}
+
+int64_t cfiles_send(
+    int socket, const void *first, size_t first_count, const void *second, size_t second_count,
+    int has_more) {
+  struct iovec pieces[2] = {{(void *)first, first_count}, {(void *)second, second_count}};
+  struct msghdr message = {.msg_iov = pieces, .msg_iovlen = second_count ? 2 : 1};
+  ssize_t result;
+  do {
+    result = sendmsg(socket, &message, MSG_NOSIGNAL | (has_more ? MSG_MORE : 0));
+  } while (result < 0 && errno == EINTR);
+  return result < 0 ? -errno : result;
+}
+
+int cfiles_create(int directory, const char *name) {
+  int result = openat(
+      directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+  return result < 0 ? -errno : result;
+}
+
+int cfiles_rename(int directory, const char *from, const char *to, int is_exclusive) {
+  long result = syscall(
+      SYS_renameat2, directory, from, directory, to, is_exclusive ? RENAME_NOREPLACE : 0);
+  return result < 0 ? -errno : 0;
+}
+
+int cfiles_unlink(int directory, const char *name) {
+  return unlinkat(directory, name, 0) < 0 ? -errno : 0;
+}
+
+int cfiles_sync_directory(int place) {
+  int fd = cfiles_reopen(place, O_RDONLY | O_DIRECTORY);
+  if (fd < 0) return fd;
+  int result = fsync(fd) < 0 ? -errno : 0;
+  close(fd);
+  return result;
+}
+
+int64_t cfiles_raise_descriptor_limit(void) {
+  struct rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return 1024;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+  getrlimit(RLIMIT_NOFILE, &limit);
+  return (int64_t)limit.rlim_cur;
+}
+
+uint64_t cfiles_coarse_nanoseconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}

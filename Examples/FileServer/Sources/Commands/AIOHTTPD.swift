@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import ArgumentParser
+import CServedFiles
+import Dispatch
+import Glibc
+import Logging
+import ServerSupport
+import SystemPackage
+
+extension Caching: ExpressibleByArgument {}
+
+@main
+struct AIOHTTPD: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "aio-httpd",
+    abstract: "Serves the files of a directory over HTTP/1.1.",
+    discussion: """
+      Prints `listening on ADDRESS` to standard output when it is ready, and logs to standard error. \
+      SIGTERM and SIGINT: accepts no more, answers what it has received, and exits with 0; a second \
+      one ends it at once.
+
+      Nothing outside of the directory is served, whatever a path or a symbolic link says, and nothing \
+      whose name begins with a dot, but for /.well-known.
+
+      Started by systemd or a like of it (LISTEN_FDS), it serves the sockets it is given, and prints \
+      nothing.
+      """,
+    version: "1.0.0")
+
+  enum Defaults: ListenDefaults {
+    static let port: UInt16 = 8080
+  }
+
+  @Argument(help: "The directory to serve.", completion: .directory)
+  var directory: PathArgument
+
+  @OptionGroup var listen: ListenOptions<Defaults>
+
+  @Option(help: "On how many queues, each with its own context, to spread connections.")
+  var loops = 1
+
+  @Option(
+    help: ArgumentHelp(
+      """
+      How files are read. buffered: through the page cache. direct: past it, always from the disk. \
+      automatic: what the page cache has from there; so far the same as buffered.
+      """, valueName: "way"))
+  var caching = Caching.buffered
+
+  @Flag(help: "Take uploads (PUT), each durable before it is answered.")
+  var writable = false
+
+  @Option(help: ArgumentHelp("The most that an upload may have.", valueName: "bytes"))
+  var maxUpload = ByteCount(1 << 30)
+
+  @Flag(
+    inversion: .prefixedNo, help: "List directories that have no index.html.")
+  var listing = true
+
+  @Flag(
+    inversion: .prefixedNo,
+    help: "Send FILE.br, FILE.zst or FILE.gz in place of a text FILE, to who takes it.")
+  var precompressed = true
+
+  @Option(help: "How many disk requests of a loop may be in flight.")
+  var queueDepth = 128
+
+  @Option(help: "How many connections there may be; more are closed at once.")
+  var maxConnections = 4096
+
+  @Option(help: "How many files a loop keeps open that are asked for often; 0 is none.")
+  var openFiles = 64
+
+  @Option(help: ArgumentHelp("The most that the head of a request may have.", valueName: "bytes"))
+  var maxHead = ByteCount(16 << 10)
+
+  @Option(
+    help: ArgumentHelp(
+      "How long a request's head, and each next part of its body, may take.", valueName: "seconds"))
+  var requestTimeout = 30.0
+
+  @Option(
+    help: ArgumentHelp(
+      "How long a connection may be idle between requests.", valueName: "seconds"))
+  var keepAliveTimeout = 75.0
+
+  @Option(
+    help: ArgumentHelp(
+      "How long a client may take nothing of an answer.", valueName: "seconds"))
+  var sendTimeout = 60.0
+
+  @Option(
+    help: ArgumentHelp(
+      "How long clients may take to take their last answers after SIGTERM.", valueName: "seconds"))
+  var drainTimeout = 10.0
+
+  @Option(
+    help: ArgumentHelp(
+      "Append a line for each answer to a file; - is standard output.", valueName: "path"))
+  var accessLog: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "The most lines that a loop adds to the access log in a second; 0 is all.",
+      valueName: "lines"))
+  var accessLogRate = 0
+
+  @OptionGroup var logOptions: LogOptions
+
+  func validate() throws {
+    try require("loops", loops, in: 1...64)
+    try require("queue-depth", queueDepth, in: 1...4096)
+    try require("max-connections", maxConnections, in: 1...500_000)
+    try require("access-log-rate", accessLogRate, in: 0...1_000_000_000)
+    guard openFiles >= 0, openFiles <= 65536, openFiles & (openFiles - 1) == 0 else {
+      throw ValidationError("--open-files \(openFiles): 0 or a power of two, 65536 at the most")
+    }
+    guard (256...24 << 10).contains(maxHead.bytes) else {
+      throw ValidationError("--max-head \(maxHead): 256B to 24KiB")
+    }
+    for (name, seconds) in [
+      ("request-timeout", requestTimeout), ("keep-alive-timeout", keepAliveTimeout),
+      ("send-timeout", sendTimeout),
+    ] where seconds < 0.1 || seconds > 1e6 {
+      throw ValidationError("--\(name) \(seconds): seconds, 0.1 to 1000000")
+    }
+    try require(seconds: drainTimeout, for: "drain-timeout")
+  }
+
+  private var settings: Settings {
+    func nanoseconds(_ seconds: Double) -> UInt64 { UInt64(seconds * 1e9) }
+    var settings = Settings()
+    settings.loops = loops
+    settings.queueDepth = queueDepth
+    settings.maxConnections = maxConnections
+    settings.requestTimeout = nanoseconds(requestTimeout)
+    settings.keepAliveTimeout = nanoseconds(keepAliveTimeout)
+    settings.sendTimeout = nanoseconds(sendTimeout)
+    settings.drainTimeout = .seconds(drainTimeout)
+    settings.limits.head = maxHead.bytes
+    settings.limits.line = min(settings.limits.line, maxHead.bytes)
+    settings.isWritable = writable
+    settings.maxUpload = Int64(maxUpload.bytes)
+    settings.openFiles = openFiles
+    settings.accessLogRate = accessLogRate > 0 ? accessLogRate : nil
+    return settings
+  }
+
+  func run() throws {
+    let logger = logOptions.makeLogger("aio-httpd")
+    // A write beyond RLIMIT_FSIZE, or to a closed socket, is an error, which the signal must not
+    // turn into the end.
+    signal(SIGXFSZ, SIG_IGN)
+    let server: Server
+    var address: String?
+    do {
+      // Before there are other threads, because it changes the environment.
+      var listeners = try Listener.fromEnvironment()
+      cfiles_raise_descriptor_limit()
+      let root = try Root(
+        directory.path, caching: caching, lists: listing, isPrecompressed: precompressed)
+      let log = try accessLog.map { try AccessLog.sink($0) }
+      if listeners.isEmpty {
+        let listener = try Listener(listen.address)
+        address = listener.name
+        listeners = [listener]
+      }
+      server = try Server(
+        root: root, listeners: listeners, settings: settings, log: log, logger: logger)
+    } catch {
+      throw Failure("\(error)")
+    }
+    server.start { [address] in
+      if let address {
+        FileDescriptor.standardOutput.announce("listening on \(address)", logger: logger)
+      }
+    } exit: {
+      LogRateLimit.shared.reportAll()
+      Glibc.exit($0)
+    }
+    dispatchMain()
+  }
+
+  static func main() { Program.run(Self.self) }
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A line for each answer, as Apache's and nginx's "combined" format has it. The lines of a turn are
+// written at once, before the turn's requests go down; where the disk, or the reader of standard
+// output, falls behind, lines are counted rather than kept.
+
+import Dispatch
+import DispatchAIO
+import Glibc
+import SystemPackage
+
+/// - Safety: `@unchecked Sendable` because it is confined to its loop's queue, but for
+///   `isWriting`'s being reset there, by way of the context.
+final class AccessLog: @unchecked Sendable {
+  /// Where lines are written to. The loops share it.
+  enum Sink: Sendable {
+    case file(AIOFile)
+    case standardOutput(DispatchQueue)
+  }
+
+  /// The most bytes that wait to be written.
+  private static let limit = 1 << 20
+
+  private let sink: Sink
+  private unowned let context: AIOContext
+  private let rate: Int?
+  private var lines: [UInt8] = []
+  private var isFlushQueued = false
+  private var isWriting = false
+  private var dropped = 0
+  private var second: Int64 = 0
+  private var linesInSecond = 0
+
+  /// - Parameter rate: The most lines in a second.
+  init(_ sink: Sink, context: AIOContext, rate: Int?) {
+    (self.sink, self.context, self.rate) = (sink, context, rate)
+  }
+
+  /// Where a log is written to: a file, appended to, or `-` for standard output.
+  static func sink(_ path: String) throws -> Sink {
+    if path == "-" { return .standardOutput(DispatchQueue(label: "aio-httpd.log")) }
+    return .file(
+      try AIOFile.open(
+        FilePath(path), .writeOnly, options: [.create, .append],
+        permissions: [.ownerReadWrite, .groupRead], caching: .buffered))
+  }
+
+  /// What is kept of a request until it has been answered.
+  struct Request {
+    /// Its line, in quotes.
+    var line: [UInt8] = []
+    /// Referer and User-Agent, in quotes.
+    var tail: [UInt8] = []
+
+    init(_ head: RequestHead, _ bytes: Bytes) {
+      line.reserveCapacity(head.line.count + 2)
+      AccessLog.appendQuoted(head.line.of(bytes), to: &line)
+      for field in [head.referer, head.userAgent] {
+        tail.append(UInt8(ascii: " "))
+        if let field {
+          AccessLog.appendQuoted(field.of(bytes), to: &tail)
+        } else {
+          tail += "\"-\"".utf8
+        }
+      }
+    }
+  }
+
+  /// In quotes; with quotes, backslashes, and what is not printable as `\xHH`, so that no client
+  /// writes lines of its own.
+  private static func appendQuoted(_ bytes: Bytes, to text: inout [UInt8]) {
+    let digits = Array("0123456789abcdef".utf8)
+    text.append(UInt8(ascii: "\""))
+    for byte in bytes.prefix(2048) {
+      switch byte {
+      case UInt8(ascii: "\""), UInt8(ascii: "\\"), 0..<0x20, 0x7f...:
+        text += [UInt8(ascii: "\\"), UInt8(ascii: "x"), digits[Int(byte >> 4)]]
+        text.append(digits[Int(byte & 15)])
+      default: text.append(byte)
+      }
+    }
+    text.append(UInt8(ascii: "\""))
+  }
+
+  /// Adds a line. On the queue.
+  ///
+  /// - Parameters:
+  ///   - seconds: The time, since 1970.
+  ///   - date: The same as text, as the log has it.
+  func add(
+    _ request: Request, peer: String, status: Int, bytes: Int64, seconds: Int64, date: String
+  ) {
+    if seconds != second { (second, linesInSecond) = (seconds, 0) }
+    linesInSecond += 1
+    guard linesInSecond <= rate ?? .max, lines.count < Self.limit else {
+      dropped += 1
+      return
+    }
+    if dropped > 0 {
+      lines += "# \(dropped) answers are not in the log\n".utf8
+      dropped = 0
+    }
+    lines += "\(peer) - - [\(date)] ".utf8
+    lines += request.line
+    lines += " \(status) \(bytes)".utf8
+    lines += request.tail
+    lines.append(UInt8(ascii: "\n"))
+    guard !isFlushQueued else { return }
+    isFlushQueued = true
+    context.beforeSubmit { [self] in
+      isFlushQueued = false
+      flush()
+    }
+  }
+
+  private func flush() {
+    guard !isWriting, !lines.isEmpty else { return }
+    isWriting = true
+    switch sink {
+    case .file(let file):
+      let buffer = AIOBuffer(count: lines.count, alignment: 16)
+      buffer.withUnsafeMutableBytes { $0.copyBytes(from: lines) }
+      do throws(AIOError) {
+        // The offset means nothing to a file that is appended to. A line that cannot be written is
+        // lost.
+        try context.write(file, at: 0, from: buffer) { [self] _ in written() }
+      } catch {
+        isWriting = false
+        dropped += 1
+      }
+    case .standardOutput(let queue):
+      let (lines, context) = (lines, context)
+      queue.async { [self] in
+        _ = try? FileDescriptor.standardOutput.writeAll(lines)
+        context.async { [self] in written() }
+      }
+    }
+    lines.removeAll(keepingCapacity: true)
+  }
+
+  private func written() {
+    isWriting = false
+    flush()
+  }
+}

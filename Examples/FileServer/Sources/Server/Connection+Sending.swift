@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How an answer is sent. What is large and in the page cache goes out by sendfile; what is small,
+// and what the cache does not have, is read by the library, and sent together with the head.
+
+import CServedFiles
+import DispatchAIO
+import Glibc
+
+extension Connection {
+  /// From so many bytes on, sendfile is cheaper than to copy.
+  private static let sendfileThreshold: Int64 = 24 << 10
+  /// The most bytes of one sendfile, and of one handler.
+  private static let (piece, share): (Int64, Int64) = (512 << 10, 4 << 20)
+
+  private enum Progress {
+    case done
+    /// The socket takes no more, or the disk is being read: goes on by itself.
+    case waiting
+  }
+
+  /// Begins to send `reply`, whose head is pending.
+  func send() {
+    phase = .sending
+    if reply.isHead {
+      appendPendingHead()
+      return finishReply()
+    }
+    if pump() == .done { finishReply() }
+  }
+
+  /// Goes on with an answer that had to wait.
+  func drive() {
+    // What is being read comes first, also where the socket has room meanwhile.
+    guard phase == .sending, !isReading else { return }
+    if pump() == .done {
+      finishReply()
+      flush()
+      proceed()
+    }
+  }
+
+  private func pump() -> Progress {
+    var share = Self.share
+    while true {
+      guard phase == .sending else { return .waiting }
+      if !unsent.isEmpty {
+        waitToWrite()
+        return .waiting
+      }
+      if chunk != nil {
+        guard sendChunk() else { return .waiting }
+      } else if reply.position < reply.end {
+        guard share > 0 else {
+          waitToWrite()
+          return .waiting
+        }
+        let size = min(reply.end - reply.position, Self.piece)
+        // Looked at piece by piece: who reads on has the cache filled ahead of them.
+        if size >= Self.sendfileThreshold, let file = reply.file, file.isInPageCache,
+          cfiles_is_cached(file.descriptor, reply.position, size) != 0
+        {
+          guard sendFromCache(file, size) else { return .waiting }
+          share -= size
+        } else {
+          read()
+          return .waiting
+        }
+      } else if !nextPart() {
+        return .done
+      }
+    }
+  }
+
+  /// Begins with the next of several ranges.
+  ///
+  /// - Returns: whether there was one; if not, the end is in the output.
+  private func nextPart() -> Bool {
+    appendPendingHead()
+    guard let multipart = reply.multipart else { return false }
+    guard reply.nextPart < multipart.ranges.count else {
+      multipart.appendEnd(to: loop.output)
+      return false
+    }
+    let range = multipart.ranges[reply.nextPart]
+    reply.nextPart += 1
+    multipart.appendHead(of: range, to: loop.output)
+    (reply.position, reply.end) = (range.lowerBound, range.upperBound)
+    return true
+  }
+
+  private func appendPendingHead() {
+    guard reply.isHeadPending else { return }
+    reply.isHeadPending = false
+    appendFileHead()
+  }
+
+  // MARK: From the page cache
+
+  /// - Returns: whether all was taken.
+  private func sendFromCache(_ file: ServedFile, _ size: Int64) -> Bool {
+    appendPendingHead()
+    guard flush(hasMore: true) else {
+      waitToWrite()
+      return false
+    }
+    let sent = cfiles_sendfile(socket, file.descriptor, reply.position, Int(size))
+    if sent == 0 || sent < 0 && sent != -Int64(EAGAIN) {
+      // The file is shorter than it was, or the client is gone.
+      close()
+      return false
+    }
+    count(max(0, sent))
+    guard sent == size else {
+      waitToWrite()
+      return false
+    }
+    return true
+  }
+
+  private func count(_ sent: Int64) {
+    reply.position += sent
+    counted(sent)
+  }
+
+  private func counted(_ sent: Int64) {
+    reply.sent += sent
+    loop.statistics.bytesSent += sent
+  }
+
+  // MARK: From the disk
+
+  private func read() {
+    // The answers before this one need not wait for the disk.
+    flush(hasMore: !reply.isHeadPending)
+    guard phase == .sending, let served = reply.file else { return }
+    waitForDisk()
+    do throws(AIOError) {
+      let file = try served.file()
+      let unit = Int64(file.alignment.offset)
+      let start = reply.position / unit * unit
+      let wanted = min((reply.end - start + unit - 1) / unit * unit, Int64(BufferPool.large))
+      let buffer = loop.buffers.take(atLeast: Int(wanted))
+      isReading = true
+      try loop.context.read(file, at: start, into: buffer[..<Int(wanted)]) { [self] result in
+        isReading = false
+        hasRead(result, from: start, into: buffer)
+      }
+    } catch {
+      isReading = false
+      readFailed(error)
+    }
+  }
+
+  private func hasRead(_ result: Result<Int, AIOError>, from start: Int64, into buffer: AIOBuffer) {
+    loop.refreshTime()
+    guard phase == .sending else { return loop.buffers.give(buffer) }
+    switch result {
+    case .success(let count):
+      let end = min(start + Int64(count), reply.end)
+      guard end > reply.position else {
+        // The file is shorter than it was: the client sees that something is missing.
+        loop.buffers.give(buffer)
+        return close()
+      }
+      chunk = buffer
+      chunkRange = Int(reply.position - start)..<Int(end - start)
+      reply.position = end
+      drive()
+    case .failure(let error):
+      loop.buffers.give(buffer)
+      readFailed(error)
+    }
+  }
+
+  private func readFailed(_ error: AIOError) {
+    loop.logger.error("\(error)")
+    guard reply.isHeadPending else { return close() }
+    // Nothing of it has been sent.
+    answer(500, keepsAlive: false)
+    flush()
+  }
+
+  /// Sends the head, if it is still to be sent, and the chunk.
+  ///
+  /// - Returns: whether all was taken.
+  private func sendChunk() -> Bool {
+    guard let buffer = chunk else { return true }
+    appendPendingHead()
+    let output = loop.output
+    let answer = buffer.withUnsafeBytes { bytes -> Int64 in
+      let body = Bytes(rebasing: bytes[chunkRange])
+      return output.bytes.isEmpty
+        ? cfiles_send(socket, body.baseAddress, body.count, nil, 0, 0)
+        : cfiles_send(
+          socket, output.bytes.baseAddress, output.count, body.baseAddress, body.count, 0)
+    }
+    guard answer >= 0 || answer == -Int64(EAGAIN) else {
+      close()
+      return false
+    }
+    let sent = max(0, Int(answer))
+    let ofHead = min(sent, output.count)
+    if ofHead < output.count { unsent += output.bytes[ofHead...] }
+    output.removeAll()
+    counted(Int64(sent - ofHead))
+    chunkRange = chunkRange.lowerBound + (sent - ofHead)..<chunkRange.upperBound
+    guard chunkRange.isEmpty else {
+      waitToWrite()
+      return false
+    }
+    loop.buffers.give(buffer)
+    chunk = nil
+    return true
+  }
+
+  // MARK: Heads and small answers
+
+  /// Sends what is in the output, so that it is empty for the next connection.
+  ///
+  /// - Parameter hasMore: Whether more follows at once, to go into the same packet.
+  /// - Returns: whether the socket took all. What it did not take waits.
+  @discardableResult
+  func flush(hasMore: Bool = false) -> Bool {
+    let output = loop.output
+    guard !output.isEmpty else { return unsent.isEmpty }
+    defer { output.removeAll() }
+    guard phase != .closed else { return false }
+    if unsent.isEmpty {
+      let answer = cfiles_send(
+        socket, output.bytes.baseAddress, output.count, nil, 0, hasMore ? 1 : 0)
+      guard answer >= 0 || answer == -Int64(EAGAIN) else {
+        close()
+        return false
+      }
+      let sent = max(0, Int(answer))
+      if sent == output.count { return true }
+      unsent += output.bytes[sent...]
+    } else {
+      unsent += output.bytes
+    }
+    waitToWrite()
+    return false
+  }
+
+  /// - Returns: whether the socket took all.
+  func sendUnsent() -> Bool {
+    let answer = unsent.withUnsafeBytes {
+      cfiles_send(socket, $0.baseAddress, $0.count, nil, 0, 0)
+    }
+    guard answer >= 0 || answer == -Int64(EAGAIN) else {
+      close()
+      return false
+    }
+    unsent.removeFirst(max(0, Int(answer)))
+    guard unsent.isEmpty else {
+      wait(loop.settings.sendTimeout)
+      return false
+    }
+    unsent = []
+    unsentIsSent()
+    return true
+  }
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One client: from the bytes of its requests to the bytes of their answers, one request after the
+// other. Confined to the loop's queue. In other files: what a request is answered with (+Requests),
+// how an answer is sent (+Sending), what is received of an upload (+Uploads).
+//
+// A connection has at most `ServerLoop.scratchSize` bytes of requests that were not answered yet,
+// one buffer of up to 128 KiB that is being read, sent or written, and the heads of what the client
+// is slow to take; beyond that nothing is received. One that is idle has no memory but itself.
+
+import CServedFiles
+import DispatchAIO
+import Glibc
+
+/// - Safety: `@unchecked Sendable` because it is confined to its loop's queue.
+final class Connection: @unchecked Sendable {
+  enum Phase {
+    /// Waits for a request, or has a part of one.
+    case reading
+    /// A path is being looked up.
+    case resolving
+    case sending
+    /// Of an upload.
+    case receiving
+    /// All has been sent, and the connection is to close: what the client still sends is passed
+    /// over, because to close a socket with unread bytes would discard what it has not taken yet.
+    case lingering
+    case closed
+  }
+
+  /// The most requests answered in a row before others get their turn.
+  private static let burst = 64
+  private static let lingerTimeout: UInt64 = 2_000_000_000
+
+  let socket: Int32
+  let peer: String
+  unowned let loop: ServerLoop
+  var phase = Phase.reading
+  /// When to give up on the client, by the monotonic clock; `.max` while it is not to blame.
+  private(set) var deadline = UInt64.max
+
+  private let readSource: AIOSource
+  private var isReadSuspended = false
+  private var writeSource: AIOSource?
+  private(set) var isWaitingToWrite = false
+
+  /// Bytes received and not used.
+  var stash: [UInt8] = []
+  /// How many of them were looked at for the end of a head in vain.
+  private var scanned = 0
+  /// Whether a part of a head is here, and its time counts.
+  private var isHeadBegun = false
+  private var isDraining = false
+
+  // An answer: see +Sending.
+  var reply = Reply()
+  /// Heads and small answers that the socket has not taken.
+  var unsent: [UInt8] = []
+  /// Bytes of a file that were read, and not sent.
+  var chunk: AIOBuffer?
+  var chunkRange = 0..<0
+  var isReading = false
+
+  var upload: UploadInProgress?
+
+  init(socket: Int32, peer: String, loop: ServerLoop) throws(AIOError) {
+    (self.socket, self.peer, self.loop) = (socket, peer, loop)
+    readSource = try loop.context.makeReadSource(fileDescriptor: socket)
+  }
+
+  func start() {
+    // Each holds the connection until its source is cancelled, which `close` sees to.
+    readSource.setEventHandler { [self] in readable() }
+    readSource.setCancelHandler { [socket] in Glibc.close(socket) }
+    readSource.activate()
+    wait(loop.settings.requestTimeout)
+  }
+
+  // MARK: Readiness
+
+  /// Gives the client so long.
+  func wait(_ timeout: UInt64) {
+    deadline = loop.now &+ timeout
+    loop.watch(deadline)
+  }
+
+  /// The client is not to blame for what takes long now.
+  func waitForDisk() { deadline = .max }
+
+  private func readable() {
+    loop.refreshTime()
+    switch phase {
+    case .reading where unsent.isEmpty: receive()
+    case .receiving where upload?.isBusy == false: receive()
+    case .lingering: discard()
+    case .closed: break
+    default: suspendReading()
+    }
+  }
+
+  /// Not before the client goes on sending while it is being answered, which few do.
+  private func suspendReading() {
+    guard !isReadSuspended else { return }
+    isReadSuspended = true
+    readSource.suspend()
+  }
+
+  func resumeReading() {
+    guard isReadSuspended, phase != .closed else { return }
+    isReadSuspended = false
+    readSource.resume()
+  }
+
+  /// Has the socket tell when it takes more.
+  func waitToWrite() {
+    wait(loop.settings.sendTimeout)
+    guard !isWaitingToWrite else { return }
+    isWaitingToWrite = true
+    if let writeSource { return writeSource.resume() }
+    do throws(AIOError) {
+      let source = try loop.context.makeWriteSource(fileDescriptor: socket)
+      source.setEventHandler { [self] in writable() }
+      writeSource = source
+      source.activate()
+    } catch {
+      loop.logger.error("cannot watch the connection from \(peer): \(error)")
+      close()
+    }
+  }
+
+  private func writable() {
+    loop.refreshTime()
+    guard phase != .closed else { return }
+    if !unsent.isEmpty {
+      guard sendUnsent() else { return }
+    }
+    if isWaitingToWrite {
+      isWaitingToWrite = false
+      writeSource?.suspend()
+    }
+    if phase == .sending { drive() } else { proceed() }
+  }
+
+  // MARK: Receiving
+
+  private func receive() {
+    let kept = stash.count
+    if kept > 0 {
+      loop.scratch.copyBytes(from: stash)
+      stash.removeAll(keepingCapacity: true)
+    }
+    // A head that is incomplete is shorter than the scratch memory, which the options see to.
+    let count = recv(socket, loop.scratch.baseAddress! + kept, loop.scratch.count - kept, 0)
+    guard count > 0 else {
+      if count < 0 && (errno == EAGAIN || errno == EINTR) {
+        keep(Bytes(rebasing: loop.scratch[..<kept]))
+      } else {
+        close()
+      }
+      return
+    }
+    process(Bytes(rebasing: loop.scratch[..<(kept + count)]))
+  }
+
+  /// Goes on with what was received before.
+  func proceed() {
+    guard phase == .reading || phase == .receiving else { return }
+    if !stash.isEmpty {
+      let count = stash.count
+      loop.scratch.copyBytes(from: stash)
+      stash.removeAll(keepingCapacity: true)
+      process(Bytes(rebasing: loop.scratch[..<count]))
+    }
+    let isHungry =
+      phase == .reading && unsent.isEmpty || phase == .receiving && upload?.isBusy == false
+    if isHungry { resumeReading() }
+  }
+
+  private func process(_ bytes: Bytes) {
+    var rest = bytes
+    var answered = 0
+    requests: while phase == .reading, unsent.isEmpty, !rest.isEmpty {
+      guard answered < Self.burst else {
+        loop.context.async { [self] in
+          loop.refreshTime()
+          proceed()
+        }
+        break
+      }
+      switch RequestHead.parse(rest, limits: loop.settings.limits, scanned: &scanned) {
+      case .incomplete:
+        // From its first byte on: a head that drips in is not waited for longer.
+        if !isHeadBegun { wait(loop.settings.requestTimeout) }
+        isHeadBegun = true
+        break requests
+      case .refused(let status):
+        scanned = 0
+        refuse(status)
+        rest = Bytes(rebasing: rest[rest.count...])
+      case .complete(let head):
+        answered += 1
+        isHeadBegun = false
+        let request = Bytes(rebasing: rest[..<head.length])
+        rest = Bytes(rebasing: rest[head.length...])
+        waitForDisk()
+        begin(head, request)
+      }
+    }
+    if phase == .receiving, !rest.isEmpty, upload?.isBusy == false {
+      rest = Bytes(rebasing: rest[takeBody(rest)...])
+    }
+    if phase != .closed && phase != .lingering { keep(rest) }
+    flush()
+  }
+
+  private func keep(_ bytes: Bytes) {
+    if bytes.isEmpty { stash = [] } else { stash = Array(bytes) }
+  }
+
+  // MARK: The end of an answer
+
+  /// An answer is complete, in the output at least.
+  func finishReply() {
+    loop.statistics.requests += 1
+    if let request = reply.logged {
+      loop.accessLog?.add(
+        request, peer: peer, status: reply.status, bytes: reply.sent, seconds: loop.seconds,
+        date: loop.logDate)
+    }
+    let keepsAlive = reply.keepsAlive && !isDraining
+    reply = Reply()
+    phase = .reading
+    if keepsAlive {
+      wait(loop.settings.keepAliveTimeout)
+    } else {
+      linger()
+    }
+  }
+
+  /// Sends what there is, and closes once the client has it.
+  private func linger() {
+    phase = .lingering
+    stash = []
+    flush()
+    guard phase == .lingering, unsent.isEmpty else { return }
+    endSending()
+  }
+
+  private func endSending() {
+    shutdown(socket, Int32(SHUT_WR))
+    wait(Self.lingerTimeout)
+    resumeReading()
+  }
+
+  private func discard() {
+    guard unsent.isEmpty else { return suspendReading() }
+    let count = recv(socket, loop.scratch.baseAddress!, loop.scratch.count, 0)
+    if count == 0 || count < 0 && errno != EAGAIN && errno != EINTR { close() }
+  }
+
+  /// All that was unsent has been taken.
+  func unsentIsSent() {
+    if phase == .lingering { endSending() }
+  }
+
+  /// The client took too long.
+  func expired() {
+    switch phase {
+    case .reading where isHeadBegun && unsent.isEmpty, .receiving: refuse(408)
+    default: close()
+    }
+    flush()
+  }
+
+  /// Answers what is being answered, and closes. What is idle closes at once.
+  func drain() {
+    isDraining = true
+    reply.keepsAlive = false
+    if phase == .reading, stash.isEmpty, unsent.isEmpty { close() }
+  }
+
+  func close() {
+    guard phase != .closed else { return }
+    phase = .closed
+    deadline = .max
+    loop.output.removeAll()
+    unsent = []
+    stash = []
+    reply = Reply()
+    upload = nil
+    if let chunk, !isReading { loop.buffers.give(chunk) }
+    chunk = nil
+    // What is suspended is cancelled, too. The socket is closed when neither is in the ring any
+    // more.
+    writeSource?.cancel()
+    readSource.cancel()
+    loop.closed(self)
+  }
+}

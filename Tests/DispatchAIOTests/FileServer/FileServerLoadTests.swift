@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import SystemPackage
+import XCTest
+
+/// aio-httpd as a process: connections, limits, timeouts, the end; and everybody's clients.
+final class FileServerLoadTests: XCTestCase {
+  /// Requests that are sent at once are answered in order, whatever each takes.
+  func testPipelining() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    var requests = ""
+    for number in 0..<300 {
+      if number % 3 == 0 { try server.make("\(number).bin", pattern(number * 300)) }
+      requests += "GET /\(number).bin HTTP/1.1\r\nHost: a\r\n\r\n"
+    }
+    let client = try HTTPClient(server)
+    // Also cut anywhere.
+    let bytes = Array(requests.utf8)
+    try client.send(Array(bytes[..<7777]))
+    try client.send(Array(bytes[7777...]))
+    for number in 0..<300 {
+      let answer = try client.answer()
+      XCTAssertEqual(answer.status, number % 3 == 0 ? 200 : 404)
+      if number % 3 == 0 { XCTAssertTrue(answer.body == pattern(number * 300), "\(number)") }
+    }
+  }
+
+  /// By netcat, which ends its side before it has the answers.
+  func testNetcat() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    try server.make("a", "hello")
+    let nc = try ChildProcess.installed("nc", package: "netcat-openbsd")
+    let run = try ChildProcess.run(
+      "/bin/sh",
+      [
+        "-c",
+        "printf 'GET /a HTTP/1.1\\r\\nHost: a\\r\\n\\r\\nGET /b HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n"
+          + "GET /a HTTP/1.0\\r\\n\\r\\n' | \(nc) -N 127.0.0.1 \(server.port)",
+      ])
+    let statuses = run.output.matches(of: /HTTP\/1\.1 (\d+)/).map { String($0.1) }
+    XCTAssertEqual(statuses, ["200", "404", "200"])
+    XCTAssertTrue(run.output.hasSuffix("hello"))
+  }
+
+  func testLimits() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--max-head", "4096"])
+    for (request, status) in [
+      ("GET /\(String(repeating: "x", count: 5000)) HTTP/1.1\r\n", 414),
+      ("GET / HTTP/1.1\r\nX: \(String(repeating: "x", count: 5000))", 431),
+      ("GET / HTTP/1.1\r\nX: y\r\n\r\n", 400), ("GET / HTTP/3.0\r\nHost: a\r\n\r\n", 505),
+      ("nonsense\r\n\r\n", 400),
+    ] {
+      let client = try HTTPClient(server)
+      try client.send(request)
+      let answer = try client.answer()
+      XCTAssertEqual(answer.status, status, "\(request.prefix(40))")
+      XCTAssertEqual(answer.fields["connection"], "close")
+      XCTAssertTrue(client.isClosedSoon())
+    }
+    // A body that nobody reads is not taken for the next request.
+    let client = try HTTPClient(server)
+    try client.send(
+      "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 30\r\n\r\nGET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+    XCTAssertEqual(try client.answer().fields["connection"], "close")
+    XCTAssertThrowsError(try client.answer())
+  }
+
+  /// Who drips a head, says nothing, takes nothing, or stops in the middle of a body, is not waited
+  /// for.
+  func testTimeouts() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(
+      directory,
+      [
+        "--writable", "--request-timeout", "0.5", "--keep-alive-timeout", "0.6", "--send-timeout",
+        "0.7",
+      ])
+    try server.make("big", pattern(8_000_000))
+    let (dripping, silent, idle, body, deaf) = (
+      try HTTPClient(server), try HTTPClient(server), try HTTPClient(server),
+      try HTTPClient(server),
+      try HTTPClient(server, receiveBuffer: 128 << 10)
+    )
+    XCTAssertEqual(try idle.get("/none").status, 404)
+    try deaf.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+    try body.send("PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+    let began = ContinuousClock.now
+    let isDripping = Locked(true)
+    let socket = dripping.socket
+    let dripped = DispatchSemaphore(value: 0)
+    DispatchQueue(label: "test.drip").async {
+      for byte in "GET / HTTP/1.1\r\nX: \(String(repeating: "x", count: 100_000))".utf8 {
+        var byte = byte
+        guard isDripping.withLock({ $0 }), send(socket, &byte, 1, Int32(MSG_NOSIGNAL)) == 1 else {
+          break
+        }
+        usleep(20_000)
+      }
+      dripped.signal()
+    }
+    XCTAssertEqual(try dripping.answer().status, 408)
+    XCTAssertEqual(try body.answer().status, 408)
+    XCTAssertTrue(silent.isClosedSoon())
+    XCTAssertTrue(idle.isClosedSoon())
+    XCTAssertTrue(body.isClosedSoon())
+    isDripping.withLock { $0 = false }
+    dripped.wait()
+    XCTAssertGreaterThan(ContinuousClock.now - began, .milliseconds(400))
+    // The one that takes nothing: the server has closed it, too.
+    XCTAssertTrue(eventually { server.connections == 0 })
+    withExtendedLifetime(deaf) {}
+  }
+
+  /// Clients that take nothing of a large file cost the server no memory to speak of.
+  func testSlowReaders() throws {
+    let directory = try temporaryDirectory()
+    for caching in ["buffered", "direct"] {
+      let server = try HTTPServer(directory, ["--caching", caching, "--drain-timeout", "0.2"])
+      let bytes = pattern(9_000_000)
+      try server.make("big", bytes)
+      let clients = try (0..<30).map { _ in try HTTPClient(server, receiveBuffer: 128 << 10) }
+      for client in clients {
+        for _ in 0..<10 { try client.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n") }
+      }
+      // Another is served meanwhile.
+      XCTAssertEqual(try HTTPClient(server).get("/big").body.count, bytes.count)
+      XCTAssertLessThan(server.peakMemory, 100 << 20)
+      // And one of them that wakes up gets all of it.
+      XCTAssertTrue(try clients[7].answer().body == bytes, caching)
+      XCTAssertEqual(server.stop(SIGINT), 0)
+    }
+  }
+
+  func testAThousandConnections() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--loops", "2"])
+    try server.make("a", "hello")
+    var clients: [HTTPClient] = []
+    for _ in 0..<1000 {
+      do {
+        clients.append(try HTTPClient(server))
+      } catch Errno.tooManyOpenFiles {
+        throw XCTSkip("this process may not have 1000 sockets: ulimit -n 4096")
+      }
+    }
+    for _ in 0..<3 {
+      for client in clients { try client.send("GET /a HTTP/1.1\r\nHost: a\r\n\r\n") }
+      for client in clients { XCTAssertEqual(try client.answer().text, "hello") }
+    }
+    clients = []
+    XCTAssertTrue(eventually { server.connections == 0 })
+    XCTAssertEqual(server.stop(), 0)
+    XCTAssertTrue(server.logged.contains("1000 connections, 3000 requests"), server.logged)
+  }
+
+  // MARK: The end
+
+  /// An answer that is being sent is sent to its end; what is idle is closed; nothing new is
+  /// accepted.
+  func testGracefulStop() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    let bytes = pattern(9_000_000)
+    try server.make("big", bytes)
+    let (busy, idle) = (try HTTPClient(server, receiveBuffer: 128 << 10), try HTTPClient(server))
+    XCTAssertEqual(try idle.get("/none").status, 404)
+    try busy.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+    var byte: UInt8 = 0
+    XCTAssertEqual(recv(busy.socket, &byte, 1, Int32(MSG_PEEK)), 1)
+    kill(server.process.processIdentifier, SIGTERM)
+    XCTAssertTrue(idle.isClosedSoon())
+    XCTAssertTrue(eventually { (try? HTTPClient(server)) == nil })
+    XCTAssertTrue(try busy.answer().body == bytes)
+    XCTAssertTrue(busy.isClosedSoon())
+    server.process.waitUntilExit()
+    XCTAssertEqual(server.process.terminationStatus, 0)
+  }
+
+  /// Nobody is waited for longer than it says, nor after a second signal.
+  func testTheEndDoesNotWaitForGood() throws {
+    let directory = try temporaryDirectory()
+    for isSecond in [false, true] {
+      let server = try HTTPServer(directory, ["--drain-timeout", isSecond ? "1000" : "0.3"])
+      try server.make("big", pattern(9_000_000))
+      let client = try HTTPClient(server, receiveBuffer: 128 << 10)
+      try client.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+      var byte: UInt8 = 0
+      XCTAssertEqual(recv(client.socket, &byte, 1, Int32(MSG_PEEK)), 1)
+      kill(server.process.processIdentifier, SIGTERM)
+      if isSecond {
+        XCTAssertTrue(eventually { server.logged.contains("SIGTERM: answering") })
+        kill(server.process.processIdentifier, SIGTERM)
+      }
+      server.process.waitUntilExit()
+      XCTAssertEqual(server.process.terminationStatus, isSecond ? 128 + SIGTERM : 0)
+    }
+  }
+
+  // MARK: Sockets and logs
+
+  func testUnixSocket() throws {
+    let directory = try temporaryDirectory()
+    let path = directory.path.appending("socket").string
+    let server = try HTTPServer(directory, address: ["--unix", path])
+    XCTAssertEqual(server.address, path)
+    try server.make("a", "hello")
+    XCTAssertEqual(try server.curl(["--unix-socket", path, "http://x/a"]), "hello")
+    XCTAssertEqual(server.stop(), 0)
+    XCTAssertFalse(FileManager.default.fileExists(atPath: path))
+  }
+
+  func testSystemdActivation() throws {
+    let directory = try temporaryDirectory()
+    let program = try ChildProcess.installed("systemd-socket-activate", package: "systemd")
+    let root = directory.path.appending("www").string
+    try FileManager.default.createDirectory(atPath: root, withIntermediateDirectories: false)
+    try "hello".write(toFile: root + "/a", atomically: false, encoding: .utf8)
+    let path = directory.path.appending("activated").string
+    let curl = try ChildProcess.installed("curl", package: "curl")
+    // All by a shell: the activator closes the descriptor by which Foundation watches a child.
+    let run = try ChildProcess.run(
+      "/bin/sh",
+      [
+        "-c",
+        """
+        \(program) -l \(path) \(try ChildProcess.built("aio-httpd")) \(root) >/dev/null 2>&1 &
+        while ! [ -S \(path) ]; do kill -0 $! || exit 1; done
+        \(curl) -s --max-time 20 --unix-socket \(path) http://x/a
+        kill -TERM $! && wait $! && echo " and ended"
+        """,
+      ])
+    XCTAssertEqual(run.output, "hello and ended\n", run.errors)
+  }
+
+  func testAccessLog() throws {
+    let directory = try temporaryDirectory()
+    let path = directory.path.appending("access").string
+    let server = try HTTPServer(directory, ["--access-log", path, "--access-log-rate", "5"])
+    try server.make("a", "hello")
+    let client = try HTTPClient(server)
+    _ = try client.get("/a?q=\"x\\", "User-Agent: me\u{7f}\"\nX", method: "GET")
+    let second = try HTTPClient(server)
+    _ = try second.get("/a?q=\"x\\", "User-Agent: me\u{7f}\"")
+    XCTAssertTrue(
+      eventually { (try? String(contentsOfFile: path, encoding: .utf8))?.contains("200") == true })
+    let line = try XCTUnwrap(
+      String(contentsOfFile: path, encoding: .utf8).split(separator: "\n").last)
+    XCTAssertNotNil(
+      line.wholeMatch(
+        of:
+          /127\.0\.0\.1:\d+ - - \[.* \+0000\] "GET \/a\?q=\\x22x\\x5c HTTP\/1\.1" 200 5 "-" "me\\x7f\\x22"/
+      ),
+      "\(line)")
+    for _ in 0..<200 { _ = try second.get("/a") }
+    XCTAssertEqual(server.stop(), 0)
+    let lines = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")
+    XCTAssertLessThan(lines.count, 60)
+  }
+
+  func testBadOptions() throws {
+    let program = try ChildProcess.built("aio-httpd")
+    for (arguments, text) in [
+      (["/none"], "No such file or directory; name a directory to serve"),
+      (["/etc/passwd"], "Not a directory"), (["/tmp", "--loops", "0"], "--loops 0: 1 to 64"),
+      (["/tmp", "--max-head", "1M"], "--max-head 1MiB: 256B to 24KiB"),
+      (["/tmp", "--caching", "none"], "caching"), ([], "<directory>"),
+      (["/tmp", "--unix", "x", "--port", "1"], "--unix x"),
+    ] {
+      let run = try ChildProcess.run(program, arguments)
+      XCTAssertNotEqual(run.status, 0)
+      XCTAssertTrue(run.errors.contains(text), run.errors)
+    }
+  }
+
+  // MARK: Everybody's clients
+
+  func testCurl() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--writable"])
+    let bytes = pattern(9_000_000)
+    try server.make("big.bin", bytes)
+    let local = directory.path.appending("local").string
+    _ = try server.curl(["-o", local, server.url + "/big.bin"])
+    XCTAssertTrue(try directory.contents("local") == bytes)
+    // Interrupted, and taken up.
+    truncate(local, 1_234_567)
+    _ = try server.curl(["-C", "-", "-o", local, server.url + "/big.bin"])
+    XCTAssertTrue(try directory.contents("local") == bytes)
+    XCTAssertEqual(
+      try server.curl([
+        "-r", "0-0,5-6", "-o", "/dev/null", "-w", "%{http_code}", server.url + "/big.bin",
+      ]),
+      "206")
+    XCTAssertEqual(
+      try server.curl([
+        "-z", local, "-R", "-o", "/dev/null", "-w", "%{http_code}", server.url + "/big.bin",
+      ]),
+      "304")
+    XCTAssertTrue(
+      try server.curl(["-I", server.url + "/big.bin"]).contains("Content-Length: 9000000"))
+    // With Expect: 100-continue, and in chunks.
+    XCTAssertEqual(
+      try server.curl(["-T", local, "-o", "/dev/null", "-w", "%{http_code}", server.url + "/up"]),
+      "201")
+    XCTAssertTrue(try server.contents("up") == bytes)
+    XCTAssertEqual(
+      try server.curl([
+        "-T", local, "-H", "Transfer-Encoding: chunked", "-o", "/dev/null", "-w", "%{http_code}",
+        server.url + "/up",
+      ]), "204")
+    XCTAssertTrue(try server.contents("up") == bytes)
+    // Many on one connection.
+    let urls = (0..<20).flatMap { _ in ["-o", "/dev/null", server.url + "/up"] }
+    XCTAssertEqual(
+      try server.curl(["-w", "%{num_connects} "] + urls),
+      "1 " + String(repeating: "0 ", count: 19))
+  }
+
+  func testWget() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    for number in 0..<20 { try server.make("tree/\(number % 3)/\(number)", pattern(number * 1000)) }
+    // By the listings.
+    let run = try ChildProcess.run(
+      ChildProcess.installed("wget", package: "wget"),
+      [
+        "-q", "-r", "-np", "-nH", "-P", directory.path.appending("copy").string,
+        server.url + "/tree/",
+      ])
+    XCTAssertEqual(run.status, 0, run.errors)
+    for number in 0..<20 {
+      XCTAssertTrue(
+        try directory.contents("copy/tree/\(number % 3)/\(number)") == pattern(number * 1000))
+    }
+  }
+
+  func testAB() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    try server.make("a.bin", pattern(10_000))
+    let ab = try ChildProcess.installed("ab", package: "apache2-utils")
+    for options in [[], ["-k"]] {
+      let run = try ChildProcess.run(
+        ab, ["-q", "-n", "2000", "-c", "20"] + options + [server.url + "/a.bin"])
+      XCTAssertTrue(run.output.contains(/Complete requests: +2000\n/), run.output + run.errors)
+      XCTAssertTrue(run.output.contains(/Failed requests: +0\n/), run.output)
+      XCTAssertFalse(run.output.contains("Non-2xx"), run.output)
+      XCTAssertTrue(run.output.contains(/HTML transferred: +20000000 bytes/), run.output)
+    }
+  }
+
+  func testWrk() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--loops", "2"])
+    try server.make("a.bin", pattern(100_000))
+    let wrk = try ChildProcess.installed("wrk", package: "wrk")
+    let run = try ChildProcess.run(wrk, ["-t", "1", "-c", "50", "-d", "1", server.url + "/a.bin"])
+    XCTAssertEqual(run.status, 0, run.errors)
+    XCTAssertTrue(run.output.contains("requests in"), run.output)
+    XCTAssertFalse(
+      run.output.contains("Non-2xx") || run.output.contains("Socket errors"), run.output)
+  }
+}

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import SystemPackage
+import XCTest
+
+/// aio-httpd as a process: what it answers.
+final class FileServerTests: XCTestCase {
+  /// Whole files of every size around those at which the way of sending changes, from the page
+  /// cache, from the disk, and past the page cache.
+  func testWholeFilesByEachWay() throws {
+    let directory = try temporaryDirectory()
+    for caching in ["automatic", "buffered", "direct"] {
+      let server = try HTTPServer(directory, ["--caching", caching])
+      let client = try HTTPClient(server)
+      for size in [0, 1, 511, 4096, 16384, 16385, 24 << 10, 131_071, 131_072, 131_073, 1_000_003] {
+        let bytes = pattern(size)
+        try server.make("file", bytes)
+        for isCold in [false, true] {
+          if isCold {
+            let file = try FileDescriptor.open(server.root.appending("file"), .readOnly)
+            fsync(file.rawValue)
+            posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_DONTNEED)
+            try file.close()
+          }
+          let answer = try client.get("/file")
+          XCTAssertEqual(answer.status, 200)
+          XCTAssertTrue(answer.body == bytes, "\(caching), \(size) bytes, cold: \(isCold)")
+          XCTAssertEqual(answer.fields["content-length"], "\(size)")
+        }
+        guard size > 600 else { continue }
+        let part = try client.get("/file", "Range: bytes=511-\(size - 2)")
+        XCTAssertEqual(part.status, 206)
+        XCTAssertTrue(part.body == Array(bytes[511..<size - 1]), "\(caching), \(size) bytes")
+        XCTAssertEqual(part.fields["content-range"], "bytes 511-\(size - 2)/\(size)")
+      }
+    }
+  }
+
+  func testFieldsAndConditions() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    try server.make("a.txt", "hello")
+    let client = try HTTPClient(server)
+    let answer = try client.get("/a.txt")
+    XCTAssertEqual(answer.text, "hello")
+    XCTAssertEqual(answer.fields["content-type"], "text/plain; charset=utf-8")
+    XCTAssertEqual(answer.fields["accept-ranges"], "bytes")
+    let (tag, modified) = (
+      try XCTUnwrap(answer.fields["etag"]), try XCTUnwrap(answer.fields["last-modified"])
+    )
+    let head = try client.get("/a.txt", method: "HEAD")
+    XCTAssertEqual(head.fields["content-length"], "5")
+    XCTAssertEqual(head.fields["etag"], tag)
+    for (field, status) in [
+      ("If-None-Match: \(tag)", 304), ("If-None-Match: \"x\"", 200),
+      ("If-Modified-Since: \(modified)", 304), ("If-Match: \"x\"", 412),
+      ("If-Match: \(tag)", 200), ("If-Unmodified-Since: \(modified)", 200),
+    ] {
+      let answer = try client.get("/a.txt", field)
+      XCTAssertEqual(answer.status, status, field)
+      if status == 304 {
+        XCTAssertEqual(answer.fields["etag"], tag)
+        XCTAssertNil(answer.fields["content-length"])
+      }
+    }
+    for (field, status) in [
+      ("If-Range: \(tag)", 206), ("If-Range: \"x\"", 200), ("If-Range: \(modified)", 206),
+    ] {
+      let answer = try client.get("/a.txt", "Range: bytes=1-2", field)
+      XCTAssertEqual(answer.status, status, field)
+      XCTAssertEqual(answer.text, status == 206 ? "el" : "hello", field)
+    }
+    let beyond = try client.get("/a.txt", "Range: bytes=5-")
+    XCTAssertEqual(beyond.status, 416)
+    XCTAssertEqual(beyond.fields["content-range"], "bytes */5")
+    for method in ["POST", "DELETE", "PATCH"] {
+      let answer = try client.get("/a.txt", method: method)
+      XCTAssertEqual(answer.status, 405)
+      XCTAssertEqual(answer.fields["allow"], "GET, HEAD, OPTIONS")
+    }
+    XCTAssertEqual(try client.get("/a.txt", method: "OPTIONS").status, 204)
+  }
+
+  /// What is asked for again is kept open; whatever becomes of the file, the next answer has it.
+  func testAFileThatChangesIsServedAsItIs() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    let client = try HTTPClient(server)
+    for round in 0..<20 {
+      // Written over in place, replaced, made longer.
+      let text = "round \(round)" + String(repeating: "x", count: round % 3)
+      if round % 2 == 0 {
+        let file = try FileDescriptor.open(
+          server.root.appending("a.bin"), .writeOnly, options: [.create, .truncate],
+          permissions: .ownerReadWrite)
+        try file.closeAfter { _ = try file.writeAll(text.utf8) }
+      } else {
+        try server.make("b.bin", text)
+        rename(server.root.appending("b.bin").string, server.root.appending("a.bin").string)
+      }
+      for _ in 0..<4 { XCTAssertEqual(try client.get("/a.bin").text, text) }
+    }
+    unlink(server.root.appending("a.bin").string)
+    XCTAssertEqual(try client.get("/a.bin").status, 404)
+    // And nothing else stays open: the kept one is closed once it is found to be gone.
+    try server.make("a.bin", "again")
+    XCTAssertEqual(try client.get("/a.bin").text, "again")
+  }
+
+  func testSeveralRanges() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    let bytes = pattern(400_000)
+    try server.make("a.bin", bytes)
+    let answer = try HTTPClient(server).get("/a.bin", "Range: bytes=0-9,100-200000,-5")
+    XCTAssertEqual(answer.status, 206)
+    let type = try XCTUnwrap(answer.fields["content-type"])
+    let boundary = try XCTUnwrap(type.components(separatedBy: "boundary=").last)
+    var expected: [UInt8] = []
+    for range in [0..<10, 100..<200_001, 399_995..<400_000] {
+      expected +=
+        """
+        \r\n--\(boundary)\r\nContent-Type: application/octet-stream\r\n\
+        Content-Range: bytes \(range.lowerBound)-\(range.upperBound - 1)/400000\r\n\r\n
+        """.utf8
+      expected += bytes[range]
+    }
+    expected += "\r\n--\(boundary)--\r\n".utf8
+    XCTAssertTrue(answer.body == expected)
+  }
+
+  func testDirectories() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    try server.make("with/index.html", "<p>index")
+    try server.make("without/<b>&\"'.txt", "x")
+    try server.make("without/.hidden", "x")
+    let client = try HTTPClient(server)
+    XCTAssertEqual(try client.get("/with/").text, "<p>index")
+    XCTAssertEqual(try client.get("/with/").fields["content-type"], "text/html; charset=utf-8")
+    let moved = try client.get("/with?a=b")
+    XCTAssertEqual(moved.status, 301)
+    XCTAssertEqual(moved.fields["location"], "/with/?a=b")
+    // To nobody else's host.
+    XCTAssertEqual(try client.get("//with").fields["location"], "/with/")
+    let list = try client.get("/without/").text
+    XCTAssertTrue(list.contains("&lt;b&gt;&amp;&quot;&#39;.txt</a>"), list)
+    XCTAssertTrue(list.contains("href=\"./%3Cb%3E%26%22%27.txt\""), list)
+    XCTAssertFalse(list.contains("hidden"), list)
+    XCTAssertEqual(try client.get("/with/index.html/").status, 404)
+    let other = try HTTPServer(directory, ["--no-listing"])
+    let strict = try HTTPClient(other)
+    XCTAssertEqual(try strict.get("/without/").status, 403)
+  }
+
+  /// Nothing outside of the directory, nothing that is no file, nothing hidden.
+  func testPathAttacks() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--writable"])
+    _ = try directory.makeFile("secret", size: 6)
+    try server.make("dir/a", "a")
+    try server.make(".hidden", "x")
+    let root = server.root
+    XCTAssertEqual(mkfifo(root.appending("pipe").string, 0o666), 0)
+    for (name, target) in [
+      ("inside", "dir/a"), ("up", "../secret"), ("absolute", directory.path.string + "/secret"),
+      ("passwd", "/etc/passwd"), ("dirlink", "dir"), ("parent", ".."), ("loop", "loop"),
+      ("proc", "/proc/self/root/etc/passwd"), ("around", "dir/../../www/dir/a"),
+      ("null", "/dev/null"),
+    ] {
+      XCTAssertEqual(symlink(target, root.appending(name).string), 0)
+    }
+    let client = try HTTPClient(server)
+    for (target, status) in [
+      ("/inside", 200), ("/dirlink/a", 200), ("/up", 404), ("/absolute", 404), ("/passwd", 404),
+      ("/parent/secret", 404), ("/loop", 404), ("/proc", 404), ("/around", 404), ("/null", 404),
+      ("/pipe", 404), ("/.hidden", 404), ("/../secret", 400), ("/dir/../../secret", 400),
+      ("/%2e%2e/secret", 400), ("/dir/%2e%2e/%2e%2e/secret", 400), ("/..%2fsecret", 404),
+      ("/..%5csecret", 404), ("/a%00b", 400), ("/dir/a%00.txt", 400), ("//etc/passwd", 404),
+      ("http://x/../secret", 400), ("/%c0%ae%c0%ae/secret", 404), ("/dir/a/", 404),
+      ("/dir/a/b", 404),
+      ("/" + String(repeating: "a", count: 300), 404),
+      ("/" + String(repeating: "a/", count: 3000), 404),
+    ] {
+      XCTAssertEqual(try client.get(target).status, status, target)
+    }
+    // Nor written to.
+    for (target, status) in [
+      ("/up", 409), ("/parent/new", 404), ("/pipe", 409), ("/dir", 409), ("/.new", 404),
+      ("/../new", 400), ("/none/new", 409), ("/dir/", 409), ("/absolute", 409),
+    ] {
+      let client = try HTTPClient(server)
+      try client.send("PUT \(target) HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx")
+      XCTAssertEqual(try client.answer().status, status, target)
+    }
+    XCTAssertEqual(try directory.contents("secret"), [0, 1, 2, 3, 4, 5])
+    XCTAssertFalse(FileManager.default.fileExists(atPath: directory.path.appending("new").string))
+  }
+
+  func testPrecompressed() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    try server.make("a.html", "plain")
+    try server.make("a.html.gz", "gz")
+    try server.make("a.html.br", "br")
+    try server.make("a.png", "plain")
+    try server.make("a.png.gz", "gz")
+    try server.make("only.html.gz", "gz")
+    let client = try HTTPClient(server)
+    for (field, text, coding) in [
+      ("X: y", "plain", nil), ("Accept-Encoding: gzip", "gz", "gzip"),
+      ("Accept-Encoding: gzip, br", "br", "br"), ("Accept-Encoding: gzip, br;q=0.1", "gz", "gzip"),
+      ("Accept-Encoding: zstd", "plain", nil), ("Accept-Encoding: *;q=0", "plain", nil),
+    ] as [(String, String, String?)] {
+      let answer = try client.get("/a.html", field)
+      XCTAssertEqual(answer.text, text, field)
+      XCTAssertEqual(answer.fields["content-encoding"], coding, field)
+      XCTAssertEqual(answer.fields["vary"], "Accept-Encoding")
+      XCTAssertEqual(answer.fields["content-type"], "text/html; charset=utf-8")
+    }
+    XCTAssertEqual(try client.get("/a.png", "Accept-Encoding: gzip").text, "plain")
+    XCTAssertEqual(try client.get("/only.html", "Accept-Encoding: gzip").status, 404)
+  }
+
+  // MARK: Uploads
+
+  func testUploads() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--writable", "--max-upload", "1M"])
+    let client = try HTTPClient(server)
+    for size in [0, 1, 131_072, 131_073, 700_000] {
+      let bytes = pattern(size)
+      try client.send("PUT /up HTTP/1.1\r\nHost: a\r\nContent-Length: \(size)\r\n\r\n")
+      try client.send(bytes)
+      XCTAssertEqual(try client.answer().status, size == 0 ? 201 : 204)
+      XCTAssertTrue(try server.contents("up") == bytes)
+      XCTAssertTrue(try client.get("/up").body == bytes)
+    }
+    // In chunks, the next request right behind.
+    try client.send(
+      "PUT /up HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x\r\nde\r\n0\r\n\r\n"
+        + "GET /up HTTP/1.1\r\nHost: a\r\n\r\n")
+    XCTAssertEqual(try client.answer().status, 204)
+    XCTAssertEqual(try client.answer().text, "abcde")
+    // Conditions.
+    for (field, status) in [
+      ("If-None-Match: *", 412), ("If-Match: \"x\"", 412), ("If-Match: *", 204),
+      ("Content-Range: bytes 0-1/5", 400),
+    ] {
+      let client = try HTTPClient(server)
+      try client.send("PUT /up HTTP/1.1\r\nHost: a\r\n\(field)\r\nContent-Length: 2\r\n\r\nxy")
+      XCTAssertEqual(try client.answer().status, status, field)
+    }
+    XCTAssertEqual(try server.contents("up"), Array("xy".utf8))
+    // Too large, said or found out; without a length; not chunks.
+    for (head, body, status) in [
+      ("Content-Length: 1048577", "x", 413), ("X: y", "", 411),
+      ("Transfer-Encoding: chunked", "zz\r\n", 400),
+      ("Transfer-Encoding: chunked", "110000\r\n" + String(repeating: "x", count: 0x110000), 413),
+    ] {
+      let client = try HTTPClient(server)
+      try client.send("PUT /big HTTP/1.1\r\nHost: a\r\n\(head)\r\n\r\n")
+      // The server may have enough before all is sent.
+      try? client.send(body)
+      XCTAssertEqual(try client.answer().status, status, head)
+    }
+    // An upload that ends half way leaves nothing behind.
+    do {
+      let client = try HTTPClient(server)
+      try client.send("PUT /half HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n")
+      try client.send(pattern(300_000))
+      XCTAssertTrue(eventually { (try? self.temporaries(server).count) == 1 })
+    }
+    XCTAssertTrue(eventually { (try? self.temporaries(server).isEmpty) == true })
+    XCTAssertFalse(FileManager.default.fileExists(atPath: server.root.appending("half").string))
+    let other = try HTTPServer(directory)
+    XCTAssertEqual(try HTTPClient(other).get("/up", method: "PUT").status, 405)
+  }
+
+  private func temporaries(_ server: HTTPServer) throws -> [String] {
+    try FileManager.default.contentsOfDirectory(atPath: server.root.string)
+      .filter { $0.hasPrefix(".aio-httpd-") }
+  }
+
+  /// Before an upload is answered, its bytes and then its name are durable: in this order.
+  func testAnUploadIsDurableBeforeItIsAnswered() throws {
+    let directory = try temporaryDirectory()
+    let strace = try ChildProcess.installed("strace", package: "strace")
+    let log = directory.path.appending("strace").string
+    let server = try HTTPServer(
+      directory, ["--writable"],
+      under: [
+        strace, "-D", "-f", "-o", log, "-e", "trace=fsync,fdatasync,io_submit,renameat2,sendmsg",
+      ])
+    let client = try HTTPClient(server)
+    try client.send("PUT /up HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
+    XCTAssertEqual(try client.answer().status, 201)
+    XCTAssertEqual(server.stop(), 0)
+    XCTAssertTrue(
+      eventually {
+        (try? String(contentsOfFile: log, encoding: .utf8))?.contains("+++ exited") == true
+      })
+    let calls = SystemCallLog.parse(try String(contentsOfFile: log, encoding: .utf8))
+    let order = ["FSYNC", "renameat2(", "fsync(", "201 Created"].map { part in
+      calls.firstIndex { $0.contains(part) } ?? -1
+    }
+    XCTAssertEqual(order, order.sorted(), "\(calls)")
+    XCTAssertFalse(order.contains(-1), "\(order) \(calls)")
+  }
+}
