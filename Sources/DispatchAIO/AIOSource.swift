@@ -64,9 +64,26 @@ public class AIOSource: @unchecked Sendable {
     hasEnded = true
     remove(from: &state)
     if let cancelHandler { state.handlers.append(cancelHandler) }
+    // Released outside of the lock: with a handler may end the last reference to something that
+    // cancels another source.
+    state.retired += [eventHandler, registrationHandler].compactMap { $0 }
     eventHandler = nil
     cancelHandler = nil
     registrationHandler = nil
+  }
+
+  /// Sets a handler, and releases the one before outside of the lock.
+  private func set(
+    _ handler: (@Sendable () -> Void)?,
+    _ place: ReferenceWritableKeyPath<AIOSource, (@Sendable () -> Void)?>
+  ) {
+    let old = loop.readiness.withLock { _ -> (@Sendable () -> Void)? in
+      guard !hasEnded else { return nil }
+      let old = self[keyPath: place]
+      self[keyPath: place] = handler
+      return old
+    }
+    withExtendedLifetime(old) {}
   }
 
   // MARK: From any thread
@@ -74,20 +91,20 @@ public class AIOSource: @unchecked Sendable {
   /// Sets the event handler, which runs on the context's queue for each event; if `nil`, events
   /// have no effect. After ``cancel()`` the call has no effect.
   public func setEventHandler(_ handler: (@Sendable () -> Void)?) {
-    loop.readiness.withLock { _ in if !hasEnded { eventHandler = handler } }
+    set(handler, \.eventHandler)
   }
 
   /// Sets the cancel handler, which runs on the context's queue once, after the source was
   /// cancelled and its last event handler has returned. It closes the descriptor. After
   /// ``cancel()`` the call has no effect.
   public func setCancelHandler(_ handler: (@Sendable () -> Void)?) {
-    loop.readiness.withLock { _ in if !hasEnded { cancelHandler = handler } }
+    set(handler, \.cancelHandler)
   }
 
   /// Sets the registration handler, which runs on the context's queue once, when the source has
   /// been activated.
   public func setRegistrationHandler(_ handler: (@Sendable () -> Void)?) {
-    loop.readiness.withLock { _ in if !hasEnded { registrationHandler = handler } }
+    set(handler, \.registrationHandler)
   }
 
   /// Starts to deliver events. A second call has no effect.

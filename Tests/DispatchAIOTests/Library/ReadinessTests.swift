@@ -241,6 +241,37 @@ final class ReadinessTests: XCTestCase {
     try context.closeAndWait()
   }
 
+  /// A handler that is released may end the last reference to something that cancels another
+  /// source.
+  func testAReleasedHandlerMayCancel() throws {
+    final class Owner: Sendable {
+      let source: AIOSource
+      init(_ source: AIOSource) { self.source = source }
+      deinit { source.cancel() }
+    }
+    for way in ["cancelled", "replaced", "closed"] {
+      let context = try AIOContext(queueDepth: 4, queue: loop)
+      let (near, far) = try pair()
+      let first = try context.makeReadSource(fileDescriptor: near)
+      let second = try context.makeReadSource(fileDescriptor: far)
+      let cancelled = Promise<Void>()
+      second.setCancelHandler { cancelled.fulfil(()) }
+      second.activate()
+      var owner: Owner? = Owner(second)
+      first.setEventHandler { [owner] in withExtendedLifetime(owner) {} }
+      owner = nil
+      first.activate()
+      switch way {
+      case "cancelled": first.cancel()
+      case "replaced": first.setEventHandler(nil)
+      default: break
+      }
+      if way != "closed" { try cancelled.wait() }
+      try context.closeAndWait()
+      if way == "closed" { try cancelled.wait() }
+    }
+  }
+
   // MARK: Timers
 
   func testTimers() throws {

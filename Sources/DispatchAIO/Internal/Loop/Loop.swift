@@ -397,10 +397,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
       }
     }
     if readiness.hasHandlers {
-      let (handlers, polls) = readiness.takeHandlers()
-      for handler in handlers { handler() }
-      for (poll, error) in polls { poll.completion(.failure(error)) }
-      budget.jobs += handlers.count + polls.count
+      let taken = readiness.takeHandlers()
+      for handler in taken.handlers { handler() }
+      for (poll, error) in taken.polls { poll.completion(.failure(error)) }
+      budget.jobs += taken.handlers.count + taken.polls.count
     }
     if !blocks.isEmpty { budget.jobs += blocks.run(until: budget.end) }
   }

@@ -58,6 +58,8 @@ final class Readiness: Sendable {
     var handlers: [@Sendable () -> Void] = []
     /// One-shot polls that ended without an event, and whose completions have not run.
     var endedPolls: [(OneShotPoll, AIOError)] = []
+    /// Handlers of sources that were cancelled, which are released outside of the lock.
+    var retired: [@Sendable () -> Void] = []
     var isClosed = false
 
     fileprivate var timers = Heap<TimerEntry>()
@@ -264,19 +266,33 @@ final class Readiness: Sendable {
     }
   }
 
-  /// Takes the registration and cancel handlers, and the polls that ended without an event.
-  func takeHandlers() -> (handlers: [@Sendable () -> Void], polls: [(OneShotPoll, AIOError)]) {
+  /// What `takeHandlers` takes.
+  struct Handlers {
+    /// Registration and cancel handlers, to be run.
+    let handlers: [@Sendable () -> Void]
+    /// The polls that ended without an event.
+    let polls: [(OneShotPoll, AIOError)]
+    /// Handlers of sources that were cancelled, to be released.
+    let retired: [@Sendable () -> Void]
+  }
+
+  /// Takes what is to be run, and released, outside of the lock.
+  func takeHandlers() -> Handlers {
     state.withLock { state in
       defer {
         state.handlers.removeAll(keepingCapacity: true)
         state.endedPolls.removeAll(keepingCapacity: true)
+        state.retired.removeAll(keepingCapacity: true)
       }
-      return (state.handlers, state.endedPolls)
+      return Handlers(
+        handlers: state.handlers, polls: state.endedPolls, retired: state.retired)
     }
   }
 
   /// Whether `takeHandlers` has something.
-  var hasHandlers: Bool { state.withLock { !$0.handlers.isEmpty || !$0.endedPolls.isEmpty } }
+  var hasHandlers: Bool {
+    state.withLock { !$0.handlers.isEmpty || !$0.endedPolls.isEmpty || !$0.retired.isEmpty }
+  }
 
   /// Cancels all sources and polls, and refuses new ones.
   func close() {
