@@ -41,7 +41,8 @@ final class Root: Sendable {
       Glibc.open($0, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
     }
     guard descriptor >= 0 else {
-      throw Failure("\(path.escaped): \(String(cString: strerror(errno))); name a directory to serve")
+      let reason = String(cString: strerror(errno))
+      throw Failure("\(path.escaped): \(reason); name a directory to serve")
     }
     self.descriptor = descriptor
     isLocal = cfiles_is_local(descriptor) != 0
