@@ -13,7 +13,9 @@ extension Engine {
     while true {
       let isOverBudget = !fillBatch()
       // Last, so that it shares the call with what the handlers of the last event have asked for.
-      let poll = pollDescriptor >= 0 && !isPollArmed ? batch.count : -1
+      // What is ready is looked at first: a poll for it would complete at once, for nothing.
+      let isToArm = pollDescriptor >= 0 && !isPollArmed && !isPollReady
+      let poll = isToArm ? batch.count : -1
       if poll >= 0 {
         batch.appendPoll(pollDescriptor, tag: LinuxKernel.pollTag, event: event)
       }
