@@ -96,6 +96,8 @@ final class JournalFuzzTests: XCTestCase {
       XCTAssertFalse(before.damages.isEmpty, "\(error): \(what)")
     }
     let after = try JournalContents(snapshot.data, asked: snapshot.sent.keys)
+    // A segment that is being made is removed at the start, and with it a second name of another.
+    if what.contains(".making"), after.damages.isEmpty { return }
     XCTAssertEqual(before.damages.isEmpty, after.damages.isEmpty, "\(after.damages): \(what)")
   }
 
@@ -123,7 +125,10 @@ final class JournalFuzzTests: XCTestCase {
       snapshot.data, asked: Array(snapshot.sent.keys) + [number])
     XCTAssertEqual(after.bytes(of: number), bytes, what)
     XCTAssertEqual(after.status(of: number), 0, "\(after.damages): \(what)")
-    if !before.damages.isEmpty { XCTAssertFalse(after.damages.isEmpty, "forgotten: \(what)") }
+    // As in `reopen`.
+    if !before.damages.isEmpty, !what.contains(".making") {
+      XCTAssertFalse(after.damages.isEmpty, "forgotten: \(what)")
+    }
     for connection in snapshot.sent.keys {
       XCTAssertTrue(after.bytes(of: connection) == before.bytes(of: connection), what)
     }
