@@ -221,13 +221,13 @@ final class FileServerLoadTests: XCTestCase {
     try "hello".write(toFile: root + "/a", atomically: false, encoding: .utf8)
     let path = directory.path.appending("activated").string
     let curl = try ChildProcess.installed("curl", package: "curl")
-    // All by a shell: the activator closes the descriptor by which Foundation watches a child.
+    // It hands on no other part of the environment. All by a shell: the activator closes the descriptor by which Foundation watches a child.
     let run = try ChildProcess.run(
       "/bin/sh",
       [
         "-c",
         """
-        \(program) -l \(path) \(try ChildProcess.built("aio-httpd")) \(root) >/dev/null 2>&1 &
+        \(program) -E ASAN_OPTIONS -l \(path) \(try ChildProcess.built("aio-httpd")) \(root) >/dev/null 2>&1 &
         while ! [ -S \(path) ]; do kill -0 $! || exit 1; done
         \(curl) -s --max-time 20 --unix-socket \(path) http://x/a
         kill -TERM $! && wait $! && echo " and ended"
