@@ -27,6 +27,7 @@ enum Command: String {
   case fewDescriptors = "few-descriptors"
   case createLate = "create-late"
   case appends
+  case forkStatistics = "fork-statistics"
   case open
   case openWithoutProc = "open-without-proc"
   case alignment
@@ -256,6 +257,8 @@ case .fork:
   inFlight.wait()
   print("parent", try outcome { try context.fdatasync(file, completion: $0) })
 
+case .forkStatistics: try askInChildren()
+
 case .exitInFlight:
   let context = try AIOContext(queueDepth: 32)
   let file = try file()
@@ -373,4 +376,32 @@ func appendTogether(_ file: AIOFile) throws {
       bytes.enumerated().allSatisfy { $0.element == UInt8($0.offset / 2048) }
     }
   print(isAsWritten ? "bytes as written" : "wrong bytes")
+}
+
+/// Forks while other threads ask for the statistics, so that many a child has their lock from a thread
+/// that it does not have.
+func askInChildren() throws {
+  let context = try AIOContext(queueDepth: 4)
+  for number in 0..<2 {
+    DispatchQueue(label: "asks.\(number)").async {
+      var sum = 0
+      while true { sum &+= context.statistics.turns }
+    }
+  }
+  var answered = 0
+  for _ in 0..<300 {
+    let child = cprobe_fork()
+    if child == 0 {
+      // Ends a child that waits for ever.
+      alarm(5)
+      _ = context.statistics
+      _exit(0)
+    }
+    var status: Int32 = 0
+    waitpid(child, &status, 0)
+    if status == 0 { answered += 1 }
+  }
+  print("answered", answered)
+  fflush(nil)
+  _exit(0)
 }

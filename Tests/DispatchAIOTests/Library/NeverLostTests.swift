@@ -166,6 +166,14 @@ final class NeverLostTests: XCTestCase {
     XCTAssertTrue(run.output.hasSuffix("parent success(0)\n"), run.output)
   }
 
+  /// The statistics' lock may be held at the fork by a thread that the child does not have.
+  func testTheStatisticsInAChildOfFork() throws {
+    let directory = try temporaryDirectory()
+    let run = try ChildProcess.run(
+      ChildProcess.built("dispatch-aio-probe"), ["fork-statistics", directory.path.string])
+    XCTAssertEqual(run.output, "answered 300\n", run.errors)
+  }
+
   func testExitWithRequestsInFlight() throws {
     let directory = try temporaryDirectory()
     let run = try ChildProcess.run(
