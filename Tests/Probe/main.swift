@@ -378,8 +378,8 @@ func appendTogether(_ file: AIOFile) throws {
   print(isAsWritten ? "bytes as written" : "wrong bytes")
 }
 
-/// Forks while other threads ask for the statistics, so that many a child has their lock from a thread
-/// that it does not have.
+/// Forks while other threads ask for the statistics, so that many a child has their lock from a
+/// thread that it does not have.
 func askInChildren() throws {
   let context = try AIOContext(queueDepth: 4)
   for number in 0..<2 {

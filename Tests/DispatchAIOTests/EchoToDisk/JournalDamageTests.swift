@@ -58,8 +58,8 @@ final class JournalDamageTests: XCTestCase {
     }
   }
 
-  /// The last one with batches while the spare stays, the first, and the last two with batches after
-  /// a crash.
+  /// The last one with batches while the spare stays, the first, and the last two with batches
+  /// after a crash.
   func testSegmentsThatAreMissing() throws {
     let directory = try temporaryDirectory()
     let clean = try snapshot(directory)

@@ -221,7 +221,8 @@ final class FileServerLoadTests: XCTestCase {
     try "hello".write(toFile: root + "/a", atomically: false, encoding: .utf8)
     let path = directory.path.appending("activated").string
     let curl = try ChildProcess.installed("curl", package: "curl")
-    // It hands on no other part of the environment. All by a shell: the activator closes the descriptor by which Foundation watches a child.
+    // It hands on no other part of the environment. All by a shell: the activator closes the
+    // descriptor by which Foundation watches a child.
     let run = try ChildProcess.run(
       "/bin/sh",
       [
