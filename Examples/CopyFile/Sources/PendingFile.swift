@@ -2,7 +2,6 @@
 
 import CFiles
 import DispatchAIO
-import Foundation
 import Glibc
 import ServerSupport
 import SystemPackage
@@ -15,7 +14,7 @@ import SystemPackage
 /// - Safety: `@unchecked Sendable` because its state is touched under the lock only. The lock is
 ///   held while a name is made or changed, so that whoever removes the file finds the name it has.
 final class PendingFile: @unchecked Sendable {
-  private let lock = NSLock()
+  private let lock = Lock(())
   private var file: AIOFile?
   /// The file's name, if it has one already.
   private var temporary: FilePath?
@@ -29,7 +28,7 @@ final class PendingFile: @unchecked Sendable {
   func create(
     in directory: FilePath, named name: FilePath, caching: AIOFile.Caching
   ) throws -> AIOFile {
-    try lock.withLock {
+    try lock.withLock { _ in
       guard !isOver else { throw Failure("interrupted") }
       let made =
         try Self.makeUnnamed(in: directory, name, caching)
@@ -87,8 +86,11 @@ final class PendingFile: @unchecked Sendable {
 
   /// Gives the file its name, atomically.
   func publish(as path: FilePath, replacing: Bool) throws {
-    lock.lock()
-    defer { lock.unlock() }
+    try lock.withLock { _ in try publishLocked(as: path, replacing: replacing) }
+  }
+
+  /// Under the lock.
+  private func publishLocked(as path: FilePath, replacing: Bool) throws {
     guard !isOver, let file else { throw Errno.interrupted }
     if let temporary {
       if replacing { try temporary.rename(to: path) } else { try renameToNewName(temporary, path) }
@@ -139,7 +141,7 @@ final class PendingFile: @unchecked Sendable {
 
   /// Removes the file, unless it has its name already. Afterwards it cannot get one.
   func remove() {
-    lock.withLock {
+    lock.withLock { _ in
       isOver = true
       try? temporary?.unlink()
       temporary = nil
