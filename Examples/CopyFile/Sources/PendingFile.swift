@@ -11,14 +11,16 @@ import SystemPackage
 /// Until then it has none (`O_TMPFILE`), so that nothing is left behind, whatever happens; where
 /// the filesystem has no such files, it has a temporary one.
 ///
-/// - Safety: `@unchecked Sendable` because its state is touched under the lock only. The lock is
-///   held while a name is made or changed, so that whoever removes the file finds the name it has.
-final class PendingFile: @unchecked Sendable {
-  private let lock = Lock(())
-  private var file: AIOFile?
-  /// The file's name, if it has one already.
-  private var temporary: FilePath?
-  private var isOver = false
+/// The lock is held while a name is made or changed, so that whoever removes the file finds the
+/// name it has.
+final class PendingFile: Sendable {
+  private struct State {
+    var file: AIOFile?
+    /// The file's name, if it has one already.
+    var temporary: FilePath?
+    var isOver = false
+  }
+  private let state = Lock(State())
 
   /// Makes the file, open for reading and writing.
   ///
@@ -28,13 +30,15 @@ final class PendingFile: @unchecked Sendable {
   func create(
     in directory: FilePath, named name: FilePath, caching: AIOFile.Caching
   ) throws -> AIOFile {
-    try lock.withLock { _ in
-      guard !isOver else { throw Failure("interrupted") }
-      let made =
-        try Self.makeUnnamed(in: directory, name, caching)
-        ?? makeNamed(in: directory, caching)
-      file = made
-      return made
+    try state.withLock { state in
+      guard !state.isOver else { throw Failure("interrupted") }
+      if let file = try Self.makeUnnamed(in: directory, name, caching) {
+        state.file = file
+        return file
+      }
+      let (file, path) = try Self.makeNamed(in: directory, caching)
+      (state.file, state.temporary) = (file, path)
+      return file
     }
   }
 
@@ -59,19 +63,20 @@ final class PendingFile: @unchecked Sendable {
     }
   }
 
-  private func makeNamed(in directory: FilePath, _ caching: AIOFile.Caching) throws -> AIOFile {
+  private static func makeNamed(
+    in directory: FilePath, _ caching: AIOFile.Caching
+  ) throws -> (AIOFile, FilePath) {
     guard !directory.isAppendOnly else {
       throw Failure(
         "\(directory.escaped): append-only (chattr +a), so that a temporary file would stay there")
     }
     while true {
-      let path = Self.temporaryName(in: directory)
+      let path = temporaryName(in: directory)
       do throws(AIOError) {
         let file = try AIOFile.openDirectIfPossible(
           path, .readWrite, options: [.create, .exclusiveCreate], permissions: .ownerReadWrite,
           caching: caching)
-        temporary = path
-        return file
+        return (file, path)
       } catch {
         guard error.code == .exists else { throw error }
       }
@@ -86,29 +91,35 @@ final class PendingFile: @unchecked Sendable {
 
   /// Gives the file its name, atomically.
   func publish(as path: FilePath, replacing: Bool) throws {
-    try lock.withLock { _ in try publishLocked(as: path, replacing: replacing) }
+    try state.withLock { state in
+      guard !state.isOver, let file = state.file else { throw Errno.interrupted }
+      if let temporary = state.temporary {
+        if replacing {
+          try temporary.rename(to: path)
+        } else {
+          try Self.renameToNewName(temporary, path)
+        }
+      } else {
+        try Self.linkUnnamed(file, as: path, replacing: replacing)
+      }
+      state.temporary = nil
+      state.isOver = true
+    }
   }
 
-  /// Under the lock.
-  private func publishLocked(as path: FilePath, replacing: Bool) throws {
-    guard !isOver, let file else { throw Errno.interrupted }
-    if let temporary {
-      if replacing { try temporary.rename(to: path) } else { try renameToNewName(temporary, path) }
-    } else {
-      do throws(Errno) {
-        try path.link(to: file.fileDescriptor)
-      } catch {
-        guard error == .fileExists, replacing else { throw error }
-        try replace(path, with: file)
-      }
+  private static func linkUnnamed(_ file: AIOFile, as path: FilePath, replacing: Bool) throws(Errno)
+  {
+    do throws(Errno) {
+      try path.link(to: file.fileDescriptor)
+    } catch {
+      guard error == .fileExists, replacing else { throw error }
+      try replace(path, with: file)
     }
-    temporary = nil
-    isOver = true
   }
 
   /// Gives a file without a name that of another, which is only possible by way of a third.
-  private func replace(_ path: FilePath, with file: AIOFile) throws(Errno) {
-    let name = Self.temporaryName(in: path.removingLastComponent())
+  private static func replace(_ path: FilePath, with file: AIOFile) throws(Errno) {
+    let name = temporaryName(in: path.removingLastComponent())
     try name.link(to: file.fileDescriptor)
     do throws(Errno) {
       try name.rename(to: path)
@@ -119,8 +130,8 @@ final class PendingFile: @unchecked Sendable {
   }
 
   /// Renames a file, or fails if the new name exists.
-  private func renameToNewName(_ old: FilePath, _ new: FilePath) throws {
-    let answer = old.withPlatformString { old in new.withPlatformString { link(old, $0) } }
+  private static func renameToNewName(_ old: FilePath, _ new: FilePath) throws {
+    let answer = old.withPlatformString { old in new.withPlatformString { Glibc.link(old, $0) } }
     if answer == 0 {
       do throws(Errno) {
         try old.unlink()
@@ -141,10 +152,10 @@ final class PendingFile: @unchecked Sendable {
 
   /// Removes the file, unless it has its name already. Afterwards it cannot get one.
   func remove() {
-    lock.withLock { _ in
-      isOver = true
-      try? temporary?.unlink()
-      temporary = nil
+    state.withLock { state in
+      state.isOver = true
+      try? state.temporary?.unlink()
+      state.temporary = nil
     }
   }
 }

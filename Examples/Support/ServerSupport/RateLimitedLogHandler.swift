@@ -3,6 +3,7 @@
 // A log that its clients cannot fill, and in which they cannot forge lines.
 
 import Dispatch
+import DispatchAIO
 import Logging
 
 /// A wrapper of a log handler. Of each kind of line, that is of each place in the source, it passes

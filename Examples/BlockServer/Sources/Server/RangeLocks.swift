@@ -9,7 +9,7 @@
 // takes the fast path; it waits until those that took it are done, and then for the requests that
 // it overlaps, in order of arrival.
 
-import ServerSupport
+import DispatchAIO
 import Synchronization
 
 /// The locked ranges of an export. Called from any thread.

@@ -2,20 +2,21 @@
 
 internal import Glibc
 
-/// A value under a `pthread_mutex_t`, for short sections: it is never held across a call that can
-/// sleep.
+/// A value under a `pthread_mutex_t`, for short sections: the library never holds it across a call
+/// that can sleep. It has `package` access because it is the examples' lock, too.
 ///
 /// `Synchronization.Mutex` is not used, because the Thread Sanitizer does not see it synchronize,
-/// and reports races that do not exist.
+/// and reports races that do not exist. It reports one as well where `Value` has no size (`Void`),
+/// so what a lock guards is its value, not something beside it.
 ///
 /// - Safety: `@unchecked Sendable` because the value is touched under the mutex only, and
 ///   everything that enters or leaves it is `sending`, so that nothing else refers to it.
 @safe
-final class Lock<Value>: @unchecked Sendable {
+package final class Lock<Value>: @unchecked Sendable {
   private var value: Value
   private let mutex: UnsafeMutablePointer<pthread_mutex_t>
 
-  init(_ value: sending Value) {
+  package init(_ value: sending Value) {
     self.value = value
     unsafe mutex = .allocate(capacity: 1)
     unsafe pthread_mutex_init(mutex, nil)
@@ -27,10 +28,12 @@ final class Lock<Value>: @unchecked Sendable {
   }
 
   /// Calls `body` with the value, under the mutex.
-  func withLock<Result>(_ body: (inout sending Value) -> sending Result) -> sending Result {
+  package func withLock<Result, Failure: Error>(
+    _ body: (inout sending Value) throws(Failure) -> sending Result
+  ) throws(Failure) -> sending Result {
     unsafe pthread_mutex_lock(mutex)
     defer { unsafe pthread_mutex_unlock(mutex) }
-    return body(&value)
+    return try body(&value)
   }
 
   /// Calls `body` with the value unless the mutex is locked, in which case it returns `nil`. It is
