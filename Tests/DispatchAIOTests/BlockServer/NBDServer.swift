@@ -6,81 +6,22 @@ import XCTest
 
 @testable import BlockServer
 
-/// An aio-nbd process, as a user runs it, on a Unix socket.
-///
-/// - Safety: `@unchecked Sendable` because nothing of it changes but the process, whose methods may
-///   be called from any thread.
-final class NBDServer: @unchecked Sendable {
-  let process = Process()
+/// An aio-nbd process on a Unix socket.
+final class NBDServer: ServerProcess, @unchecked Sendable {
   let directory: TemporaryDirectory
   let socket: String
-  private let log: FilePath
-  /// What it printed.
-  let announcement: String
-
-  struct Failure: Error, CustomStringConvertible { let description: String }
-
-  private static let numbers = Locked(0)
 
   /// Starts a server and waits until it is ready.
   init(_ directory: TemporaryDirectory, _ files: [String], _ options: [String] = []) throws {
     self.directory = directory
-    let number = Self.numbers.withLock { number in
-      number += 1
-      return number
-    }
-    socket = directory.path.appending("socket\(number)").string
-    log = directory.path.appending("log\(number)")
-    process.executableURL = URL(fileURLWithPath: try ChildProcess.built("aio-nbd"))
-    process.arguments = ["serve"] + files + ["--unix", socket] + options
-    process.currentDirectoryURL = URL(fileURLWithPath: directory.path.string)
-    process.standardInput = FileHandle.nullDevice
-    let output = Pipe()
-    process.standardOutput = output
-    _ = FileManager.default.createFile(atPath: log.string, contents: nil)
-    process.standardError = try FileHandle(forWritingTo: URL(fileURLWithPath: log.string))
-    try process.run()
-    var line = Data()
-    while let byte = try output.fileHandleForReading.read(upToCount: 1), !byte.isEmpty {
-      if byte[0] == UInt8(ascii: "\n") { break }
-      line.append(byte)
-    }
-    announcement = String(decoding: line, as: UTF8.self)
-    guard announcement == "listening on \(socket)" else {
-      process.waitUntilExit()
-      throw Failure(description: "no server: \(announcement) \(logged)")
-    }
+    socket = directory.path.appending("socket\(Self.nextNumber())").string
+    try super.init(
+      "aio-nbd", ["serve"] + files + ["--unix", socket] + options,
+      log: directory.path.appending("log"), in: directory.path)
+    XCTAssertEqual(address, socket)
   }
-
-  deinit {
-    if process.isRunning { kill() }
-  }
-
-  var logged: String { (try? String(contentsOfFile: log.string, encoding: .utf8)) ?? "" }
 
   func uri(_ export: String = "disk") -> String { "nbd+unix:///\(export)?socket=\(socket)" }
-
-  /// Sends SIGTERM, waits for the end, and returns the exit status.
-  @discardableResult
-  func stop() -> Int32 {
-    Glibc.kill(process.processIdentifier, SIGTERM)
-    process.waitUntilExit()
-    return process.terminationStatus
-  }
-
-  func kill() {
-    Glibc.kill(process.processIdentifier, SIGKILL)
-    process.waitUntilExit()
-  }
-
-  /// The most memory it ever had resident, in bytes.
-  var peakMemory: Int {
-    let status =
-      (try? String(contentsOfFile: "/proc/\(process.processIdentifier)/status", encoding: .utf8))
-      ?? ""
-    let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM") } ?? ""
-    return (Int(line.filter(\.isNumber)) ?? 0) << 10
-  }
 }
 
 /// A client that says exactly what a test wants it to.

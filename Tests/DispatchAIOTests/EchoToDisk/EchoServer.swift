@@ -4,15 +4,9 @@ import Foundation
 import SystemPackage
 import XCTest
 
-/// An echo-to-disk process, as a user runs it.
-final class EchoServer {
-  let process = Process()
+/// An echo-to-disk process.
+final class EchoServer: ServerProcess, @unchecked Sendable {
   let data: FilePath
-  /// What it printed: where it listens.
-  let address: String
-  private let log: FilePath
-
-  var port: UInt16 { UInt16(address.split(separator: ":").last ?? "") ?? 0 }
 
   /// Starts a server and waits until it is ready.
   ///
@@ -22,52 +16,9 @@ final class EchoServer {
     under: [String] = []
   ) throws {
     self.data = data
-    log = FilePath(data.string + ".log")
-    let command =
-      under + [try ChildProcess.built("echo-to-disk"), "serve", "--data", data.string] + address
-      + options
-    process.executableURL = URL(fileURLWithPath: command[0])
-    process.arguments = Array(command.dropFirst())
-    let output = Pipe()
-    process.standardInput = FileHandle.nullDevice
-    process.standardOutput = output
-    _ = FileManager.default.createFile(atPath: log.string, contents: nil)
-    process.standardError = try FileHandle(
-      forWritingTo: URL(fileURLWithPath: log.string))
-    try process.run()
-    var line = Data()
-    while let byte = try output.fileHandleForReading.read(upToCount: 1), !byte.isEmpty {
-      if byte[0] == UInt8(ascii: "\n") { break }
-      line.append(byte)
-    }
-    let text = String(decoding: line, as: UTF8.self)
-    guard text.hasPrefix("listening on ") else {
-      process.waitUntilExit()
-      let errors = (try? String(contentsOfFile: log.string, encoding: .utf8)) ?? ""
-      throw Failure(description: "no server: \(text) \(errors)")
-    }
-    self.address = String(text.dropFirst("listening on ".count))
-  }
-
-  struct Failure: Error, CustomStringConvertible { let description: String }
-
-  deinit {
-    if process.isRunning { kill() }
-  }
-
-  var logged: String { (try? String(contentsOfFile: log.string, encoding: .utf8)) ?? "" }
-
-  /// Sends a signal, waits for the end, and returns the exit status.
-  @discardableResult
-  func stop(_ signal: Int32 = SIGTERM) -> Int32 {
-    Glibc.kill(process.processIdentifier, signal)
-    process.waitUntilExit()
-    return process.terminationStatus
-  }
-
-  func kill() {
-    Glibc.kill(process.processIdentifier, SIGKILL)
-    process.waitUntilExit()
+    try super.init(
+      "echo-to-disk", ["serve", "--data", data.string] + address + options,
+      log: FilePath(data.string + ".log"), under: under)
   }
 
   // MARK: What its journal says

@@ -4,23 +4,12 @@ import Foundation
 import SystemPackage
 import XCTest
 
-/// An aio-httpd process, as a user runs it, with a directory of files.
-///
-/// - Safety: `@unchecked Sendable` because nothing of it changes after `init` but the process,
-///   whose methods may be called from any thread.
-final class HTTPServer: @unchecked Sendable {
-  let process = Process()
+/// An aio-httpd process with a directory of files.
+final class HTTPServer: ServerProcess, @unchecked Sendable {
   /// What is served.
   let root: FilePath
-  /// What it printed: where it listens.
-  let address: String
-  private let log: FilePath
   private var socketsAtFirst = 0
-  private static let numbers = Locked(0)
 
-  struct Failure: Error, CustomStringConvertible { let description: String }
-
-  var port: UInt16 { UInt16(address.split(separator: ":").last ?? "") ?? 0 }
   var url: String { "http://\(address)" }
 
   /// Starts a server and waits until it is ready.
@@ -32,50 +21,10 @@ final class HTTPServer: @unchecked Sendable {
   ) throws {
     root = directory.path.appending("www")
     try FileManager.default.createDirectory(atPath: root.string, withIntermediateDirectories: true)
-    let number = Self.numbers.withLock { number in
-      number += 1
-      return number
-    }
-    log = directory.path.appending("log\(number)")
-    let command = under + [try ChildProcess.built("aio-httpd"), root.string] + address + options
-    process.executableURL = URL(fileURLWithPath: command[0])
-    process.arguments = Array(command.dropFirst())
-    let output = Pipe()
-    process.standardInput = FileHandle.nullDevice
-    process.standardOutput = output
-    _ = FileManager.default.createFile(atPath: log.string, contents: nil)
-    process.standardError = try FileHandle(forWritingTo: URL(fileURLWithPath: log.string))
-    try process.run()
-    var line = Data()
-    while let byte = try output.fileHandleForReading.read(upToCount: 1), !byte.isEmpty {
-      if byte[0] == UInt8(ascii: "\n") { break }
-      line.append(byte)
-    }
-    let text = String(decoding: line, as: UTF8.self)
-    guard text.hasPrefix("listening on ") else {
-      process.waitUntilExit()
-      let errors = (try? String(contentsOfFile: log.string, encoding: .utf8)) ?? ""
-      throw Failure(description: "no server: \(text) \(errors)")
-    }
-    self.address = String(text.dropFirst("listening on ".count))
+    try super.init(
+      "aio-httpd", [root.string] + address + options, log: directory.path.appending("log"),
+      under: under)
     socketsAtFirst = sockets
-  }
-
-  deinit {
-    if process.isRunning {
-      Glibc.kill(process.processIdentifier, SIGKILL)
-      process.waitUntilExit()
-    }
-  }
-
-  var logged: String { (try? String(contentsOfFile: log.string, encoding: .utf8)) ?? "" }
-
-  /// Sends a signal, waits for the end, and returns the exit status.
-  @discardableResult
-  func stop(_ signal: Int32 = SIGTERM) -> Int32 {
-    Glibc.kill(process.processIdentifier, signal)
-    process.waitUntilExit()
-    return process.terminationStatus
   }
 
   /// Makes a file that is served.
@@ -92,26 +41,8 @@ final class HTTPServer: @unchecked Sendable {
     [UInt8](try Data(contentsOf: URL(fileURLWithPath: root.appending(name).string)))
   }
 
-  /// The most memory it ever had resident, in bytes.
-  var peakMemory: Int {
-    let status =
-      (try? String(contentsOfFile: "/proc/\(process.processIdentifier)/status", encoding: .utf8))
-      ?? ""
-    let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM") } ?? ""
-    return (Int(line.filter(\.isNumber)) ?? 0) << 10
-  }
-
   /// How many connections it has open: its sockets, but for those that it had at the beginning.
   var connections: Int { sockets - socketsAtFirst }
-
-  private var sockets: Int {
-    let path = "/proc/\(process.processIdentifier)/fd"
-    let names = (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []
-    return names.count { name in
-      let target = try? FileManager.default.destinationOfSymbolicLink(atPath: "\(path)/\(name)")
-      return target?.hasPrefix("socket:") == true
-    }
-  }
 
   /// Runs curl, and returns its output; fails the test if it fails.
   func curl(_ arguments: [String], file: StaticString = #filePath, line: UInt = #line) throws

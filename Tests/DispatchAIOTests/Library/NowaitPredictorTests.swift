@@ -95,7 +95,9 @@ final class NowaitPredictorTests: XCTestCase {
   /// Refusals are counted as long as a program runs: more than 2^32 of them.
   func testTheCountersWrapAround() {
     for operation in [read, write] {
-      let predictor = NowaitPredictor(Traits(), size: .max, refusals: .max - 2)
+      let predictor = NowaitPredictor(Traits(), size: .max)
+      predictor.readRefusals.store(.max - 2, ordering: .relaxed)
+      predictor.writeRefusals.store(.max - 2, ordering: .relaxed)
       let routes = (0..<40).map { _ in predictor.route(operation, offset: 0, length: 512) }
       XCTAssertTrue(routes.contains(.nowait), "\(operation): never tries once more")
       for _ in 0..<10 { predictor.refused(operation) }

@@ -38,7 +38,7 @@ final class ReadinessTests: XCTestCase {
 
   private func withoutAIOPoll() throws -> AIOContext {
     let context = try AIOContext(queueDepth: 4, queue: loop)
-    loop.sync { context.loop.pretendThatPollIsUnsupported() }
+    loop.sync { context.loop.pollsByDispatch = true }
     return context
   }
 
@@ -481,7 +481,8 @@ final class ReadinessTests: XCTestCase {
     let (log, done) = (Locked<[String]>([]), Promise<Void>())
     context.async {
       context.beforeSubmit {
-        log.withLock { $0.append("hook, \(context.loop.submitCallsOfThisMoment) calls") }
+        let calls = context.loop.engine.pointee.counts.submitCalls
+        log.withLock { $0.append("hook, \(calls) calls") }
       }
       do {
         try context.read(file, at: 0, into: AIOBuffer(count: 512)) { _ in

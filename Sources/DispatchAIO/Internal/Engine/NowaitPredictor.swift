@@ -44,26 +44,24 @@ final class NowaitPredictor: Sendable {
   private let end: Atomic<Int64>
   /// The numbers of requests in a row that were refused or not tried. They wrap around to 0, after
   /// which requests are tried as at first.
-  private let readRefusals: Atomic<UInt32>
-  private let writeRefusals: Atomic<UInt32>
+  let readRefusals: Atomic<UInt32>
+  let writeRefusals: Atomic<UInt32>
   /// Whether the file has no NOWAIT.
   private let readsAreOffloaded = Atomic<Bool>(false)
   private let writesAreOffloaded: Atomic<Bool>
   /// Whether the file has no IOCB_CMD_FSYNC.
   private let syncsAreOffloaded = Atomic<Bool>(false)
 
-  /// - Parameters:
-  ///   - size: The size of the file when it was opened, in bytes.
-  ///   - refusals: The number of refusals so far; for tests.
-  init(_ traits: OpenFile.Traits, size: Int64, refusals: UInt32 = 0) {
+  /// - Parameter size: The size of the file when it was opened, in bytes.
+  init(_ traits: OpenFile.Traits, size: Int64) {
     isDirect = traits.isDirect
     isMemory = traits.isMemory
     appends = traits.appends
     needsSystemCalls = traits.needsSystemCalls
     health = FileSystemHealth.of(traits.device)
     end = Atomic(size)
-    readRefusals = Atomic(refusals)
-    writeRefusals = Atomic(refusals)
+    readRefusals = Atomic(0)
+    writeRefusals = Atomic(0)
     writesAreOffloaded = Atomic(!traits.isDirect && !traits.isMemory && traits.syncsWrites)
   }
 

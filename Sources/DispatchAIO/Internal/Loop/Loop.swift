@@ -47,7 +47,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Behind a pointer, because the compiler cannot know that turns never overlap, and would check
   /// each access of a class's property while the program runs. Allocated by `init`, freed by
   /// `deinit`.
-  private let engine: UnsafeMutablePointer<Engine<LinuxKernel, Delivery>>
+  let engine: UnsafeMutablePointer<Engine<LinuxKernel, Delivery>>
   private let scheduler: TurnScheduler
   private let offloadPool: OffloadPool
 
@@ -60,9 +60,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Marks `queue`, so that one can ask whether one is on it.
   private let onQueue = DispatchSpecificKey<Void>()
 
-  /// The source of the epoll set, if the kernel has no AIO poll.
+  /// Whether a Dispatch source watches the epoll set, because there is no AIO poll.
+  var pollsByDispatch: Bool
+  /// That source.
   private var readinessSource: (any DispatchSourceRead)?
-  private var isPollRefused = false
   /// The blocks of `beforeSubmit`, and a spare array, so that no memory is allocated for each turn.
   private var submitHooks: [@Sendable () -> Void] = []
   private var spareHooks: [@Sendable () -> Void] = []
@@ -89,6 +90,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// - Throws: The errno of `eventfd(2)`.
   init(_ settings: Settings, kernel: LinuxKernel, queue: DispatchQueue?) throws(Errno) {
     self.settings = settings
+    pollsByDispatch = settings.policy == .threadsOnly
     self.queue = queue ?? DispatchQueue(label: "DispatchAIO.loop")
     jobs = JobQueue(queue: self.queue)
     self.kernel = kernel
@@ -409,18 +411,12 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private func preparePolling() {
     guard !isPolling.load(ordering: .relaxed), let descriptor = readiness.descriptor else { return }
     isPolling.store(true, ordering: .relaxed)
-    if unsafe isPollRefused || engine.pointee.policy == .threadsOnly {
+    if pollsByDispatch {
       unsafe engine.pointee.isPollUnsupported = true
     } else {
       unsafe engine.pointee.pollDescriptor = descriptor
     }
   }
-
-  /// For tests: as on a kernel without AIO poll. On the queue, before the first source is made.
-  func pretendThatPollIsUnsupported() { isPollRefused = true }
-
-  /// For tests: calls of `io_submit` so far. On the queue.
-  var submitCallsOfThisMoment: Int { unsafe engine.pointee.counts.submitCalls }
 
   /// Watches the epoll set by a Dispatch source, because the kernel has no AIO poll.
   private func watchReadinessByDispatch() {
