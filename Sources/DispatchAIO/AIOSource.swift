@@ -31,9 +31,9 @@ public class AIOSource: @unchecked Sendable {
   fileprivate let loop: Loop
 
   // Under the lock of `loop.readiness`.
-  private(set) var eventHandler: (@Sendable () -> Void)?
-  private var cancelHandler: (@Sendable () -> Void)?
-  private var registrationHandler: (@Sendable () -> Void)?
+  private(set) var eventHandler: Block?
+  private var cancelHandler: Block?
+  private var registrationHandler: Block?
   private var isActive = false
   private var suspensions = 0
   fileprivate private(set) var hasEnded = false
@@ -75,9 +75,10 @@ public class AIOSource: @unchecked Sendable {
   /// Sets a handler, and releases the one before outside of the lock.
   private func set(
     _ handler: (@Sendable () -> Void)?,
-    _ place: ReferenceWritableKeyPath<AIOSource, (@Sendable () -> Void)?>
+    _ place: ReferenceWritableKeyPath<AIOSource, Block?>
   ) {
-    let old = loop.readiness.withLock { _ -> (@Sendable () -> Void)? in
+    let handler = handler.map { Block($0) }
+    let old = loop.readiness.withLock { _ -> Block? in
       guard !hasEnded else { return nil }
       let old = self[keyPath: place]
       self[keyPath: place] = handler

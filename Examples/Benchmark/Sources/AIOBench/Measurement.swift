@@ -87,6 +87,9 @@ enum Measuring {
     return Double(calls) / Double(max(1, meter.requests))
   }
 
+  /// The number of times so far that a thread waited and was woken.
+  static var wakeUps: Int { usage().wakeUps }
+
   private static func usage() -> (user: Double, system: Double, wakeUps: Int) {
     var usage = rusage()
     getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)

@@ -34,11 +34,6 @@ struct Run: ParsableCommand {
   @Option(help: ArgumentHelp("Write the measurement there, too.", valueName: "path"))
   var json: String?
 
-  @Option(
-    help: ArgumentHelp(
-      "Exit with 1 when there were more heap allocations per request.", valueName: "number"))
-  var maxAllocations: Double?
-
   func validate() throws {
     guard (1...65535).contains(iodepth) else { throw ValidationError("--iodepth: 1 to 65535") }
     guard (1...100_000).contains(files) else { throw ValidationError("--files: 1 to 100000") }
@@ -101,10 +96,5 @@ struct Run: ParsableCommand {
     if job.verifies { print("  checked         \(result.wrong) blocks were wrong") }
     if let json { try writeJSON(result, to: json) }
     if result.wrong > 0 { throw ExitCode.failure }
-    if let most = maxAllocations, let count = result.allocations,
-      Double(count) > most * Double(result.requests)
-    {
-      throw BenchError("more than \(most) allocations per request (--max-allocations)")
-    }
   }
 }

@@ -65,8 +65,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// That source.
   private var readinessSource: (any DispatchSourceRead)?
   /// The blocks of `beforeSubmit`, and a spare array, so that no memory is allocated for each turn.
-  private var submitHooks: [@Sendable () -> Void] = []
-  private var spareHooks: [@Sendable () -> Void] = []
+  private var submitHooks: [Block] = []
+  private var spareHooks: [Block] = []
+  /// The events of descriptors and timers whose handlers are running; empty between turns.
+  private var readyEvents: [Readiness.Ready] = []
   /// The blocks of `async`.
   private let blocks = LoopBlocks()
 
@@ -362,7 +364,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// Runs a block in a turn. From any thread.
   func async(_ body: @escaping @Sendable () -> Void) {
-    if blocks.append(body) {
+    if blocks.append(Block(body)) {
       scheduler.scheduleTurn()
     } else {
       queue.async(execute: body)
@@ -375,13 +377,13 @@ final class Loop: SlotOwner, @unchecked Sendable {
       fatalError(
         "AIOContext: beforeSubmit was not called on the context's queue, '\(queue.label)'")
     }
-    submitHooks.append(body)
+    submitHooks.append(Block(body))
     scheduler.scheduleTurn()
   }
 
   private func runSubmitHooks() {
     swap(&submitHooks, &spareHooks)
-    for hook in spareHooks { hook() }
+    for hook in spareHooks { hook.run() }
     spareHooks.removeAll(keepingCapacity: true)
   }
 
@@ -389,18 +391,19 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private func runReady(_ budget: inout TurnBudget) {
     if unsafe engine.pointee.isPollReady {
       unsafe engine.pointee.isPollReady = false
-      for (source, poll, events) in readiness.ready() {
-        budget.jobs += 1
-        if let source {
-          readiness.handler(of: source)?()
-        } else {
-          poll?.completion(.success(events))
+      readiness.takeReady(into: &readyEvents)
+      budget.jobs += readyEvents.count
+      for event in readyEvents {
+        switch event {
+        case .source(let source): readiness.handler(of: source)?.run()
+        case .poll(let poll, let events): poll.completion(.success(events))
         }
       }
+      readyEvents.removeAll(keepingCapacity: true)
     }
     if readiness.hasHandlers {
       let taken = readiness.takeHandlers()
-      for handler in taken.handlers { handler() }
+      for handler in taken.handlers { handler.run() }
       for (poll, error) in taken.polls { poll.completion(.failure(error)) }
       budget.jobs += taken.handlers.count + taken.polls.count
     }

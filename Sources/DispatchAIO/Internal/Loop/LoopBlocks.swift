@@ -8,14 +8,14 @@ internal import Synchronization
 /// - Safety: `@unchecked Sendable` because `running` and `next` are touched in turns only.
 final class LoopBlocks: @unchecked Sendable {
   private struct State {
-    var arrived: [@Sendable () -> Void] = []
+    var arrived: [Block] = []
     var isClosed = false
   }
 
   private let state = Lock(State())
   /// The number of blocks that have not run.
   private let count = Atomic<Int>(0)
-  private var running: [@Sendable () -> Void] = []
+  private var running: [Block] = []
   private var next = 0
 
   /// Whether there are no blocks. Sequentially consistent, for a loop that prepares to sleep.
@@ -24,10 +24,10 @@ final class LoopBlocks: @unchecked Sendable {
   }
 
   /// - Returns: `false` if the loop runs no more blocks.
-  func append(_ body: @escaping @Sendable () -> Void) -> Bool {
+  func append(_ block: Block) -> Bool {
     state.withLock { state in
       if state.isClosed { return false }
-      state.arrived.append(body)
+      state.arrived.append(block)
       count.add(1, ordering: .sequentiallyConsistent)
       return true
     }
@@ -41,10 +41,10 @@ final class LoopBlocks: @unchecked Sendable {
     if running.isEmpty { state.withLock { state in swap(&state.arrived, &running) } }
     let first = next
     while next < running.count {
-      let body = running[next]
+      let block = running[next]
       next += 1
       count.subtract(1, ordering: .relaxed)
-      body()
+      block.run()
       if clinux_monotonic_nanoseconds() > end { break }
     }
     let count = next - first

@@ -55,11 +55,11 @@ final class Readiness: Sendable {
     var watched: [Int32: Watched] = [:]
     var generation: UInt32 = 0
     /// Registration and cancel handlers that have not run.
-    var handlers: [@Sendable () -> Void] = []
+    var handlers: [Block] = []
     /// One-shot polls that ended without an event, and whose completions have not run.
     var endedPolls: [(OneShotPoll, AIOError)] = []
     /// Handlers of sources that were cancelled, which are released outside of the lock.
-    var retired: [@Sendable () -> Void] = []
+    var retired: [Block] = []
     var isClosed = false
 
     fileprivate var timers = Heap<TimerEntry>()
@@ -69,6 +69,12 @@ final class Readiness: Sendable {
     /// The time at which the timerfd fires; 0 if it does not.
     fileprivate var armedDeadline: UInt64 = 0
     fileprivate var staleEntries = 0
+  }
+
+  /// A source or a poll whose event has come.
+  enum Ready {
+    case source(any ReadinessSource)
+    case poll(OneShotPoll, AIOPollEvents)
   }
 
   private let state = Lock(State())
@@ -196,12 +202,12 @@ final class Readiness: Sendable {
 
   /// Takes the events of descriptors that are ready, and of timers that are due.
   ///
-  /// - Returns: The sources and polls to run, in order. The handler of each source is asked for by
-  ///   `handler(of:)` just before it runs, since the one before may have suspended or cancelled it.
-  func ready() -> [(source: (any ReadinessSource)?, poll: OneShotPoll?, events: AIOPollEvents)] {
+  /// - Parameter events: Gets the sources and polls to run, in order. The handler of each source is
+  ///   asked for by `handler(of:)` just before it runs, since the one before may have suspended or
+  ///   cancelled it.
+  func takeReady(into events: inout [Ready]) {
     state.withLock { state in
-      guard let set = state.set else { return [] }
-      var result: [((any ReadinessSource)?, OneShotPoll?, AIOPollEvents)] = []
+      guard let set = state.set else { return }
       unsafe withUnsafeTemporaryAllocation(
         of: PollSet.Event.self, capacity: Self.descriptorsPerPass
       ) { buffer in
@@ -209,19 +215,18 @@ final class Readiness: Sendable {
         for index in 0..<count {
           let event = unsafe buffer[index]
           if event.data == Self.timerNumber {
-            collectTimers(&state, into: &result)
+            collectTimers(&state, into: &events)
           } else {
-            collect(event, set, &state, into: &result)
+            collect(event, set, &state, into: &events)
           }
         }
       }
-      return result
     }
   }
 
   private func collect(
     _ event: PollSet.Event, _ set: PollSet, _ state: inout State,
-    into result: inout [((any ReadinessSource)?, OneShotPoll?, AIOPollEvents)]
+    into ready: inout [Ready]
   ) {
     let fd = Int32(bitPattern: UInt32(truncatingIfNeeded: event.data))
     // The number may have been given to another descriptor in the meantime.
@@ -229,24 +234,24 @@ final class Readiness: Sendable {
       watched.generation == UInt32(truncatingIfNeeded: event.data >> 32)
     else { return }
     let events = AIOPollEvents(rawValue: event.events)
-    let (ends, before): (AIOPollEvents, Int) = ([.hangUp, .error], result.count)
+    let (ends, before): (AIOPollEvents, Int) = ([.hangUp, .error], ready.count)
     if let reader = watched.reader, reader.isRunning,
       !events.isDisjoint(with: ends.union([.readable, .priority, .readHangUp]))
     {
-      result.append((reader, nil, events))
+      ready.append(.source(reader))
     }
     if let writer = watched.writer, writer.isRunning,
       !events.isDisjoint(with: ends.union(.writable))
     {
-      result.append((writer, nil, events))
+      ready.append(.source(writer))
     }
     watched.polls.removeAll { poll in
       let answer = events.intersection(poll.events.union(ends))
       guard !answer.isEmpty else { return false }
-      result.append((nil, poll, answer))
+      ready.append(.poll(poll, answer))
       return true
     }
-    if result.count == before {
+    if ready.count == before {
       // A hang-up or an error, which the set reports unasked, of a descriptor for which nobody
       // waits now: it leaves the set until a source of it runs.
       set.remove(fd)
@@ -258,7 +263,7 @@ final class Readiness: Sendable {
   }
 
   /// The handler of a source with an event; `nil` if it has none, or no longer runs.
-  func handler(of source: any ReadinessSource) -> (@Sendable () -> Void)? {
+  func handler(of source: any ReadinessSource) -> Block? {
     state.withLock { _ in
       guard source.isRunning else { return nil }
       source.willRun()
@@ -269,11 +274,11 @@ final class Readiness: Sendable {
   /// What `takeHandlers` takes.
   struct Handlers {
     /// Registration and cancel handlers, to be run.
-    let handlers: [@Sendable () -> Void]
+    let handlers: [Block]
     /// The polls that ended without an event.
     let polls: [(OneShotPoll, AIOError)]
     /// Handlers of sources that were cancelled, to be released.
-    let retired: [@Sendable () -> Void]
+    let retired: [Block]
   }
 
   /// Takes what is to be run, and released, outside of the lock.
@@ -384,7 +389,7 @@ final class Readiness: Sendable {
   }
 
   private func collectTimers(
-    _ state: inout State, into result: inout [((any ReadinessSource)?, OneShotPoll?, AIOPollEvents)]
+    _ state: inout State, into ready: inout [Ready]
   ) {
     let now = clinux_monotonic_nanoseconds()
     state.armedDeadline = 0
@@ -396,7 +401,7 @@ final class Readiness: Sendable {
       }
       state.activeTimers.remove(ObjectIdentifier(first.timer))
       first.timer.fired(now: now)
-      result.append((first.timer, nil, []))
+      ready.append(.source(first.timer))
       if first.timer.interval > 0 { schedule(first.timer, &state) }
     }
     // Setting the timerfd ends its readability, also if it is disarmed.

@@ -9,7 +9,7 @@ protocol ReadinessSource: AnyObject, Sendable {
   var isWriter: Bool { get }
   /// Whether events are delivered.
   var isRunning: Bool { get }
-  var eventHandler: (@Sendable () -> Void)? { get }
+  var eventHandler: Block? { get }
 
   /// Called before the event handler runs.
   func willRun()

@@ -60,4 +60,13 @@ int cengines_start_counting(void);
 // Stops counting, and returns the number of calls.
 uint64_t cengines_stop_counting(void);
 
+// Whether the process runs under callgrind, and was built where valgrind's headers are.
+int cengines_counts_instructions(void);
+
+// Forgets the instructions so far, of all threads.
+void cengines_drop_instructions(void);
+
+// Makes callgrind write the instructions since then into its next file, under a name.
+void cengines_note_instructions(const char *name);
+
 #endif

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CEngines
+import Dispatch
+import DispatchAIO
+import Foundation
+import SystemPackage
+
+/// One row of the thresholds: a verb, the way it takes, and a depth. The kernel completes most of
+/// them at once, so that what a request costs does not depend on a disk.
+struct CostWorkload {
+  enum Verb: String, CaseIterable {
+    case read, write, readVector, writeVector, fsync, fdatasync
+    /// From the page cache of a file system on a disk, by RWF_NOWAIT.
+    case readCached
+    /// From and to the disk, past the page cache.
+    case readDirect, writeDirect
+    /// With its completion on another queue.
+    case readElsewhere
+    /// By tasks on the loop's executor.
+    case readAsync, writeAsync
+    /// A one-shot poll of a descriptor that is readable.
+    case poll
+    /// The events of a source whose descriptor stays readable.
+    case source
+    /// A block that the loop runs.
+    case block
+
+    var isOnDisk: Bool { self == .readCached || isDirect }
+    var isDirect: Bool { self == .readDirect || self == .writeDirect }
+
+    /// Whether a disk or another thread takes part, so that how many requests are handed over
+    /// together is a matter of chance.
+    var isHandedOver: Bool {
+      isDirect || self == .fsync || self == .fdatasync || self == .readElsewhere
+    }
+  }
+
+  var verb: Verb
+  var depth: Int
+
+  var name: String { "\(verb.rawValue) \(depth)" }
+
+  static let depths = [1, 8, 32]
+  static let blockSize = 4096
+  static let blocks = 64
+
+  static let all = Verb.allCases.flatMap { verb in
+    (verb == .source ? [1] : depths).map { CostWorkload(verb: verb, depth: $0) }
+  }
+}
+
+/// A context and a file on which the requests of a row are made.
+final class CostSession {
+  private let workload: CostWorkload
+  private let context: AIOContext
+  private let file: AIOFile
+  private var pipe: [Int32] = [-1, -1]
+
+  /// - Parameter path: 256 KiB, of the kind that the verb wants.
+  init(_ workload: CostWorkload, _ path: String) throws {
+    self.workload = workload
+    context = try AIOContext(queueDepth: workload.depth + 1)
+    file = try AIOFile.open(
+      FilePath(path), .readWrite, caching: workload.verb.isDirect ? .direct : .buffered)
+    guard Glibc.pipe(&pipe) == 0, Glibc.write(pipe[1], "x", 1) == 1 else {
+      throw BenchError("pipe: \(String(cString: strerror(errno)))")
+    }
+  }
+
+  func close() {
+    let closed = DispatchSemaphore(value: 0)
+    context.close { closed.signal() }
+    closed.wait()
+    for end in pipe { Glibc.close(end) }
+  }
+
+  /// Makes a number of requests, and waits for them.
+  func run(_ count: Int) throws {
+    switch workload.verb {
+    case .readAsync, .writeAsync: try runTasks(count)
+    case .source: try runSource(count)
+    default: try CostRunner(workload, context, file, pipe[0]).run(count)
+    }
+  }
+
+  private func runSource(_ count: Int) throws {
+    let source = try context.makeReadSource(fileDescriptor: pipe[0])
+    let done = DispatchSemaphore(value: 0)
+    // Used by the handlers alone, which run one after the other.
+    nonisolated(unsafe) var left = count
+    source.setEventHandler {
+      left -= 1
+      if left == 0 { source.cancel() }
+    }
+    source.setCancelHandler { done.signal() }
+    source.activate()
+    done.wait()
+  }
+
+  private func runTasks(_ count: Int) throws {
+    let done = DispatchSemaphore(value: 0)
+    // Written before the signal and read after it.
+    nonisolated(unsafe) var failure: (any Error)?
+    let (depth, isWrite) = (workload.depth, workload.verb == .writeAsync)
+    let each = count / depth
+    Task(executorPreference: context.taskExecutor) { [context, file] in
+      do {
+        try await withThrowingTaskGroup(of: Void.self) { group in
+          for task in 0..<depth {
+            group.addTask(executorPreference: context.taskExecutor) {
+              var buffer = AIOUniqueBuffer(count: CostWorkload.blockSize)
+              for number in 0..<each {
+                let offset = Int64((task + number) % CostWorkload.blocks * CostWorkload.blockSize)
+                if isWrite {
+                  _ = try await context.write(file, at: offset, from: buffer)
+                } else {
+                  _ = try await context.read(file, at: offset, into: &buffer)
+                }
+              }
+            }
+          }
+          try await group.waitForAll()
+        }
+      } catch {
+        failure = error
+      }
+      done.signal()
+    }
+    done.wait()
+    if let failure { throw failure }
+  }
+}
+
+/// Makes requests with callbacks, as many at a time as the depth says.
+///
+/// - Safety: `@unchecked Sendable` because it is confined to the queue of its completions.
+private final class CostRunner: @unchecked Sendable {
+  private let workload: CostWorkload
+  private let context: AIOContext
+  private let file: AIOFile
+  private let descriptor: Int32
+  private let elsewhere: DispatchQueue?
+  private let buffers: [AIOBuffer]
+  private let vectors: [[AIOBuffer]]
+  private let done = DispatchSemaphore(value: 0)
+  private var (toStart, toEnd, next) = (0, 0, 0)
+  private var failure: (any Error)?
+
+  init(
+    _ workload: CostWorkload, _ context: AIOContext, _ file: AIOFile, _ descriptor: Int32
+  ) {
+    (self.workload, self.context, self.file) = (workload, context, file)
+    self.descriptor = descriptor
+    elsewhere = workload.verb == .readElsewhere ? DispatchQueue(label: "aio-bench.other") : nil
+    buffers = (0..<workload.depth).map { _ in AIOBuffer(count: CostWorkload.blockSize) }
+    vectors = (0..<workload.depth).map { _ in
+      (0..<2).map { _ in AIOBuffer(count: CostWorkload.blockSize / 2) }
+    }
+  }
+
+  func run(_ count: Int) throws {
+    (elsewhere ?? context.queue).async { [self] in
+      (toStart, toEnd) = (count, count)
+      for slot in 0..<workload.depth { start(slot) }
+    }
+    done.wait()
+    if let failure { throw failure }
+  }
+
+  private func start(_ slot: Int) {
+    guard toStart > 0 else { return }
+    toStart -= 1
+    next = next + 1 == CostWorkload.blocks ? 0 : next + 1
+    let offset = Int64(next * CostWorkload.blockSize)
+    do {
+      switch workload.verb {
+      case .read, .readCached, .readDirect, .readElsewhere:
+        try context.read(file, at: offset, into: buffers[slot], queue: elsewhere) { [self] in
+          ended($0, slot)
+        }
+      case .write, .writeDirect:
+        try context.write(file, at: offset, from: buffers[slot]) { [self] in ended($0, slot) }
+      case .readVector:
+        try context.read(file, at: offset, into: vectors[slot]) { [self] in ended($0, slot) }
+      case .writeVector:
+        try context.write(file, at: offset, from: vectors[slot]) { [self] in ended($0, slot) }
+      case .fsync: try context.fsync(file) { [self] in ended($0, slot) }
+      case .fdatasync: try context.fdatasync(file) { [self] in ended($0, slot) }
+      case .poll: try context.poll(descriptor, for: .readable) { [self] in ended($0, slot) }
+      case .block: context.async { [self] in ended(Result<Int, AIOError>.success(0), slot) }
+      case .readAsync, .writeAsync, .source: preconditionFailure("made by others")
+      }
+    } catch {
+      ended(Result<Int, AIOError>.failure(error), slot)
+    }
+  }
+
+  private func ended<Value>(_ result: Result<Value, AIOError>, _ slot: Int) {
+    if case .failure(let error) = result { (failure, toStart) = (error, 0) }
+    toEnd -= 1
+    start(slot)
+    if toEnd == 0 || failure != nil { done.signal() }
+  }
+}
