@@ -250,7 +250,10 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// Adds a request to the list in which it waits for its next attempt.
   @inline(__always)
   mutating func enqueue(_ slot: UInt32, isFirst: Bool) {
-    if route(of: table[request: slot]) == .syscall {
+    // The request counts where its route is final, here or when it is submitted.
+    if route(of: table[request: slot], counts: false) == .syscall,
+      route(of: table[request: slot]) == .syscall
+    {
       // It needs no room in the kernel, and so does not wait behind requests that do.
       table[request: slot].route = .syscall
       return offload(slot)
@@ -277,12 +280,13 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   }
 
   @inline(__always)
-  func route(of request: borrowing Request<Attachment>) -> Route {
+  func route(of request: borrowing Request<Attachment>, counts: Bool = true) -> Route {
     if request.isRouteForced { return request.route }
     switch policy {
     case .nonblocking:
       return request.file.predictor.route(
-        request.verb, offset: request.chunkOffset, length: request.length - request.resumeOffset)
+        request.verb, offset: request.chunkOffset, length: request.length - request.resumeOffset,
+        counts: counts)
     case .inline: return .inline
     case .threadsOnly: return .syscall
     }

@@ -70,20 +70,23 @@ final class NowaitPredictor: Sendable {
   // MARK: Deciding
 
   /// The route of a request's first attempt.
+  ///
+  /// - Parameter counts: Whether the request takes that route now. Each request counts once, or the
+  ///   one in sixteen to be tried might never be.
   @inline(__always)
-  func route(_ verb: Verb, offset: Int64, length: Int) -> Route {
+  func route(_ verb: Verb, offset: Int64, length: Int, counts: Bool = true) -> Route {
     if needsSystemCalls { return .syscall }
     switch verb {
     case .read:
       if isMemory { return length <= Self.longestCopy ? .inline : .syscall }
       if !isDirect && length > Self.longestCopy { return .syscall }
-      return tries(readsAreOffloaded, readRefusals) ? .nowait : offloadRoute
+      return tries(readsAreOffloaded, readRefusals, counts) ? .nowait : offloadRoute
     case .write:
       if isMemory { return length <= Self.longestCopy ? .inline : .syscall }
       if !isDirect && length > Self.longestCopy { return .syscall }
       if appends || offset + Int64(length) > end.load(ordering: .relaxed) { return .syscall }
       if health.isSlow { return offloadRoute }
-      return tries(writesAreOffloaded, writeRefusals) ? .nowait : offloadRoute
+      return tries(writesAreOffloaded, writeRefusals, counts) ? .nowait : offloadRoute
     case .fsync, .fdatasync:
       return syncsAreOffloaded.load(ordering: .relaxed) ? .syscall : .inline
     }
@@ -95,12 +98,14 @@ final class NowaitPredictor: Sendable {
   }
 
   @inline(__always)
-  private func tries(_ isOffloaded: borrowing Atomic<Bool>, _ refusals: borrowing Atomic<UInt32>)
-    -> Bool
-  {
+  private func tries(
+    _ isOffloaded: borrowing Atomic<Bool>, _ refusals: borrowing Atomic<UInt32>, _ counts: Bool
+  ) -> Bool {
     if isOffloaded.load(ordering: .relaxed) { return false }
-    if refusals.load(ordering: .relaxed) < Self.refusalThreshold { return true }
-    return refusals.wrappingAdd(1, ordering: .relaxed).newValue % Self.retryInterval == 0
+    let seen = refusals.load(ordering: .relaxed)
+    if seen < Self.refusalThreshold { return true }
+    let number = counts ? refusals.wrappingAdd(1, ordering: .relaxed).newValue : seen &+ 1
+    return number % Self.retryInterval == 0
   }
 
   // MARK: Learning
