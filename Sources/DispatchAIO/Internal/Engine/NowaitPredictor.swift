@@ -14,6 +14,8 @@
 //     does not sleep but takes time: a large one is offloaded. A buffered write to a file opened
 //     with O_DSYNC or O_SYNC waits for the disk there (XFS syncs inside `io_submit`, NOWAIT or
 //     not).
+//   - A read of a file opened `.automatic` is tried in pieces that are copied fast, and where it
+//     is not tried, it is direct: see DirectReads.
 //   - A memory file (tmpfs, ramfs, hugetlbfs) has no NOWAIT, and sleeps only for pages that were
 //     swapped out, which cannot be predicted: its requests are submitted inline, except large ones.
 //   - On a file system whose submissions were slow, as while it is frozen, writes are offloaded:
@@ -40,6 +42,7 @@ final class NowaitPredictor: Sendable {
   private let appends: Bool
   private let needsSystemCalls: Bool
   private let health: FileSystemHealth
+  private let directReads: DirectReads?
   /// The offset below which bytes are known to be in the file.
   private let end: Atomic<Int64>
   /// The numbers of requests in a row that were refused or not tried. They wrap around to 0, after
@@ -55,7 +58,10 @@ final class NowaitPredictor: Sendable {
   /// - Parameters:
   ///   - size: The size of the file when it was opened, in bytes.
   ///   - refusals: The number of refusals so far; for tests.
-  init(_ traits: OpenFile.Traits, size: Int64, refusals: UInt32 = 0) {
+  init(
+    _ traits: OpenFile.Traits, size: Int64, directReads: DirectReads? = nil, refusals: UInt32 = 0
+  ) {
+    self.directReads = directReads
     isDirect = traits.isDirect
     isMemory = traits.isMemory
     appends = traits.appends
@@ -79,6 +85,9 @@ final class NowaitPredictor: Sendable {
     switch verb {
     case .read:
       if isMemory { return length <= Self.longestCopy ? .inline : .syscall }
+      if let directReads, directReads.isUsable {
+        return automaticRoute(directReads, offset, length, counts)
+      }
       if !isDirect && length > Self.longestCopy { return .syscall }
       return tries(readsAreOffloaded, readRefusals, counts) ? .nowait : offloadRoute
     case .write:
@@ -90,6 +99,16 @@ final class NowaitPredictor: Sendable {
     case .fsync, .fdatasync:
       return syncsAreOffloaded.load(ordering: .relaxed) ? .syscall : .inline
     }
+  }
+
+  /// The route of a read of a file opened `.automatic`.
+  private func automaticRoute(
+    _ directReads: DirectReads, _ offset: Int64, _ length: Int, _ counts: Bool
+  ) -> Route {
+    if length == 0 || tries(readsAreOffloaded, readRefusals, counts) { return .nowait }
+    guard directReads.descriptor != nil else { return .syscall }
+    return directReads.wasRead(at: offset) && !readsAreOffloaded.load(ordering: .relaxed)
+      ? .nowait : .direct
   }
 
   /// The route of a request that the loop must not submit.
