@@ -8,11 +8,13 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -161,6 +163,26 @@ int clinux_cache_block_map(int fd) {
   // Elsewhere the number may mean another thing, and FUSE would ask its process.
   if ((uint32_t)status.f_type != ext4_super_magic) return 0;
   return ioctl(fd, _IO('f', 18)) < 0 ? -errno : 0;
+}
+
+int clinux_reopen_direct(int fd) {
+  char path[32];
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return -errno;
+  int again;
+  do {
+    again = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC | (flags & O_NOATIME));
+  } while (again < 0 && errno == EINTR);
+  if (again < 0) return -errno;
+  // What is mounted at /proc may be something else.
+  struct stat old_status, new_status;
+  if (fstat(fd, &old_status) == 0 && fstat(again, &new_status) == 0 &&
+      old_status.st_dev == new_status.st_dev && old_status.st_ino == new_status.st_ino) {
+    return again;
+  }
+  close(again);
+  return -ESTALE;
 }
 
 int clinux_block_device_sector_size(int fd) {

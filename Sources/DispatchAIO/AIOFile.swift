@@ -21,6 +21,29 @@ public final class AIOFile: Sendable {
     case direct
     /// Through the page cache, at any alignment.
     case buffered
+    /// Reads from the page cache where the bytes are there, else past it; at any alignment. Writes
+    /// as ``buffered``.
+    ///
+    /// What the page cache does not have is read with `O_DIRECT` through a second descriptor, which
+    /// takes no thread. A thread opens it (through `/proc/self/fd`) while it makes the first read
+    /// that is refused, and it is closed with the file. Where that is not possible (no direct
+    /// I/O there, no `/proc`, no permission, no descriptors left, which is tried again after a
+    /// second) and on memory, network and FUSE file systems, the file is ``buffered``.
+    ///
+    /// - A read sees what was written before it, through this file or by others, a mapping
+    ///   included: the kernel refuses a direct read of pages that are not written back, and a
+    ///   thread makes it.
+    /// - After four refusals in a row reads are direct at once, and one in sixteen is tried in the
+    ///   page cache, which notices when the file is cached, and has the kernel cache what it tries
+    ///   (Linux 5.10). A range that was read directly of late (256 are remembered) and is
+    ///   refused again is read through the page cache by a thread: one at a time for each file, of
+    ///   at most 1 MiB. So what is read often ends up in the page cache, and what is read once
+    ///   does not push out the rest.
+    /// - A read whose offset, length or memory is not aligned for the device is copied: 128 KiB at
+    ///   a time, with at most 128 such reads (16 MiB) under way in a context, and 512 KiB a turn.
+    ///   More of them, and unaligned reads into memory of the caller's own (the `@unsafe` verbs),
+    ///   are made by threads.
+    case automatic
   }
 
   let file: OpenFile
@@ -28,7 +51,7 @@ public final class AIOFile: Sendable {
   /// A group that is entered while the descriptor is open.
   private let isOpen = DispatchGroup()
 
-  /// Opens a file. Corresponds to `open(2)` with `O_CLOEXEC`, and with `O_DIRECT` unless buffered.
+  /// Opens a file. Corresponds to `open(2)` with `O_CLOEXEC`, and with `O_DIRECT` if direct.
   ///
   /// Blocks the calling thread, also while another process holds a lease on the file, and on ext4
   /// until the map of a direct file's blocks is in memory (some 20 ms for 8,000 extents). The path
@@ -68,7 +91,8 @@ public final class AIOFile: Sendable {
       subject: subject)
     let descriptor = try opening.run()
     do {
-      return try AIOFile(descriptor, path: path, operation: .open)
+      return try AIOFile(
+        descriptor, path: path, operation: .open, isAutomatic: caching == .automatic)
     } catch {
       try? descriptor.close()
       throw error
@@ -82,17 +106,20 @@ public final class AIOFile: Sendable {
   /// - Parameters:
   ///   - descriptor: A descriptor of a regular file or a block device.
   ///   - path: A name for error messages; `nil` names the descriptor's number instead.
+  ///   - isAutomatic: Whether reads are made as ``Caching/automatic`` says, if the descriptor was
+  ///     opened without `O_DIRECT`.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/unsupportedFile``,
   ///   ``AIOError/Code/wrongAccessMode`` if it was opened with `O_PATH`, or
   ///   ``AIOError/Code/system``; the descriptor then stays the caller's.
   public convenience init(
-    adopting descriptor: FileDescriptor, path: FilePath? = nil
+    adopting descriptor: FileDescriptor, path: FilePath? = nil, isAutomatic: Bool = false
   ) throws(AIOError) {
-    try self.init(descriptor, path: path, operation: .adopt)
+    try self.init(descriptor, path: path, operation: .adopt, isAutomatic: isAutomatic)
   }
 
   private init(
-    _ descriptor: FileDescriptor, path: FilePath?, operation: AIOError.Operation
+    _ descriptor: FileDescriptor, path: FilePath?, operation: AIOError.Operation,
+    isAutomatic: Bool
   ) throws(AIOError) {
     let subject = AIOError.Subject(
       operation: operation, path: path, descriptor: descriptor.rawValue)
@@ -120,15 +147,19 @@ public final class AIOFile: Sendable {
     }
     let isOpen = isOpen
     isOpen.enter()
-    let traits = OpenFile.Traits(descriptor.rawValue, flags, status)
+    var traits = OpenFile.Traits(descriptor.rawValue, flags, status)
+    traits.isAutomatic = isAutomatic && flags & clinux_o_direct == 0
+    let directReads = DirectReads(traits)
+    let device = traits.device
     file = OpenFile(
       descriptor: descriptor.rawValue, path: path,
       traits: traits,
-      size: kind.isBlockDevice ? .max : Int64(status.st_size)
+      size: kind.isBlockDevice ? .max : Int64(status.st_size), directReads: directReads
     ) { descriptor in
       // The last close of a file can take long (it frees an unlinked file; NFS and FUSE flush), and
       // a completion on the loop may be the last to release it.
-      BlockingCalls.run(on: traits.device) {
+      BlockingCalls.run(on: device) {
+        directReads?.close()
         Glibc.close(descriptor)
         isOpen.leave()
       }
@@ -149,9 +180,11 @@ public final class AIOFile: Sendable {
   /// The way that requests take to the disk. A file that was opened ``Caching/direct`` is
   /// ``Caching/buffered`` if its file system accepts `O_DIRECT` and then does buffered I/O, as ext4
   /// does with `data=journal`.
-  public var caching: Caching { file.traits.isDirect ? .direct : .buffered }
+  public var caching: Caching {
+    file.traits.isAutomatic ? .automatic : file.traits.isDirect ? .direct : .buffered
+  }
 
-  /// The alignment that requests on this file need, in bytes; 1 and 1 for a buffered file.
+  /// The alignment that requests on this file need, in bytes; 1 and 1 unless it is direct.
   public var alignment: AIOAlignment { AIOAlignment(file.traits.alignment) }
 
   /// The file's size in bytes. Corresponds to `fstat(2)`, or `BLKGETSIZE64` for a block device.

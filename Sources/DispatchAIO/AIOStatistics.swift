@@ -49,8 +49,12 @@ public struct AIOStatistics: Sendable, Hashable {
   public var queueHops = 0
 
   /// The number of attempts with `RWF_NOWAIT` that the kernel refused because it would have had to
-  /// sleep, or because the file has no such thing; such a request is offloaded.
+  /// sleep, or because the file has no such thing; such a request is offloaded, or read past the
+  /// page cache.
   public var nowaitRefusals = 0
+  /// The number of attempts to read past the page cache, of files opened
+  /// ``AIOFile/Caching/automatic``, those that the kernel refused included.
+  public var directReads = 0
   /// The number of attempts handed to the offload threads. Writes that continue each other may
   /// share a system call there.
   public var offloadSubmits = 0

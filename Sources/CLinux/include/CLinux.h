@@ -78,6 +78,10 @@ int clinux_file_system(int fd, struct clinux_file_system *answer);
 // on another file system. May sleep, for one read for each 340 extents or so.
 int clinux_cache_block_map(int fd);
 
+// Opens the file of a descriptor once more, through /proc/self/fd, for reading with O_DIRECT.
+// Answers the new descriptor, which is close-on-exec. May sleep.
+int clinux_reopen_direct(int fd);
+
 // The logical sector size of a block device (BLKSSZGET), in bytes.
 int clinux_block_device_sector_size(int fd);
 

@@ -119,6 +119,34 @@ final class NeverSleepsTests: XCTestCase {
     try context.closeAndWait()
   }
 
+  /// A buffered file that was cold is noticed when it is in the page cache again.
+  func testAColdFileThatBecameCachedIsNoticed() throws {
+    let directory = try temporaryDirectory()
+    let path = try directory.makeFile(size: 1 << 20)
+    let context = try AIOContext(queueDepth: 8)
+    let file = try AIOFile.open(path, .readOnly, caching: .buffered)
+    let descriptor = file.fileDescriptor.rawValue
+    let buffer = AIOBuffer(count: 4096)
+    func read(_ block: Int) throws -> Int {
+      let read = try attempts(context) {
+        try context.read(file, at: Int64(block % 256) * 4096, into: buffer, completion: $0)
+      }
+      XCTAssertEqual(read.outcome, .success(4096))
+      return read.asleep
+    }
+    XCTAssertEqual(posix_fadvise(descriptor, 0, 0, POSIX_FADV_RANDOM), 0)
+    for cold in 0..<4 {
+      XCTAssertEqual(posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED), 0)
+      // Each number of refusals in a row, so that none of them is unlucky.
+      for block in 0..<10 + cold { _ = try read(block * 7) }
+      var bytes = [UInt8](repeating: 0, count: 1 << 20)
+      XCTAssertEqual(pread(descriptor, &bytes, bytes.count, 0), bytes.count)
+      for block in 0..<17 { _ = try read(block) }
+      XCTAssertEqual(try (0..<20).reduce(0) { try $0 + read($1) }, 0, "after \(10 + cold) refusals")
+    }
+    try context.closeAndWait()
+  }
+
   func testAppendingFiles() throws {
     let directory = try temporaryDirectory()
     let context = try AIOContext(queueDepth: 8)

@@ -54,10 +54,10 @@ extension Engine {
     checkAccounts()
   }
 
-  /// The next completion; `nil` if there is none. Requests that the kernel completed and those that
-  /// ended otherwise take turns, so that neither starves the other.
+  /// The next completion; `nil` if there is none, or this turn has copied enough. Requests that the
+  /// kernel completed and those that ended otherwise take turns, so that neither starves the other.
   mutating func next() -> Completion? {
-    while true {
+    while !isBounceBudgetUsedUp {
       takesEndedFirst.toggle()
       if takesEndedFirst || events.isEmpty, let slot = ended.popFirst(in: table) {
         if let completion = conclude(slot, table[slot].answer) { return completion }
@@ -67,6 +67,7 @@ extension Engine {
         return nil
       }
     }
+    return nil
   }
 
   /// Ends a request, or makes it wait for another attempt.
@@ -76,16 +77,24 @@ extension Engine {
   @inline(__always)
   private mutating func conclude(_ slot: UInt32, _ answer: Int) -> Completion? {
     noLongerUnsignalled(slot)
-    if table[request: slot].route == .nowait { learn(slot, answer) }
+    endFill(slot)
+    var (answer, isFileEnd) = (answer, false)
+    switch table[request: slot].route {
+    case .nowait: learn(slot, answer)
+    case .direct: (answer, isFileEnd) = concludeDirect(slot, answer)
+    case .inline, .offload, .syscall: break
+    }
     if answer >= 0, table[request: slot].resumeOffset + answer >= table[request: slot].length {
       return succeed(slot, max(table[request: slot].transferred, table[request: slot].length))
     }
-    return resolve(slot, answer)
+    return resolve(slot, answer, isFileEnd)
   }
 
   @inline(never)
-  private mutating func resolve(_ slot: UInt32, _ answer: Int) -> Completion? {
-    switch attempt(slot, answer).resolve() {
+  private mutating func resolve(
+    _ slot: UInt32, _ answer: Int, _ isFileEnd: Bool
+  ) -> Completion? {
+    switch attempt(slot, answer, isFileEnd).resolve() {
     case .succeeded(let count):
       return succeed(slot, count)
     case .failed(let errno):
@@ -109,13 +118,16 @@ extension Engine {
     return nil
   }
 
-  private func attempt(_ slot: UInt32, _ answer: Int) -> Attempt {
-    Attempt(
+  private mutating func attempt(_ slot: UInt32, _ answer: Int, _ isFileEnd: Bool) -> Attempt {
+    let isRefused = table[request: slot].route == .nowait && answer == -Int(EAGAIN)
+    return Attempt(
       verb: table[request: slot].verb, route: table[request: slot].route, answer: answer,
       length: table[request: slot].length, resumeOffset: table[request: slot].resumeOffset,
       transferred: table[request: slot].transferred, chunkLimit: table[request: slot].chunkLimit,
       mayRetry: table[request: slot].retries < Self.maximumRetries,
-      mayOffload: policy != .inline, file: table[request: slot].file.traits)
+      mayOffload: policy != .inline,
+      refusalRoute: isRefused ? routeAfterRefusal(slot) : nil, isFileEnd: isFileEnd,
+      file: table[request: slot].file.traits)
   }
 
   /// Records the answer to an attempt with RWF_NOWAIT.
@@ -138,6 +150,10 @@ extension Engine {
     if isRetry { table[request: slot].retries += 1 }
     table[request: slot].isRouteForced = route != nil
     if let route { table[request: slot].route = route }
+    // A write's may be less because the disk is nearly full.
+    if table[request: slot].verb == .read {
+      table[request: slot].chunkLimit = table[request: slot].file.traits.maximumTransfer
+    }
     table.unclaim(slot)
     enqueue(slot, isFirst: isFirst)
   }

@@ -138,6 +138,11 @@ extension Engine {
     if route.isOnLoop, policy == .nonblocking, table[request: slot].operation.mayFaultOnDisk {
       route = table[request: slot].file.predictor.offloadRoute
     }
+    var transfer: DirectTransfer?
+    if route == .direct {
+      transfer = directTransfer(slot)
+      if transfer == nil { route = .syscall }
+    }
     guard route.isOnLoop else {
       unlist(slot)
       table[request: slot].route = route
@@ -155,6 +160,14 @@ extension Engine {
       beingCancelled += 1
       return .taken
     }
+    if let transfer {
+      guard prepareDirect(slot, transfer) else {
+        table.unclaim(slot)
+        table[request: slot].route = .syscall
+        offload(slot)
+        return .taken
+      }
+    }
     takeRoom(slot)
     table[slot].place = .inKernel
     let copied = prepare(slot, route)
@@ -171,7 +184,11 @@ extension Engine {
   private mutating func prepare(_ slot: UInt32, _ route: Route) -> Int {
     table[request: slot].route = route
     table[request: slot].isRouteForced = false
+    if route == .direct { return 0 }
     let traits = table[request: slot].file.traits
+    if traits.isAutomatic, route == .nowait, table[request: slot].verb == .read {
+      table[request: slot].chunkLimit = NowaitPredictor.longestCopy
+    }
     let length = table[request: slot].chunkLength
     // A memory file has done it when `io_submit(2)` returns, after which the loop reaps in any
     // case.
@@ -198,6 +215,7 @@ extension Engine {
     where batch.tag(at: index) != LinuxKernel.pollTag {
       let slot = slot(ofTag: batch.tag(at: index))
       noLongerUnsignalled(slot)
+      releaseBounce(slot)
       releaseRoom(slot)
       table.unclaim(slot)
       let file = table[request: slot].file.number

@@ -26,7 +26,8 @@
 // The loop submits a request inline if that cannot make the kernel sleep, and with RWF_NOWAIT if it
 // may (see NowaitPredictor). A request that the kernel refuses, or that is known to make it sleep,
 // is offloaded: as a system call if it is synchronous anyway, else into the same kernel context,
-// for which it takes room like any other (see FileShares).
+// for which it takes room like any other (see FileShares). A read that the page cache refuses may
+// be submitted as O_DIRECT instead (see DirectReads).
 
 internal import CLibAIO
 internal import CLinux
@@ -123,6 +124,10 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// Whether `next` looks at `ended` before the events.
   var takesEndedFirst = false
 
+  /// The bytes that this turn has copied out of bounce buffers.
+  var bouncedBytes = 0
+  var bounceBuffers = BounceBuffers()
+
   var batch: SubmissionBatch
   var events: EventBuffer
   var counts = EngineCounts()
@@ -165,6 +170,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   mutating func beginTurn() {
     copiedBytes = 0
     submitNanoseconds = 0
+    bouncedBytes = 0
   }
 
   /// Processes the requests that were accepted, cancelled and returned since the last call, in
@@ -250,7 +256,10 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   /// Adds a request to the list in which it waits for its next attempt.
   @inline(__always)
   mutating func enqueue(_ slot: UInt32, isFirst: Bool) {
-    if route(of: table[request: slot]) == .syscall {
+    // The request counts where its route is final, here or when it is submitted.
+    if route(of: table[request: slot], counts: false) == .syscall,
+      route(of: table[request: slot]) == .syscall
+    {
       // It needs no room in the kernel, and so does not wait behind requests that do.
       table[request: slot].route = .syscall
       return offload(slot)
@@ -277,12 +286,13 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
   }
 
   @inline(__always)
-  func route(of request: borrowing Request<Attachment>) -> Route {
+  func route(of request: borrowing Request<Attachment>, counts: Bool = true) -> Route {
     if request.isRouteForced { return request.route }
     switch policy {
     case .nonblocking:
       return request.file.predictor.route(
-        request.verb, offset: request.chunkOffset, length: request.length - request.resumeOffset)
+        request.verb, offset: request.chunkOffset, length: request.length - request.resumeOffset,
+        counts: counts)
     case .inline: return .inline
     case .threadsOnly: return .syscall
     }
@@ -351,6 +361,8 @@ struct EngineCounts: Equatable {
   var longestSubmit: UInt64 = 0
   /// Attempts with RWF_NOWAIT that the kernel refused.
   var nowaitRefusals = 0
+  /// Attempts to read past the page cache, of files opened `.automatic`.
+  var directReads = 0
   /// Attempts handed to the offload queue.
   var offloadSubmits = 0
   /// Attempts repeated because the kernel answered, unasked, that nothing was done.

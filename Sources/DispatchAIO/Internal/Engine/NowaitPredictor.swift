@@ -14,6 +14,8 @@
 //     does not sleep but takes time: a large one is offloaded. A buffered write to a file opened
 //     with O_DSYNC or O_SYNC waits for the disk there (XFS syncs inside `io_submit`, NOWAIT or
 //     not).
+//   - A read of a file opened `.automatic` is tried in pieces that are copied fast, and where it
+//     is not tried, it is direct: see DirectReads.
 //   - A memory file (tmpfs, ramfs, hugetlbfs) has no NOWAIT, and sleeps only for pages that were
 //     swapped out, which cannot be predicted: its requests are submitted inline, except large ones.
 //   - On a file system whose submissions were slow, as while it is frozen, writes are offloaded:
@@ -40,6 +42,7 @@ final class NowaitPredictor: Sendable {
   private let appends: Bool
   private let needsSystemCalls: Bool
   private let health: FileSystemHealth
+  private let directReads: DirectReads?
   /// The offset below which bytes are known to be in the file.
   private let end: Atomic<Int64>
   /// The numbers of requests in a row that were refused or not tried. They wrap around to 0, after
@@ -53,7 +56,8 @@ final class NowaitPredictor: Sendable {
   private let syncsAreOffloaded = Atomic<Bool>(false)
 
   /// - Parameter size: The size of the file when it was opened, in bytes.
-  init(_ traits: OpenFile.Traits, size: Int64) {
+  init(_ traits: OpenFile.Traits, size: Int64, directReads: DirectReads? = nil) {
+    self.directReads = directReads
     isDirect = traits.isDirect
     isMemory = traits.isMemory
     appends = traits.appends
@@ -68,23 +72,39 @@ final class NowaitPredictor: Sendable {
   // MARK: Deciding
 
   /// The route of a request's first attempt.
+  ///
+  /// - Parameter counts: Whether the request takes that route now. Each request counts once, or the
+  ///   one in sixteen to be tried might never be.
   @inline(__always)
-  func route(_ verb: Verb, offset: Int64, length: Int) -> Route {
+  func route(_ verb: Verb, offset: Int64, length: Int, counts: Bool = true) -> Route {
     if needsSystemCalls { return .syscall }
     switch verb {
     case .read:
       if isMemory { return length <= Self.longestCopy ? .inline : .syscall }
+      if let directReads, directReads.isUsable {
+        return automaticRoute(directReads, offset, length, counts)
+      }
       if !isDirect && length > Self.longestCopy { return .syscall }
-      return tries(readsAreOffloaded, readRefusals) ? .nowait : offloadRoute
+      return tries(readsAreOffloaded, readRefusals, counts) ? .nowait : offloadRoute
     case .write:
       if isMemory { return length <= Self.longestCopy ? .inline : .syscall }
       if !isDirect && length > Self.longestCopy { return .syscall }
       if appends || offset + Int64(length) > end.load(ordering: .relaxed) { return .syscall }
       if health.isSlow { return offloadRoute }
-      return tries(writesAreOffloaded, writeRefusals) ? .nowait : offloadRoute
+      return tries(writesAreOffloaded, writeRefusals, counts) ? .nowait : offloadRoute
     case .fsync, .fdatasync:
       return syncsAreOffloaded.load(ordering: .relaxed) ? .syscall : .inline
     }
+  }
+
+  /// The route of a read of a file opened `.automatic`.
+  private func automaticRoute(
+    _ directReads: DirectReads, _ offset: Int64, _ length: Int, _ counts: Bool
+  ) -> Route {
+    if length == 0 || tries(readsAreOffloaded, readRefusals, counts) { return .nowait }
+    guard directReads.descriptor != nil else { return .syscall }
+    return directReads.wasRead(at: offset) && !readsAreOffloaded.load(ordering: .relaxed)
+      ? .nowait : .direct
   }
 
   /// The route of a request that the loop must not submit.
@@ -93,12 +113,14 @@ final class NowaitPredictor: Sendable {
   }
 
   @inline(__always)
-  private func tries(_ isOffloaded: borrowing Atomic<Bool>, _ refusals: borrowing Atomic<UInt32>)
-    -> Bool
-  {
+  private func tries(
+    _ isOffloaded: borrowing Atomic<Bool>, _ refusals: borrowing Atomic<UInt32>, _ counts: Bool
+  ) -> Bool {
     if isOffloaded.load(ordering: .relaxed) { return false }
-    if refusals.load(ordering: .relaxed) < Self.refusalThreshold { return true }
-    return refusals.wrappingAdd(1, ordering: .relaxed).newValue % Self.retryInterval == 0
+    let seen = refusals.load(ordering: .relaxed)
+    if seen < Self.refusalThreshold { return true }
+    let number = counts ? refusals.wrappingAdd(1, ordering: .relaxed).newValue : seen &+ 1
+    return number % Self.retryInterval == 0
   }
 
   // MARK: Learning

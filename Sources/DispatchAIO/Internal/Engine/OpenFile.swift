@@ -19,6 +19,9 @@ final class OpenFile: Sendable {
   let number = FileNumbers.take()
   /// The predictor of the routes of its requests.
   let predictor: NowaitPredictor
+  /// The second descriptor; `nil` if its reads are never made past the page cache. Whoever closes
+  /// the file's descriptor closes this one, too.
+  let directReads: DirectReads?
 
   /// The properties that never change while the descriptor is open.
   struct Traits: Sendable {
@@ -26,6 +29,8 @@ final class OpenFile: Sendable {
     var isWritable = true
     /// Reads and writes bypass the page cache.
     var isDirect = true
+    /// Opened `.automatic`: see `DirectReads`.
+    var isAutomatic = false
     /// A regular file with no disk beneath (tmpfs, ramfs, hugetlbfs): a request only copies memory.
     var isMemory = false
     /// A block device, whose size does not change.
@@ -71,12 +76,13 @@ final class OpenFile: Sendable {
   /// - Parameter size: The size of the file when it was opened, in bytes.
   init(
     descriptor: Int32, path: FilePath?, traits: Traits, size: Int64 = .max,
-    onLastRelease: @escaping @Sendable (Int32) -> Void
+    directReads: DirectReads? = nil, onLastRelease: @escaping @Sendable (Int32) -> Void
   ) {
     self.descriptor = descriptor
     self.path = path
     self.traits = traits
-    predictor = NowaitPredictor(traits, size: size)
+    self.directReads = directReads
+    predictor = NowaitPredictor(traits, size: size, directReads: directReads)
     self.onLastRelease = onLastRelease
   }
 

@@ -36,13 +36,16 @@ enum Route: Equatable {
   case nowait
   /// `io_submit` on an offload thread, into the same kernel context.
   case offload
+  /// `io_submit` on the loop, of a read past the page cache, through the file's descriptor with
+  /// O_DIRECT, with RWF_NOWAIT.
+  case direct
   /// A plain system call on an offload thread: for what is synchronous anyway, and for what kernel
   /// AIO does not have.
   case syscall
 
   /// Whether the loop itself submits it.
   var isOnLoop: Bool {
-    @inline(__always) get { self == .inline || self == .nowait }
+    @inline(__always) get { self != .offload && self != .syscall }
   }
 }
 
@@ -141,6 +144,10 @@ struct Request<Attachment>: ~Copyable {
   /// Whether it was submitted without the eventfd flag, because it is complete when `io_submit(2)`
   /// returns.
   var isUnsignalled = false
+  /// Whether the attempt brings its range into the page cache: see `DirectReads`.
+  var fillsPageCache = false
+  /// The number of its bounce buffer; -1 if it has none.
+  var bounce: Int32 = -1
   /// The number of attempts repeated because the kernel answered that nothing was done.
   var retries: UInt8 = 0
   /// The offset within the request at which the next attempt begins: the bytes before it have been
@@ -148,7 +155,8 @@ struct Request<Attachment>: ~Copyable {
   var resumeOffset = 0
   /// The number of bytes transferred; at least `resumeOffset`.
   var transferred = 0
-  /// The most bytes of one attempt; less than the kernel's limit when the disk is nearly full.
+  /// The most bytes of one attempt; less than the kernel's limit when the disk is nearly full, and
+  /// for a read that the loop copies, or that has to be aligned.
   var chunkLimit: Int
 
   init(

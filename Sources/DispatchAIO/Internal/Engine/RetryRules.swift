@@ -25,6 +25,10 @@ struct Attempt {
   var mayRetry = true
   /// Whether requests may be offloaded.
   var mayOffload = true
+  /// The route after a refusal of RWF_NOWAIT; if `nil`, by an offload thread.
+  var refusalRoute: Route? = nil
+  /// Whether a direct read has reached the end of the file.
+  var isFileEnd = false
   var file: OpenFile.Traits
 }
 
@@ -49,7 +53,7 @@ enum Resolution: Equatable {
 
 extension Attempt {
   /// The route after a refusal of RWF_NOWAIT: by a thread that may sleep.
-  private var offloadRoute: Route { file.isDirect ? .offload : .syscall }
+  private var offloadRoute: Route { refusalRoute ?? (file.isDirect ? .offload : .syscall) }
 
   func resolve() -> Resolution {
     answer < 0 ? resolve(errno: Int32(-answer)) : resolve(count: answer)
@@ -60,7 +64,9 @@ extension Attempt {
     let done = max(transferred, end)
     if end >= length { return .succeeded(done) }
     if count == min(length - resumeOffset, chunkLimit) {
-      return .continued(resumeOffset: end, transferred: done, route: nil, isRetry: false)
+      return .continued(
+        resumeOffset: end, transferred: done, route: route == .direct ? .direct : nil,
+        isRetry: false)
     }
     return verb == .read ? resolveShortRead(count, end, done) : resolveShortWrite(end, done)
   }
@@ -69,7 +75,7 @@ extension Attempt {
   /// direct read of a local file ends within a block.
   private func resolveShortRead(_ count: Int, _ end: Int, _ done: Int) -> Resolution {
     let unit = file.alignment
-    if count == 0 || file.isDirect && file.isLocal && unit.roundDown(end) != end {
+    if isFileEnd || count == 0 || file.isDirect && file.isLocal && unit.roundDown(end) != end {
       return .succeeded(done)
     }
     // A direct read resumes at a boundary, and so may read bytes twice: no more of them is the end.
@@ -101,6 +107,10 @@ extension Attempt {
     case (EAGAIN, .nowait, _), (EOPNOTSUPP, .nowait, _):
       // The kernel would have had to sleep, or the file has no NOWAIT.
       return mayOffload ? .retried(offloadRoute, isRetry: false) : .failed(errno)
+    case (EAGAIN, .direct, _), (EOPNOTSUPP, .direct, _), (EINVAL, .direct, _),
+      (EINTR, .direct, _), (ENOMEM, .direct, _):
+      // The direct route is a short cut, and has no answer that the system call has not.
+      return .retried(.syscall, isRetry: false)
     case (EINVAL, .inline, _), (EINVAL, .nowait, _), (EINVAL, .offload, _):
       // Kernel AIO lacks the operation (a sync before Linux 4.18, a file without `read_iter`). The
       // system call may have it, and else answers the same.

@@ -51,13 +51,15 @@ struct SubmissionBatch: ~Copyable {
   /// Adds a request; there must be room for it.
   ///
   /// - Parameters:
+  ///   - descriptor: The descriptor; if `nil`, the file's.
   ///   - event: The eventfd that counts the completion; if `nil`, none does.
   ///   - isNowait: Whether the kernel is to refuse what it would have to sleep for.
   @inline(__always)
   mutating func append<Attachment>(
-    _ request: borrowing Request<Attachment>, tag: UInt64, event: Int32?, isNowait: Bool
+    _ request: borrowing Request<Attachment>, to descriptor: Int32? = nil, tag: UInt64,
+    event: Int32?, isNowait: Bool
   ) {
-    let file = request.file.descriptor
+    let file = descriptor ?? request.file.descriptor
     switch request.operation {
     case .read(let memory):
       let isVector = memory.isVector
@@ -76,6 +78,17 @@ struct SubmissionBatch: ~Copyable {
     case .fdatasync:
       blocks.fill(count, .fdatasync, file, tag: tag, event: event)
     }
+    count += 1
+  }
+
+  /// Adds a read, with RWF_NOWAIT, into memory other than its request's; there must be room for it.
+  mutating func appendRead(
+    _ descriptor: Int32, into memory: UnsafeMutableRawPointer?, _ length: Int, at offset: Int64,
+    tag: UInt64, event: Int32
+  ) {
+    unsafe blocks.fill(
+      count, .read, descriptor, tag: tag, event: event, memory: memory, count: length,
+      offset: offset, isNowait: true)
     count += 1
   }
 

@@ -449,6 +449,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Delivers one batch of completions, before the requests that their handlers make are submitted.
   private func deliver(_ budget: inout TurnBudget) {
     var left = unsafe min(engine.pointee.nextDeliveryBatch(), budget.completionsLeft)
+    defer { budget.areCopiesUsedUp = unsafe engine.pointee.isBounceBudgetUsedUp }
     while left > 0, let completion = unsafe engine.pointee.next() {
       left -= 1
       budget.completions += 1
@@ -576,6 +577,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
       statistics.waitHits = waitHits
       statistics.queueHops = hops
       statistics.nowaitRefusals = counts.nowaitRefusals
+      statistics.directReads = counts.directReads
       statistics.offloadSubmits = counts.offloadSubmits
       statistics.retries = counts.retries
       statistics.continuations = counts.continuations

@@ -19,6 +19,8 @@ struct TurnBudget {
   var jobs = 0
   /// Whether the turn has waited in the ring.
   var hasWaited = false
+  /// Whether the turn has copied enough bytes for direct reads.
+  var areCopiesUsedUp = false
   /// Whether it has found no completion to wait for.
   var isReadyToSleep = false
 
@@ -35,7 +37,7 @@ struct TurnBudget {
 
   /// Whether the queue's other blocks have to run before the rest.
   var isUsedUp: Bool {
-    max(completions, jobs) >= Self.completionsPerTurn
+    max(completions, jobs) >= Self.completionsPerTurn || areCopiesUsedUp
       || (completions + jobs > 0 || byHand) && isLate
   }
 }
