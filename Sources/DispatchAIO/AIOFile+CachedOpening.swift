@@ -75,8 +75,10 @@ extension FileOpening {
     if answer == -ENOENT { throw AIOError(errno: ENOENT, subject) }
     if answer == -ELOOP, !options.contains(.noFollow) { return .isLink }
     guard answer >= 0 else { return .wouldWait }
-    guard let opened = check(answer) else {
-      KnownDirectories.learn(key, .mixed)
+    var isDirectory = false
+    guard let opened = check(answer, isDirectory: &isDirectory) else {
+      // A directory notices nothing, as a file.
+      if !isDirectory { KnownDirectories.learn(key, .mixed) }
       return .wouldWait
     }
     if opened.status.mount == mount { KnownDirectories.learn(key, .local(mount: mount)) }
@@ -98,7 +100,8 @@ extension FileOpening {
       (directory?.mount ?? Mounts.known(place.mount))?.kind.isLocal == true
     else { return nil }
     let answer = reopen(FileDescriptor(rawValue: place.descriptor), cachedFlags)
-    guard answer >= 0, let opened = check(answer) else { return nil }
+    var isDirectory = false
+    guard answer >= 0, let opened = check(answer, isDirectory: &isDirectory) else { return nil }
     // A link says nothing about its neighbours.
     if !isLink { KnownDirectories.learn(key, .local(mount: opened.status.mount)) }
     return settle(opened)
@@ -123,11 +126,12 @@ extension FileOpening {
   }
 
   /// Checks that a descriptor is one of a regular file on a local file system; closes it if not.
-  private func check(_ descriptor: Int32) -> Opened? {
+  private func check(_ descriptor: Int32, isDirectory: inout Bool) -> Opened? {
     var status = clinux_status()
     guard unsafe clinux_status(descriptor, 0, &status) == 0, status.mode & S_IFMT == S_IFREG,
       var mount = directory?.mount ?? Mounts.known(status.mount), mount.kind.isLocal
     else {
+      isDirectory = status.mode & S_IFMT == S_IFDIR
       // Nobody knows what it is: its close may wait.
       BlockingCalls.run(on: nil) { Glibc.close(descriptor) }
       return nil
