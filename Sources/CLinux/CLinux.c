@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/openat2.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,6 +18,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
@@ -27,6 +29,16 @@ const int clinux_o_direct = O_DIRECT;
 const int clinux_o_path = O_PATH;
 const int clinux_o_tmpfile = O_TMPFILE;
 const int clinux_rwf_nowait = RWF_NOWAIT;
+
+#ifndef RESOLVE_CACHED
+#define RESOLVE_CACHED 0x20
+#endif
+
+const uint64_t clinux_resolve_cached = RESOLVE_CACHED;
+const uint64_t clinux_resolve_beneath = RESOLVE_BENEATH;
+const uint64_t clinux_resolve_no_mounts = RESOLVE_NO_XDEV;
+const uint64_t clinux_resolve_no_magic_links = RESOLVE_NO_MAGICLINKS;
+const int clinux_at_cwd = AT_FDCWD;
 
 uint64_t clinux_monotonic_nanoseconds(void) {
   struct timespec now;
@@ -127,7 +139,10 @@ struct statx_with_dioalign {
   uint32_t nlink, uid, gid;
   uint16_t mode, spare0;
   uint64_t ino, size, blocks, attributes_mask;
-  uint64_t times[8];
+  struct {
+    int64_t seconds;
+    uint32_t nanoseconds, spare;
+  } accessed, born, changed, modified;
   uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
   uint64_t mnt_id;
   uint32_t dio_mem_align;
@@ -136,16 +151,74 @@ struct statx_with_dioalign {
 };
 _Static_assert(sizeof(struct statx_with_dioalign) == 256, "struct statx is 256 bytes");
 
-int clinux_dio_alignment(int fd, struct clinux_dio_alignment *alignment) {
-  const unsigned statx_dioalign = 0x2000;
+static const unsigned statx_mount = 0x1000, statx_dioalign = 0x2000, statx_unique_mount = 0x4000;
+
+static uint64_t mount_name(const struct statx_with_dioalign *answer) {
+  if (answer->mask & statx_unique_mount) return answer->mnt_id | (uint64_t)1 << 63;
+  // A number that may be given to another mount; together with a disk's, that is no matter. What is
+  // on no disk has made-up device numbers, which are given again, too.
+  if (!(answer->mask & statx_mount) || answer->dev_major == 0) return 0;
+  return (uint64_t)answer->dev_major << 52 ^ (uint64_t)answer->dev_minor << 32 ^ answer->mnt_id;
+}
+
+static int status_by_fstat(int fd, struct clinux_status *status) {
+  struct stat stat;
+  if (fstat(fd, &stat) < 0) return -errno;
+  *status = (struct clinux_status){
+      .size = stat.st_size,
+      .modified_seconds = stat.st_mtim.tv_sec,
+      .changed_seconds = stat.st_ctim.tv_sec,
+      .modified_nanoseconds = (uint32_t)stat.st_mtim.tv_nsec,
+      .changed_nanoseconds = (uint32_t)stat.st_ctim.tv_nsec,
+      .inode = stat.st_ino,
+      .links = stat.st_nlink,
+      .device = stat.st_dev,
+      .represented_device = stat.st_rdev,
+      .mode = stat.st_mode};
+  return 0;
+}
+
+int clinux_status(int fd, int asks_nobody, struct clinux_status *status) {
   struct statx_with_dioalign answer = {0};
-  if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, statx_dioalign, &answer) < 0) {
-    return errno == ENOSYS || errno == EINVAL ? 0 : -errno;
+  const unsigned mask = asks_nobody ? STATX_TYPE : STATX_BASIC_STATS | statx_dioalign;
+  const int flags = AT_EMPTY_PATH | (asks_nobody ? AT_STATX_DONT_SYNC : 0);
+  if (syscall(SYS_statx, fd, "", flags, mask | statx_mount | statx_unique_mount, &answer) < 0) {
+    // fstat may ask the file's server.
+    return asks_nobody ? -errno : status_by_fstat(fd, status);
   }
-  if (!(answer.mask & statx_dioalign)) return 0;
-  alignment->memory = answer.dio_mem_align;
-  alignment->offset = answer.dio_offset_align;
-  return 1;
+  *status = (struct clinux_status){
+      .size = (int64_t)answer.size,
+      .modified_seconds = answer.modified.seconds,
+      .changed_seconds = answer.changed.seconds,
+      .modified_nanoseconds = answer.modified.nanoseconds,
+      .changed_nanoseconds = answer.changed.nanoseconds,
+      .inode = answer.ino,
+      .links = answer.nlink,
+      .device = makedev(answer.dev_major, answer.dev_minor),
+      .represented_device = makedev(answer.rdev_major, answer.rdev_minor),
+      .mount = mount_name(&answer),
+      .mode = answer.mode,
+      .has_alignment = (answer.mask & statx_dioalign) != 0,
+      .memory_alignment = answer.dio_mem_align,
+      .offset_alignment = answer.dio_offset_align};
+  return 0;
+}
+
+int64_t clinux_link_count(int fd) {
+  struct stat stat;
+  return fstat(fd, &stat) < 0 ? -errno : (int64_t)stat.st_nlink;
+}
+
+int clinux_openat2(int directory, const char *path, int flags, uint32_t mode, uint64_t resolve) {
+  struct open_how how = {.flags = (uint64_t)flags, .mode = mode, .resolve = resolve};
+  int attempts = 0;
+  while (1) {
+    long fd = syscall(SYS_openat2, directory, path, &how, sizeof how);
+    if (fd >= 0) return (int)fd;
+    if (errno == EINTR) continue;
+    if (errno == EAGAIN && !(resolve & RESOLVE_CACHED) && ++attempts < 64) continue;
+    return -errno;
+  }
 }
 
 int clinux_file_system(int fd, struct clinux_file_system *answer) {

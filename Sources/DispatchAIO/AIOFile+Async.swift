@@ -17,17 +17,26 @@ extension AIOFile {
     }.get()
   }
 
-  /// Opens a file off the caller's thread: see
-  /// ``open(_:_:options:permissions:caching:)-(_,_,_,_,_)``. Corresponds to `open(2)`.
+  /// Opens a file: on the caller's thread if that takes no waiting (see
+  /// ``openIfCached(_:_:beneath:options:caching:)``), and otherwise off it. Everything else is as
+  /// for ``open(_:_:beneath:options:permissions:caching:)-(_,_,_,_,_,_)``. Corresponds to
+  /// `openat2(2)` and `open(2)`.
   public static func open(
-    _ path: FilePath, _ mode: FileDescriptor.AccessMode,
+    _ path: FilePath, _ mode: FileDescriptor.AccessMode, beneath directory: AIODirectory? = nil,
     options: FileDescriptor.OpenOptions = [],
     permissions: FilePermissions = [.ownerReadWrite, .groupRead, .otherRead],
     caching: Caching = .direct,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> AIOFile {
-    try await offloaded(on: nil) { () throws(AIOError) in
-      try open(path, mode, options: options, permissions: permissions, caching: caching)
+    if let file = try openIfCached(
+      path, mode, beneath: directory, options: options, caching: caching)
+    {
+      return file
+    }
+    return try await offloaded(on: directory?.device) { () throws(AIOError) in
+      try open(
+        path, mode, beneath: directory, options: options, permissions: permissions,
+        caching: caching)
     }
   }
 
@@ -60,8 +69,11 @@ extension AIOFile {
   }
 
   /// Closes the file, and returns once its accepted requests have completed and its descriptor has
-  /// been closed: see ``close(queue:completion:)``.
+  /// been closed: see ``close(queue:completion:)``. What can be closed in place does not suspend
+  /// the caller.
   public func close(isolation: isolated (any Actor)? = #isolation) async {
+    file.close()
+    if isDescriptorClosed { return }
     // Resumed once: `close` calls back once.
     await suspended(isolation: isolation) { resumption in
       close { resumption.resume() }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import CLinux
 internal import Glibc
 
-/// The kind of a file, from the answer of `fstat(2)`.
+/// The kind of a file, from the answer of `fstat(2)` or `statx(2)`.
 struct FileKind {
   private let type: mode_t
   /// The device number of a device node.
@@ -12,6 +13,13 @@ struct FileKind {
     type = status.st_mode & S_IFMT
     device = status.st_rdev
   }
+
+  init(_ status: clinux_status) {
+    type = status.mode & S_IFMT
+    device = dev_t(status.represented_device)
+  }
+
+  var isRegular: Bool { type == S_IFREG }
 
   var isBlockDevice: Bool { type == S_IFBLK }
 

@@ -14,7 +14,7 @@ internal import CLinux
 internal import Glibc
 internal import SystemPackage
 
-/// One call of ``AIOFile/open(_:_:options:permissions:caching:)-(_,_,_,_,_)``.
+/// One call of `AIOFile.open`. `run` may sleep; `runCached` does not.
 struct FileOpening {
   /// The number of attempts while other processes create and remove the file.
   private static let attemptLimit = 64
@@ -22,24 +22,27 @@ struct FileOpening {
   private static let linkLimit = 40
 
   /// The path to look up next. A symbolic link whose target is to be created is followed here.
-  private var path: FilePath
-  private let options: FileDescriptor.OpenOptions
+  private(set) var path: FilePath
+  /// The directory that the path must stay beneath, if any.
+  let directory: AIODirectory?
+  let options: FileDescriptor.OpenOptions
   /// The access mode and the options as flags of open(2), without those that say how to find or
   /// create the file.
   private let flags: Int32
   private let permissions: FilePermissions
-  private let isDirect: Bool
-  private let subject: AIOError.Subject
+  let isDirect: Bool
+  let subject: AIOError.Subject
 
   init(
-    _ path: FilePath, _ mode: FileDescriptor.AccessMode, options: FileDescriptor.OpenOptions,
-    permissions: FilePermissions, isDirect: Bool, subject: AIOError.Subject
+    _ path: FilePath, _ mode: FileDescriptor.AccessMode, beneath directory: AIODirectory? = nil,
+    options: FileDescriptor.OpenOptions, permissions: FilePermissions = [], isDirect: Bool
   ) {
     self.path = path
+    self.directory = directory
+    subject = AIOError.Subject(operation: .open, path: path)
     self.options = options
     self.permissions = permissions
     self.isDirect = isDirect
-    self.subject = subject
     var kept = options.subtracting([.create, .noFollow])
     // Without O_CREAT, O_EXCL asks for exclusive use of a block device.
     if options.contains(.create) { kept.remove(.exclusiveCreate) }
@@ -50,7 +53,7 @@ struct FileOpening {
   mutating func run() throws(AIOError) -> FileDescriptor {
     if options.rawValue & clinux_o_tmpfile == clinux_o_tmpfile {
       // O_TMPFILE: a file without a name, in the directory that the path names.
-      return try orThrow(call(path, flags | directFlag), isDirect: isDirect)
+      return try orThrow(call(path, openFlags), isDirect: isDirect)
     }
     for _ in 0..<Self.attemptLimit {
       if options.contains([.create, .exclusiveCreate]) {
@@ -63,7 +66,7 @@ struct FileOpening {
         if let opened = try reopen(found) { return opened }
       } else {
         if let made = try create() { return made }
-        try followDanglingLink()
+        if directory == nil { try followDanglingLink() } else { try refuseLink() }
       }
     }
     throw AIOError(
@@ -102,14 +105,14 @@ struct FileOpening {
   ///
   /// - Returns: `nil` if the path names another file by now.
   private func reopen(_ found: Found) throws(AIOError) -> FileDescriptor? {
-    var flags = flags | directFlag
+    var flags = openFlags
     // In a directory like /tmp the kernel refuses to open a file that another user has put there
     // (fs.protected_regular), but only if it is asked to create by the path.
     let isOthers = options.contains(.create) && found.status.st_uid != geteuid()
     if isOthers {
       flags |= O_CREAT
     } else {
-      let answer = call(Self.name(found.descriptor), flags)
+      let answer = reopen(found.descriptor, flags)
       // Without a /proc, or if a sandbox forbids to use it, the path has to do.
       guard answer < 0, [ENOENT, ENOTDIR, EACCES, EPERM, ELOOP].contains(-answer) else {
         return try orThrow(answer, isDirect: isDirect)
@@ -138,7 +141,7 @@ struct FileOpening {
     let made = try orThrow(answer)
     guard isDirect else { return made }
     // The file is opened once more, because some file systems (SMB) look at O_DIRECT only then.
-    let direct = call(Self.name(made), (flags & ~O_TRUNC) | directFlag)
+    let direct = reopen(made, openFlags & ~O_TRUNC)
     if direct >= 0 {
       try? made.close()
       return FileDescriptor(rawValue: direct)
@@ -147,7 +150,7 @@ struct FileOpening {
     if errno != EINVAL {
       // There is no /proc, or the file's own permissions forbid opening it.
       let flags = fcntl(made.rawValue, F_GETFL)
-      if fcntl(made.rawValue, F_SETFL, flags | directFlag) == 0 { return made }
+      if fcntl(made.rawValue, F_SETFL, flags | clinux_o_direct) == 0 { return made }
       errno = Glibc.errno
     }
     removeMade(made)
@@ -158,13 +161,19 @@ struct FileOpening {
 
   /// Removes the file that `create` made, unless the path names another file by now.
   private func removeMade(_ made: FileDescriptor) {
-    // The path's bytes and the status are used during the calls only.
+    guard let name = path.lastComponent else { return }
+    let parent = path.removingLastComponent()
+    let place = call(parent.isEmpty ? "." : parent, clinux_o_path | O_DIRECTORY | O_CLOEXEC)
+    guard place >= 0 else { return }
+    defer { Glibc.close(place) }
+    // The name's bytes and the status are used during the calls only.
     var (ours, named) = (stat(), stat())
-    guard unsafe fstat(made.rawValue, &ours) == 0,
-      unsafe path.withPlatformString({ unsafe lstat($0, &named) }) == 0,
-      Self.isSame(ours, named)
-    else { return }
-    _ = unsafe path.withPlatformString { unsafe unlink($0) }
+    unsafe name.withPlatformString {
+      guard unsafe fstat(made.rawValue, &ours) == 0,
+        unsafe fstatat(place, $0, &named, AT_SYMLINK_NOFOLLOW) == 0, Self.isSame(ours, named)
+      else { return }
+      _ = unsafe unlinkat(place, $0, 0)
+    }
   }
 
   private var linksFollowed = 0
@@ -189,23 +198,63 @@ struct FileOpening {
     path = path.removingLastComponent().pushing(target)
   }
 
-  // MARK: Beneath
+  /// If the path names a symbolic link whose target does not exist, throws: only the kernel can
+  /// follow a link and stay beneath the directory, and it does not create what a link names.
+  private func refuseLink() throws(AIOError) {
+    let place = call(path, clinux_o_path | O_CLOEXEC | O_NOFOLLOW)
+    guard place >= 0 else { return }
+    defer { Glibc.close(place) }
+    var status = stat()
+    guard unsafe fstat(place, &status) == 0, status.st_mode & S_IFMT == S_IFLNK else { return }
+    throw AIOError(
+      .exists, errno: .fileExists, subject,
+      .text("it is a symbolic link to what does not exist; create the file under its own name"))
+  }
 
-  private var directFlag: Int32 { isDirect ? clinux_o_direct : 0 }
+  // MARK: The calls
 
-  /// A path that names the file of a descriptor, also after the file was renamed.
-  private static func name(_ descriptor: FileDescriptor) -> FilePath {
-    FilePath("/proc/self/fd/\(descriptor.rawValue)")
+  /// The flags that the file is open with.
+  var openFlags: Int32 { flags | (isDirect ? clinux_o_direct : 0) }
+
+  /// Opens the file that a descriptor stands for, also after the file was renamed.
+  ///
+  /// - Returns: The descriptor, or a negative errno.
+  func reopen(_ descriptor: FileDescriptor, _ flags: Int32) -> Int32 {
+    Self.open(FilePath("/proc/self/fd/\(descriptor.rawValue)"), flags, permissions)
   }
 
   private static func isSame(_ a: stat, _ b: stat) -> Bool {
     a.st_dev == b.st_dev && a.st_ino == b.st_ino
   }
 
-  /// Calls open(2), and repeats it when a signal interrupts it.
+  /// Calls open(2), or openat2(2) beneath the directory.
   ///
   /// - Returns: The descriptor, or a negative errno.
   private func call(_ path: FilePath, _ flags: Int32) -> Int32 {
+    guard directory != nil else { return Self.open(path, flags, permissions) }
+    return openat2(path, flags, resolve: 0)
+  }
+
+  /// Calls openat2(2).
+  ///
+  /// - Parameter resolve: The rules beside those that keep the path beneath the directory.
+  /// - Returns: The descriptor, or a negative errno.
+  func openat2(_ path: FilePath, _ flags: Int32, resolve: UInt64) -> Int32 {
+    var resolve = resolve
+    if directory != nil { resolve |= clinux_resolve_beneath | clinux_resolve_no_magic_links }
+    let creates = flags & O_CREAT != 0 || flags & clinux_o_tmpfile == clinux_o_tmpfile
+    // The path's bytes are used during the call only.
+    return unsafe path.withPlatformString {
+      unsafe clinux_openat2(
+        directory?.descriptor ?? clinux_at_cwd, $0, flags, creates ? permissions.rawValue : 0,
+        resolve)
+    }
+  }
+
+  /// Calls open(2), and repeats it when a signal interrupts it.
+  ///
+  /// - Returns: The descriptor, or a negative errno.
+  static func open(_ path: FilePath, _ flags: Int32, _ permissions: FilePermissions) -> Int32 {
     while true {
       // The path's bytes are used during the call only.
       let answer = unsafe path.withPlatformString {
@@ -225,6 +274,11 @@ struct FileOpening {
     if answer >= 0 { return FileDescriptor(rawValue: answer) }
     if answer == -EINVAL, isDirect {
       throw AIOError(.directUnsupported, errno: .invalidArgument, subject, .errno)
+    }
+    if answer == -ENOSYS, directory != nil {
+      throw AIOError(
+        .unavailable, errno: .noFunction, subject,
+        .text("to stay beneath a directory needs openat2(2), which Linux has from 5.6 on"))
     }
     throw AIOError(errno: -answer, subject)
   }

@@ -7,8 +7,11 @@ public import SystemPackage
 
 /// An open regular file or block device, for the requests of any number of contexts.
 ///
-/// Opening, ``size()``, ``preallocate(_:)`` and ``truncate(to:)`` are blocking system calls, which
-/// may sleep in the disk: they are for other threads than the loop's, or for `await`.
+/// Opening, ``size()-()``, ``preallocate(_:)-(_)`` and ``truncate(to:)-(_)`` are blocking system
+/// calls, which may sleep in the disk: they are for other threads than the loop's, or for `await`.
+/// What the kernel's lookup cache knows is opened without blocking by
+/// ``openIfCached(_:_:beneath:options:caching:)``, and so by
+/// ``AIOContext/open(_:_:beneath:options:permissions:caching:queue:completion:)`` and by `await`.
 /// ``close(queue:completion:)`` never blocks.
 ///
 /// A file stays open until it has been closed, or its last reference is gone, and every accepted
@@ -48,6 +51,9 @@ public final class AIOFile: Sendable {
 
   let file: OpenFile
 
+  /// The size, the times and so on as of when the file was opened or adopted, without asking again.
+  public let status: Status
+
   /// A group that is entered while the descriptor is open.
   private let isOpen = DispatchGroup()
 
@@ -62,6 +68,8 @@ public final class AIOFile: Sendable {
   /// - Parameters:
   ///   - path: The file's path.
   ///   - mode: The access: reading, writing, or both.
+  ///   - directory: The directory that the path is relative to and must not leave; if `nil`, the
+  ///     path is any path. Beneath a directory, no file is created through a symbolic link.
   ///   - options: The options of `FileDescriptor.open`: `.create`, `.truncate`, `.exclusiveCreate`,
   ///     …. With `.append`, every write goes to the end of the file, whatever its offset.
   ///   - permissions: The permissions of the file if it is created, less the process's umask.
@@ -72,30 +80,71 @@ public final class AIOFile: Sendable {
   ///   ``AIOError/Code/unsupportedFile`` for a directory, pipe, socket, terminal or other character
   ///   device, and for a symbolic link with `.noFollow`,
   ///   ``AIOError/Code/wrongAccessMode`` for `.truncate` of a file that is opened for reading only,
-  ///   ``AIOError/Code/descriptorLimit`` (two descriptors are needed during the call), or
-  ///   ``AIOError/Code/system``.
+  ///   ``AIOError/Code/descriptorLimit`` (two descriptors are needed during the call),
+  ///   ``AIOError/Code/system``, as for a path that leaves the directory (`EXDEV`), or
+  ///   ``AIOError/Code/unavailable`` if there is a directory and no `openat2(2)`.
   public static func open(
-    _ path: FilePath, _ mode: FileDescriptor.AccessMode,
+    _ path: FilePath, _ mode: FileDescriptor.AccessMode, beneath directory: AIODirectory? = nil,
     options: FileDescriptor.OpenOptions = [],
     permissions: FilePermissions = [.ownerReadWrite, .groupRead, .otherRead],
     caching: Caching = .direct
   ) throws(AIOError) -> AIOFile {
-    let subject = AIOError.Subject(operation: .open, path: path)
     if options.contains(.truncate), mode == .readOnly {
       throw AIOError(
-        .wrongAccessMode, subject,
+        .wrongAccessMode, AIOError.Subject(operation: .open, path: path),
         .text("to truncate is to write, and the file was to be opened for reading only"))
     }
     var opening = FileOpening(
-      path, mode, options: options, permissions: permissions, isDirect: caching == .direct,
-      subject: subject)
+      path, mode, beneath: directory, options: options, permissions: permissions,
+      isDirect: caching == .direct)
     let descriptor = try opening.run()
     do {
-      return try AIOFile(
-        descriptor, path: path, operation: .open, isAutomatic: caching == .automatic)
+      var flags = opening.openFlags
+      // The caller asked for it while opening; an open file does not need it.
+      if flags & O_NONBLOCK != 0 {
+        flags &= ~O_NONBLOCK
+        _ = fcntl(descriptor.rawValue, F_SETFL, flags)
+      }
+      var subject = opening.subject
+      subject.descriptor = descriptor.rawValue
+      let (status, mount) = try Self.ask(descriptor, flags, subject)
+      // ext4 would read the map of the file's blocks in `io_submit`, RWF_NOWAIT or not, and so on
+      // the loop. `open` may sleep; whether it succeeds changes nothing but that.
+      if caching == .direct, mount.hasBlockMaps, FileKind(status).isRegular {
+        _ = clinux_cache_block_map(descriptor.rawValue)
+      }
+      return AIOFile(
+        FileOpening.Opened(descriptor: descriptor, flags: flags, status: status, mount: mount),
+        path: path, isAutomatic: caching == .automatic)
     } catch {
       try? descriptor.close()
       throw error
+    }
+  }
+
+  /// Opens a file if that takes no waiting: if the kernel's lookup cache knows the path, and the
+  /// file is a regular one on a file system of this machine, of which the process has opened a file
+  /// before. Never blocks, and is for any thread. Corresponds to `openat2(2)` with
+  /// `RESOLVE_CACHED` (Linux 5.12), and `statx(2)`.
+  ///
+  /// The descriptor has `O_NONBLOCK`, which means nothing for a regular file, so that the holder of
+  /// a lease is not waited for.
+  ///
+  /// - Parameters: As those of ``open(_:_:beneath:options:permissions:caching:)-(_,_,_,_,_,_)``.
+  ///   With `.create` and `.truncate` the answer is `nil`.
+  /// - Returns: The file; `nil` if the call might block, or failed in any other way than by
+  ///   ``AIOError/Code/notFound``. The caller then opens it by another form of `open`, which also
+  ///   says what is wrong. A direct file of more than 1 MiB on ext4 is always opened so, because
+  ///   the map of its blocks may have to be read.
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/notFound``.
+  public static func openIfCached(
+    _ path: FilePath, _ mode: FileDescriptor.AccessMode, beneath directory: AIODirectory? = nil,
+    options: FileDescriptor.OpenOptions = [], caching: Caching = .direct
+  ) throws(AIOError) -> AIOFile? {
+    let opening = FileOpening(
+      path, mode, beneath: directory, options: options, isDirect: caching == .direct)
+    return try opening.runCached().map {
+      AIOFile($0, path: path, isAutomatic: caching == .automatic)
     }
   }
 
@@ -114,48 +163,57 @@ public final class AIOFile: Sendable {
   public convenience init(
     adopting descriptor: FileDescriptor, path: FilePath? = nil, isAutomatic: Bool = false
   ) throws(AIOError) {
-    try self.init(descriptor, path: path, operation: .adopt, isAutomatic: isAutomatic)
-  }
-
-  private init(
-    _ descriptor: FileDescriptor, path: FilePath?, operation: AIOError.Operation,
-    isAutomatic: Bool
-  ) throws(AIOError) {
     let subject = AIOError.Subject(
-      operation: operation, path: path, descriptor: descriptor.rawValue)
-    var status = stat()
-    guard unsafe fstat(descriptor.rawValue, &status) == 0 else {
-      throw AIOError(errno: Glibc.errno, subject)
-    }
-    let kind = FileKind(status)
-    guard kind.isSupported else { throw kind.refusal(subject) }
+      operation: .adopt, path: path, descriptor: descriptor.rawValue)
     let flags = fcntl(descriptor.rawValue, F_GETFL)
     guard flags >= 0 else { throw AIOError(errno: Glibc.errno, subject) }
+    let (status, mount) = try Self.ask(descriptor, flags, subject)
     guard flags & clinux_o_path == 0 else {
       throw AIOError(
         .wrongAccessMode, subject,
         .text("it was opened with O_PATH, neither to read nor to write; open it without"))
     }
-    // The caller of `open` asked for it while opening; an open file does not need it.
-    if operation == .open, flags & O_NONBLOCK != 0 {
-      _ = fcntl(descriptor.rawValue, F_SETFL, flags & ~O_NONBLOCK)
-    }
-    // ext4 would read the map of the file's blocks in `io_submit`, RWF_NOWAIT or not, and so on the
-    // loop. `open` may sleep; whether it succeeds changes nothing but that.
-    if operation == .open, !kind.isBlockDevice, flags & clinux_o_direct != 0 {
-      _ = clinux_cache_block_map(descriptor.rawValue)
-    }
+    self.init(
+      FileOpening.Opened(descriptor: descriptor, flags: flags, status: status, mount: mount),
+      path: path, isAutomatic: isAutomatic)
+  }
+
+  /// What an open file is, and its file system.
+  private static func ask(
+    _ descriptor: FileDescriptor, _ flags: Int32, _ subject: AIOError.Subject
+  ) throws(AIOError) -> (clinux_status, Mounts.Facts) {
+    var status = clinux_status()
+    let answer = unsafe clinux_status(descriptor.rawValue, 0, &status)
+    guard answer == 0 else { throw AIOError(errno: -answer, subject) }
+    let kind = FileKind(status)
+    guard kind.isSupported else { throw kind.refusal(subject) }
+    // The file system of a device node, devtmpfs, says nothing about the device.
+    if kind.isBlockDevice { return (status, Mounts.Facts(kind: .local)) }
+    let isWritable = flags & O_ACCMODE != O_RDONLY
+    return (status, Mounts.facts(descriptor.rawValue, status, isWritable: isWritable))
+  }
+
+  private init(_ opened: FileOpening.Opened, path: FilePath?, isAutomatic: Bool) {
     let isOpen = isOpen
     isOpen.enter()
-    var traits = OpenFile.Traits(descriptor.rawValue, flags, status)
-    traits.isAutomatic = isAutomatic && flags & clinux_o_direct == 0
+    var traits = OpenFile.Traits(opened)
+    traits.isAutomatic = isAutomatic && opened.flags & clinux_o_direct == 0
     let directReads = DirectReads(traits)
+    status = Status(opened.status)
     let device = traits.device
+    // Nothing is written back, and no other machine is told.
+    let closesInPlace = !traits.isWritable && traits.isLocal && !traits.isBlockDevice
     file = OpenFile(
-      descriptor: descriptor.rawValue, path: path,
+      descriptor: opened.descriptor.rawValue, path: path,
       traits: traits,
-      size: kind.isBlockDevice ? .max : Int64(status.st_size), directReads: directReads
+      size: traits.isBlockDevice ? .max : opened.status.size, directReads: directReads
     ) { descriptor in
+      if closesInPlace, clinux_link_count(descriptor) > 0 {
+        directReads?.close()
+        Glibc.close(descriptor)
+        isOpen.leave()
+        return
+      }
       // The last close of a file can take long (it frees an unlinked file; NFS and FUSE flush), and
       // a completion on the loop may be the last to release it.
       BlockingCalls.run(on: device) {
@@ -246,9 +304,12 @@ public final class AIOFile: Sendable {
     guard answer == 0 else { throw AIOError(errno: -answer, subject) }
   }
 
-  /// Closes the file: refuses new requests, completes the accepted ones, then closes the descriptor
-  /// on another thread. Corresponds to `close(2)`, whose answer is not reported. Never blocks, and
-  /// may be called from any thread.
+  /// Closes the file: refuses new requests, completes the accepted ones, then closes the
+  /// descriptor. Corresponds to `close(2)`, whose answer is not reported. Never blocks, and may be
+  /// called from any thread.
+  ///
+  /// The descriptor is closed on another thread, unless the file was open for reading only, is on a
+  /// file system of this machine, and still has a name: then in place, as that is short.
   ///
   /// `close(2)` does not make data durable: ``AIOContext/fdatasync(_:queue:completion:)`` does.
   ///
@@ -264,6 +325,9 @@ public final class AIOFile: Sendable {
   /// Whether the file has been closed; its descriptor may still be in use by accepted requests.
   public var isClosed: Bool { file.isClosed }
 
+  /// Whether the descriptor has been closed.
+  var isDescriptorClosed: Bool { isOpen.wait(timeout: .now()) == .success }
+
   private func subject(
     _ operation: AIOError.Operation, offset: Int64? = nil, length: Int? = nil
   ) -> AIOError.Subject {
@@ -274,26 +338,23 @@ public final class AIOFile: Sendable {
 }
 
 extension OpenFile.Traits {
-  /// Reads the traits of an open regular file or block device.
-  ///
-  /// - Parameters:
-  ///   - flags: The flags that the descriptor was opened with, from `fcntl(2)`.
-  ///   - status: The answer of `fstat(2)`.
-  fileprivate init(_ descriptor: Int32, _ flags: Int32, _ status: stat) {
+  /// The traits of an open regular file or block device.
+  fileprivate init(_ opened: FileOpening.Opened) {
+    let (descriptor, flags, status) = (opened.descriptor.rawValue, opened.flags, opened.status)
     let isBlockDevice = FileKind(status).isBlockDevice
-    let fileSystem = FileSystemKind.ask(descriptor, isBlockDevice: isBlockDevice)
     let alignment =
       flags & clinux_o_direct == 0
       ? nil
-      : BlockAlignment.ask(descriptor, isBlockDevice: isBlockDevice, fileSystem: fileSystem.kind)
+      : BlockAlignment.of(
+        descriptor, status, isBlockDevice: isBlockDevice, fileSystem: opened.mount.kind)
     let access = flags & O_ACCMODE
     self.init(
       isReadable: access != O_WRONLY, isWritable: access != O_RDONLY, isDirect: alignment != nil,
-      isMemory: fileSystem.kind == .memory, isBlockDevice: isBlockDevice,
+      isMemory: opened.mount.kind == .memory, isBlockDevice: isBlockDevice,
       appends: flags & O_APPEND != 0,
-      syncsWrites: flags & O_DSYNC != 0 || fileSystem.isSynchronous,
+      syncsWrites: flags & O_DSYNC != 0 || opened.mount.isSynchronous,
       alignment: alignment ?? .none,
-      device: UInt64(isBlockDevice ? status.st_rdev : status.st_dev),
-      fileSystem: fileSystem.kind)
+      device: isBlockDevice ? status.represented_device : status.device,
+      fileSystem: opened.mount.kind)
   }
 }

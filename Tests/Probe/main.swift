@@ -30,6 +30,7 @@ enum Command: String {
   case forkStatistics = "fork-statistics"
   case open
   case openWithoutProc = "open-without-proc"
+  case openCached = "open-cached"
   case alignment
   case lease
   case threads
@@ -167,6 +168,7 @@ case .createLate: try createLate()
 case .appends: try appendTogether(try file())
 case .open: openPath(directory)
 case .openWithoutProc: try openWithoutProc()
+case .openCached: try openCached()
 case .alignment: try printAlignment(directory)
 case .lease: try holdLease()
 

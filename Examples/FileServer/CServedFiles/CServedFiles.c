@@ -13,13 +13,9 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
-#ifndef RESOLVE_CACHED
-#define RESOLVE_CACHED 0x20
-#endif
 #ifndef SYS_cachestat
 #define SYS_cachestat 451
 #endif
@@ -27,30 +23,17 @@
 #define RENAME_NOREPLACE 1
 #endif
 
-const int cfiles_path = O_PATH, cfiles_direct = O_DIRECT;
-
-static int open_beneath(int directory, const char *path, int flags, uint64_t resolve) {
+int cfiles_open_place(int directory, const char *path) {
   struct open_how how = {
-      .flags = (uint64_t)flags | O_CLOEXEC,
-      .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | resolve};
+      .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+      .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
   long result;
-  // EAGAIN without RESOLVE_CACHED: somebody renamed a directory on the way meanwhile.
+  // EAGAIN: somebody renamed a directory on the way meanwhile.
   int attempts = 0;
   do {
     result = syscall(SYS_openat2, directory, path, &how, sizeof how);
-  } while (result < 0 &&
-           (errno == EINTR || (errno == EAGAIN && !(resolve & RESOLVE_CACHED) && ++attempts < 64)));
+  } while (result < 0 && (errno == EINTR || (errno == EAGAIN && ++attempts < 64)));
   return result < 0 ? -errno : (int)result;
-}
-
-int cfiles_open(int directory, const char *path, int flags, int is_cached) {
-  if (!(flags & O_PATH)) flags |= O_NOCTTY | O_NONBLOCK;
-  return open_beneath(
-      directory, path, flags, is_cached ? RESOLVE_CACHED | RESOLVE_NO_XDEV : 0);
-}
-
-int cfiles_open_place(int directory, const char *path) {
-  return open_beneath(directory, path, O_PATH | O_DIRECTORY, 0);
 }
 
 int cfiles_reopen(int place, int flags) {
@@ -87,27 +70,6 @@ int cfiles_status_at(int directory, const char *name, struct cfiles_status *stat
   struct stat stat;
   int result = fstatat(directory, name, &stat, AT_SYMLINK_NOFOLLOW);
   return answer(result, &stat, status);
-}
-
-int cfiles_is_local(int fd) {
-  struct statfs status;
-  if (fstatfs(fd, &status) < 0) return 0;
-  switch ((uint32_t)status.f_type) {
-  case 0xef53:     // ext2, ext3, ext4
-  case 0x58465342: // XFS
-  case 0x9123683e: // Btrfs
-  case 0xf2f52010: // F2FS
-  case 0x2fc12fc1: // ZFS
-  case 0xca451a4e: // bcachefs
-  case 0x01021994: // tmpfs
-  case 0x858458f6: // ramfs
-  case 0x73717368: // Squashfs
-  case 0xe0f5e1e2: // EROFS
-  case 0x9660:     // ISO 9660
-    return 1;
-  default:
-    return 0;
-  }
 }
 
 int cfiles_is_cached(int fd, int64_t offset, int64_t count) {

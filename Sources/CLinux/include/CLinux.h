@@ -57,14 +57,46 @@ int clinux_timerfd_set(int fd, uint64_t nanoseconds);
 // How many bytes can be read from a descriptor without waiting (FIONREAD).
 int64_t clinux_bytes_available(int fd);
 
-// What statx(2) says of direct I/O on an open file (STATX_DIOALIGN, Linux 6.1).
-struct clinux_dio_alignment {
-  uint32_t memory;  // stx_dio_mem_align, bytes; 0 when direct I/O is not supported
-  uint32_t offset;  // stx_dio_offset_align, bytes; 0 when direct I/O is not supported
+// How openat2(2) resolves a path: only from the kernel's lookup cache, beneath the directory, on
+// the directory's mount, without the links of /proc (linux/openat2.h).
+extern const uint64_t clinux_resolve_cached;
+extern const uint64_t clinux_resolve_beneath;
+extern const uint64_t clinux_resolve_no_mounts;
+extern const uint64_t clinux_resolve_no_magic_links;
+
+// The directory number for paths that are relative to the working directory.
+extern const int clinux_at_cwd;
+
+// openat2(2) (Linux 5.6; resolve_cached 5.12). Repeats what a signal interrupts, and, up to 64
+// times, what somebody's rename of a directory made uncertain.
+int clinux_openat2(int directory, const char *path, int flags, uint32_t mode, uint64_t resolve);
+
+// What statx(2) says of an open file.
+struct clinux_status {
+  int64_t size;
+  int64_t modified_seconds, changed_seconds;
+  uint32_t modified_nanoseconds, changed_nanoseconds;
+  uint64_t inode, links;
+  uint64_t device;              // st_dev
+  uint64_t represented_device;  // st_rdev
+  // Names the mount: no other has had the number since the machine started (STATX_MNT_ID_UNIQUE,
+  // Linux 6.8). Before that made of the mount's number and the disk's. 0 when neither is known.
+  uint64_t mount;
+  uint32_t mode;
+  // STATX_DIOALIGN (Linux 6.1), if has_alignment.
+  int has_alignment;
+  uint32_t memory_alignment;  // stx_dio_mem_align, bytes; 0 when direct I/O is not supported
+  uint32_t offset_alignment;  // stx_dio_offset_align, bytes; 0 when direct I/O is not supported
 };
 
-// Answers 1 when the kernel told the alignment, 0 when it does not know the question.
-int clinux_dio_alignment(int fd, struct clinux_dio_alignment *alignment);
+// statx(2) of an open file, or fstat(2) where that is all there is.
+//
+// asks_nobody: asks no process and no machine that serves the file: what is sure is the mount and
+// the type, the rest is what the kernel has at hand.
+int clinux_status(int fd, int asks_nobody, struct clinux_status *status);
+
+// How many names a file has.
+int64_t clinux_link_count(int fd);
 
 // What fstatfs(2) says of the file system that an open file is on.
 struct clinux_file_system {

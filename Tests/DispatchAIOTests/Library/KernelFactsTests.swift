@@ -126,7 +126,10 @@ final class KernelFactsTests: XCTestCase {
     let base = memory.baseAddress!
     let page = mmap(nil, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     defer { munmap(page, 4096) }
-    let alignment = try XCTUnwrap(BlockAlignment.ask(fd, isBlockDevice: false, fileSystem: .local))
+    var status = clinux_status()
+    XCTAssertEqual(clinux_status(fd, 0, &status), 0)
+    let alignment = try XCTUnwrap(
+      BlockAlignment.of(fd, status, isBlockDevice: false, fileSystem: .local))
     var rows: [(String, iocb, Int)] = [
       ("pointer to nothing", bare.block(IO_CMD_PREAD, fd, page, 4096), -Int(EFAULT)),
       ("nothing to read", bare.block(IO_CMD_PREAD, fd, base, 0), 0),

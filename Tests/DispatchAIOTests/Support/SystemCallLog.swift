@@ -6,6 +6,8 @@ import XCTest
 /// What `strace -f` wrote of a program: a line per system call.
 struct SystemCallLog {
   let calls: [String]
+  /// The number of the thread that made each call.
+  let threads: [String]
   let run: ChildProcess
 
   /// Runs a program under strace.
@@ -21,12 +23,16 @@ struct SystemCallLog {
       strace, ["-f", "-o", log, "-e", "trace=\(names)"] + options + [program] + arguments,
       environment: environment)
     if run.errors.contains("Operation not permitted") { throw XCTSkip("strace may not trace here") }
-    calls = Self.parse(try String(contentsOfFile: log, encoding: .utf8))
+    let parsed = Self.parseThreads(try String(contentsOfFile: log, encoding: .utf8))
+    (calls, threads) = (parsed.map(\.call), parsed.map(\.thread))
   }
 
   /// The system calls in a log, in the order in which they returned.
-  static func parse(_ log: String) -> [String] {
-    var calls: [String] = []
+  static func parse(_ log: String) -> [String] { parseThreads(log).map(\.call) }
+
+  /// The same with the number of the thread that made each call.
+  private static func parseThreads(_ log: String) -> [(thread: String, call: String)] {
+    var calls: [(thread: String, call: String)] = []
     // A call that another thread's call interrupts in the log is two lines: joined here.
     var unfinished: [Substring: String] = [:]
     for line in log.split(separator: "\n") {
@@ -35,9 +41,10 @@ struct SystemCallLog {
       if let cut = call.range(of: " <unfinished ...>") {
         unfinished[process] = String(call[..<cut.lowerBound])
       } else if call.hasPrefix("<... "), let rest = call.range(of: " resumed>") {
-        calls.append((unfinished.removeValue(forKey: process) ?? "") + call[rest.upperBound...])
+        let begun = unfinished.removeValue(forKey: process) ?? ""
+        calls.append((String(process), begun + call[rest.upperBound...]))
       } else {
-        calls.append(String(call))
+        calls.append((String(process), String(call)))
       }
     }
     return calls

@@ -19,30 +19,17 @@ struct cfiles_status {
   uint32_t type; // S_IFMT of st_mode
 };
 
-// openat2(2) of a path that must stay beneath the directory, whatever symbolic links and `..` are
-// in it, and without the links of /proc. With O_CLOEXEC, O_NOCTTY and O_NONBLOCK.
-//
-// is_cached: only what the kernel can look up without waiting for a disk or a network, and on the
-// directory's own mount (RESOLVE_CACHED, RESOLVE_NO_XDEV); -EAGAIN or -EXDEV when that is not
-// enough.
-int cfiles_open(int directory, const char *path, int flags, int is_cached);
-
-// openat2(2) of a directory beneath another, as a place only (O_PATH).
+// openat2(2) of a directory that must stay beneath another, whatever symbolic links and `..` are in
+// the path, and without the links of /proc; as a place only (O_PATH).
 int cfiles_open_place(int directory, const char *path);
 
 // Opens what a descriptor of O_PATH stands for.
 int cfiles_reopen(int place, int flags);
 
-// The flags of cfiles_open.
-extern const int cfiles_path, cfiles_direct;
-
 int cfiles_status(int fd, struct cfiles_status *status);
 
 // fstatat(2) without following a symbolic link.
 int cfiles_status_at(int directory, const char *name, struct cfiles_status *status);
-
-// Whether opening and closing files on this file system asks no other process or machine.
-int cfiles_is_local(int fd);
 
 // Whether all of a range is in the page cache and can be read: 1, or 0 where it is not, or where
 // the kernel does not tell (cachestat(2), Linux 6.5).

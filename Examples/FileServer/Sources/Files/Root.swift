@@ -5,6 +5,7 @@
 // and refuses the others.
 
 import CServedFiles
+import DispatchAIO
 import Glibc
 import ServerSupport
 import SystemPackage
@@ -28,8 +29,7 @@ enum Resolution {
 }
 
 final class Root: Sendable {
-  let descriptor: Int32
-  private let isLocal: Bool
+  private let directory: AIODirectory
   private let isDirect: Bool
   private let lists: Bool
   private let isPrecompressed: Bool
@@ -37,20 +37,17 @@ final class Root: Sendable {
   init(
     _ path: FilePath, caching: Caching, lists: Bool, isPrecompressed: Bool
   ) throws(Failure) {
-    let descriptor = path.withPlatformString {
-      Glibc.open($0, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    }
-    guard descriptor >= 0 else {
-      let reason = String(cString: strerror(errno))
+    do {
+      directory = try AIODirectory.open(path)
+    } catch {
+      let reason = error.errno.map { "\($0)" } ?? "\(error)"
       throw Failure("\(path.escaped): \(reason); name a directory to serve")
     }
-    self.descriptor = descriptor
-    isLocal = cfiles_is_local(descriptor) != 0
     isDirect = caching == .direct
     (self.lists, self.isPrecompressed) = (lists, isPrecompressed)
   }
 
-  deinit { Glibc.close(descriptor) }
+  var descriptor: Int32 { directory.fileDescriptor.rawValue }
 
   /// What a path is.
   ///
@@ -60,7 +57,6 @@ final class Root: Sendable {
   func resolve(
     _ path: TargetPath, codings: [ContentCoding], mayWait: Bool
   ) -> Resolution {
-    guard mayWait || isLocal else { return .wouldBlock }
     if path.isDirectory {
       var index = path.bytes
       index.removeLast()
@@ -101,45 +97,40 @@ final class Root: Sendable {
   private func open(
     _ path: [UInt8], _ type: MediaType, _ coding: ContentCoding?, _ varies: Bool, _ mayWait: Bool
   ) -> Resolution {
-    var isDirect = isDirect
-    var descriptor = path.withUnsafeBytes { openFile($0, mayWait, isDirect) }
-    if isDirect && descriptor == -EINVAL {
-      // A file system without O_DIRECT, or a directory.
-      isDirect = false
-      descriptor = path.withUnsafeBytes { openFile($0, mayWait, isDirect) }
+    // The path ends with a zero byte, so that it has an address.
+    let name = path.withUnsafeBytes {
+      FilePath(platformString: $0.bindMemory(to: CChar.self).baseAddress!)
     }
-    // EXDEV: another mount, or outside; only the whole look-up can tell.
-    if !mayWait, descriptor == -EAGAIN || descriptor == -EXDEV { return .wouldBlock }
-    guard descriptor >= 0 else { return .failed(-descriptor) }
-    var status = cfiles_status()
-    let answer = cfiles_status(descriptor, &status)
-    guard answer == 0, mode_t(status.type) == S_IFREG else {
-      Glibc.close(descriptor)
-      if answer < 0 { return .failed(-answer) }
+    do throws(AIOError) {
+      guard let file = try openFile(name, mayWait) else { return .wouldBlock }
+      return .file(ServedFile(file, type: type, coding: coding, varies: varies, isDirect: isDirect))
+    } catch {
       // Nobody waits for a pipe's other end.
-      return mode_t(status.type) == S_IFDIR ? .directoryWithoutSlash : .failed(ENOENT)
+      guard error.code == .unsupportedFile else { return .failed(error.errno?.rawValue ?? EIO) }
+      return isDirectory(path) ? .directoryWithoutSlash : .failed(ENOENT)
     }
-    return .file(
-      ServedFile(
-        descriptor, status, type: type, coding: coding, varies: varies, isDirect: isDirect))
   }
 
-  private func openFile(_ path: Bytes, _ mayWait: Bool, _ isDirect: Bool) -> Int32 {
-    // The path ends with a zero byte, so that it has an address.
-    let name = path.bindMemory(to: CChar.self).baseAddress!
-    let flags = isDirect ? cfiles_direct : 0
-    guard mayWait else { return cfiles_open(descriptor, name, flags, 1) }
-    // One that may wait looks first, so that nothing happens to a device, and then waits for the
-    // holder of a lease.
-    let place = cfiles_open(descriptor, name, cfiles_path, 0)
-    guard place >= 0 else { return place }
-    defer { Glibc.close(place) }
-    var status = cfiles_status()
-    let answer = cfiles_status(place, &status)
-    guard answer == 0 else { return answer }
-    let type = mode_t(status.type)
-    guard type == S_IFREG || type == S_IFDIR else { return -ENOENT }
-    return cfiles_reopen(place, type == S_IFREG ? flags : 0)
+  /// - Returns: `nil` if it cannot be told without waiting.
+  private func openFile(_ name: FilePath, _ mayWait: Bool) throws(AIOError) -> AIOFile? {
+    let caching: AIOFile.Caching = isDirect ? .direct : .buffered
+    guard mayWait else {
+      return try AIOFile.openIfCached(name, .readOnly, beneath: directory, caching: caching)
+    }
+    do throws(AIOError) {
+      return try AIOFile.open(name, .readOnly, beneath: directory, caching: caching)
+    } catch {
+      guard error.code == .directUnsupported else { throw error }
+      return try AIOFile.open(name, .readOnly, beneath: directory, caching: .buffered)
+    }
+  }
+
+  private func isDirectory(_ path: [UInt8]) -> Bool {
+    let place = path.withUnsafeBytes {
+      cfiles_open_place(descriptor, $0.bindMemory(to: CChar.self).baseAddress!)  // As above.
+    }
+    if place >= 0 { Glibc.close(place) }
+    return place >= 0
   }
 
   private func list(_ path: [UInt8], _ mayWait: Bool) -> Resolution {

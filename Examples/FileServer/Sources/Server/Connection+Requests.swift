@@ -130,7 +130,7 @@ extension Connection {
 
   private func appendValidators(of file: ServedFile, to head: ResponseHead) {
     head.output.append("Last-Modified: ")
-    HTTPDate.append(file.status.modified_seconds, to: head.output)
+    HTTPDate.append(file.status.modificationTime.seconds, to: head.output)
     head.output.append("\r\nETag: ")
     file.appendTag(to: head.output)
     head.output.append("\r\n")

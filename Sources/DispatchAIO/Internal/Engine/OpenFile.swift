@@ -48,7 +48,7 @@ final class OpenFile: Sendable {
 
     /// Whether a direct read that ends within a block has reached the end of the file.
     var isLocal: Bool {
-      @inline(__always) get { fileSystem == .local || fileSystem == .memory }
+      @inline(__always) get { fileSystem.isLocal }
     }
 
     /// Whether kernel AIO gives other answers than the system calls: FUSE (0 for a file whose size

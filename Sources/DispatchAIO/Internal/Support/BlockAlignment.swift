@@ -44,21 +44,21 @@ struct BlockAlignment: Hashable, Sendable {
     return remainder < 0 ? remainder + offset : remainder
   }
 
-  /// Asks the kernel what an open file requires of direct I/O: `statx(2)` with `STATX_DIOALIGN`
-  /// (Linux 6.1), then `BLKSSZGET` for a block device, then 4096, which every known device accepts.
+  /// What an open file requires of direct I/O: what `statx(2)` says with `STATX_DIOALIGN` (Linux
+  /// 6.1), then `BLKSSZGET` for a block device, then 4096, which every known device accepts.
   ///
   /// - Returns: `nil` if the file was opened with `O_DIRECT` but its file system does buffered I/O
   ///   all the same, as ext4 does with `data=journal`.
-  static func ask(
-    _ descriptor: Int32, isBlockDevice: Bool, fileSystem: FileSystemKind
+  static func of(
+    _ descriptor: Int32, _ status: clinux_status, isBlockDevice: Bool, fileSystem: FileSystemKind
   ) -> BlockAlignment? {
     // A memory file has no disk beneath, and does not answer or requires nothing. FUSE passes any
     // bytes to the process that serves it.
     if fileSystem == .memory || fileSystem == .fuse { return BlockAlignment.none }
-    var answer = clinux_dio_alignment()
-    if unsafe clinux_dio_alignment(descriptor, &answer) == 1 {
-      guard answer.offset > 0 else { return nil }
-      return BlockAlignment(memory: max(1, Int(answer.memory)), offset: Int(answer.offset))
+    if status.has_alignment != 0 {
+      guard status.offset_alignment > 0 else { return nil }
+      return BlockAlignment(
+        memory: max(1, Int(status.memory_alignment)), offset: Int(status.offset_alignment))
     }
     if isBlockDevice {
       let sector = clinux_block_device_sector_size(descriptor)

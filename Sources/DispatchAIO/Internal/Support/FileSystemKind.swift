@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
-
 /// The kind of a file system, as far as it decides which system calls can sleep, and for how long.
 enum FileSystemKind: Sendable {
   /// A file system on a disk of this machine, or a disk itself.
@@ -16,6 +14,10 @@ enum FileSystemKind: Sendable {
   case pseudo
   /// A file system that is unknown, or made of others, as overlayfs is.
   case other
+
+  /// Whether no process and no other machine serves it, so that the kernel answers by itself what
+  /// it has in memory.
+  var isLocal: Bool { self == .local || self == .memory }
 
   /// - Parameter magic: The `f_type` of `fstatfs(2)`. The numbers are those of `linux/magic.h`, and
   ///   of file systems whose drivers define them privately.
@@ -79,17 +81,5 @@ enum FileSystemKind: Sendable {
       self = .pseudo
     default: self = .other
     }
-  }
-
-  /// Asks the kernel for the file system of an open file, by `fstatfs(2)`.
-  ///
-  /// - Returns: The kind, and whether every write to the file waits for the disk because the file
-  ///   system is mounted with `-o sync`.
-  static func ask(_ descriptor: Int32, isBlockDevice: Bool) -> (kind: Self, isSynchronous: Bool) {
-    // The file system of a device node, devtmpfs, says nothing about the device.
-    if isBlockDevice { return (.local, false) }
-    var answer = clinux_file_system()
-    guard unsafe clinux_file_system(descriptor, &answer) == 0 else { return (.other, false) }
-    return (Self(magic: answer.magic), answer.is_synchronous != 0)
   }
 }
