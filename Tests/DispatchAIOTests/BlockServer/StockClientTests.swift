@@ -49,7 +49,8 @@ final class StockClientTests: XCTestCase {
     makeDisk(directory, "disk", 40 << 20)
     let server = try NBDServer(directory, ["disk", "image"])
     try run(
-      "qemu-img", "qemu-utils", ["convert", "-n", "-f", "raw", "-O", "raw", image, server.uri()])
+      "qemu-img", "qemu-utils",
+      ["convert", "-U", "-n", "-f", "raw", "-O", "raw", image, server.uri()])
     let out = directory.path.appending("out").string
     try run(
       "qemu-img", "qemu-utils", ["convert", "-f", "raw", "-O", "raw", server.uri(), out])
