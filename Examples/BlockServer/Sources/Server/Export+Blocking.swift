@@ -23,7 +23,7 @@ extension Export {
   /// The most extents found in one piece of a job.
   private static let extentsOfPiece = 256
   /// The bytes trimmed or zeroed in one piece of a job.
-  private static let sizeOfPiece: UInt64 = 32 << 20
+  private static let sizeOfPiece: UInt64 = 64 << 20
 
   /// The range of the next piece of a job.
   private func piece(of job: Job) -> Range<UInt64> {

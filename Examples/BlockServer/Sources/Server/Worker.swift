@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The calls on an export that may block, on a queue of their own, in turns: each client that has
-// work gets one piece of it done, and then the others. A piece takes milliseconds (see
-// Export+Blocking), whatever was asked for, and locks no more than its own range, for no longer. So
-// nobody waits for more than one piece of each of the others, and reads and writes of a range for
-// no more than the pieces that have begun.
+// work gets some milliseconds of it done, and then the others. It is done in pieces that take
+// milliseconds at the most (see Export+Blocking), whatever was asked for, and lock no more than
+// their own range, for no longer. So nobody waits for more than a turn of each of the others, and
+// reads and writes of a range for no more than the pieces that have begun.
 
 import DequeModule
 import Dispatch
@@ -50,6 +50,8 @@ final class Worker: Sendable {
 
   /// The most pieces that wait for their ranges, so that others need not wait behind one.
   private static let mostActive = 8
+  /// The time after which a job's turn ends, with the piece that is being done.
+  private static let turn = Duration.milliseconds(2)
 
   private let ranges: RangeLocks
   private let queue: DispatchQueue
@@ -92,26 +94,43 @@ final class Worker: Sendable {
 
   private func beginTurns() {
     while let job = state.withLock({ $0.next(Self.mostActive) }) {
-      guard let range = job.export.lockedRange(of: job) else {
-        run(job, nil)
-        continue
-      }
-      let (ticket, isGranted) = ranges.acquire(
-        range, exclusive: true, granted: { [self] in run(job, $0) })
-      if isGranted { run(job, ticket) }
+      lockPiece(of: job) { ticket in queue.async { [self] in run(job, ticket) } }
     }
   }
 
+  /// Locks the range of a job's next piece, if it needs one, and calls `locked` with the ticket, if
+  /// it has it at once. If not, the job runs when it is granted.
+  ///
+  /// - Returns: whether it has it.
+  @discardableResult
+  private func lockPiece(of job: Job, _ locked: (RangeLocks.Ticket?) -> Void) -> Bool {
+    guard let range = job.export.lockedRange(of: job) else {
+      locked(nil)
+      return true
+    }
+    let (ticket, isGranted) = ranges.acquire(
+      range, exclusive: true,
+      granted: { [self] ticket in queue.async { [self] in run(job, ticket) } })
+    if isGranted { locked(ticket) }
+    return isGranted
+  }
+
+  /// Does a job's turn: a piece, and further ones as long as the turn lasts.
   private func run(_ job: Job, _ ticket: RangeLocks.Ticket?) {
-    queue.async { [self] in
+    let end = ContinuousClock.now + Self.turn
+    var ticket = ticket
+    while true {
       let isDone = job.isDropped.load(ordering: .relaxed) || job.export.perform(job)
       if let ticket { ranges.release(ticket) }
-      state.withLock { $0.end(job, isDone: isDone) }
-      if isDone {
-        let loop = job.command.loop
-        loop.context.async { loop.finished(job) }
+      if isDone || ContinuousClock.now > end {
+        state.withLock { $0.end(job, isDone: isDone) }
+        if isDone {
+          let loop = job.command.loop
+          loop.context.async { loop.finished(job) }
+        }
+        return beginTurns()
       }
-      beginTurns()
+      guard lockPiece(of: job, { ticket = $0 }) else { return }
     }
   }
 }
