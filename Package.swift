@@ -21,7 +21,7 @@ let package = Package(
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
-    // The heap of the timers.
+    // The heap of the timers, and queues of the examples.
     .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
     // What only the examples need; a package that depends on the library builds none of it.
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
@@ -70,6 +70,7 @@ let package = Package(
       dependencies: [
         "CStorage", "DispatchAIO", "ServerSupport",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "DequeModule", package: "swift-collections"),
         .product(name: "Logging", package: "swift-log"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],

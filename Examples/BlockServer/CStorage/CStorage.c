@@ -36,6 +36,38 @@ static int64_t seek(int fd, int64_t offset, int whence) {
   return result < 0 ? -errno : result;
 }
 
+// As QEMU's block/file-posix.c has them.
+#define USED_BASE 100
+#define UNSHARED_BASE 200
+
+// Whether somebody else holds a lock on a byte.
+static int is_locked(int fd, int64_t offset) {
+  struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = offset, .l_len = 1};
+  if (fcntl(fd, F_OFD_GETLK, &lock) < 0) return -errno;
+  return lock.l_type != F_UNLCK;
+}
+
+static int lock_byte(int fd, int64_t offset) {
+  struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = offset, .l_len = 1};
+  return fcntl(fd, F_OFD_SETLK, &lock) < 0 ? -errno : 0;
+}
+
+int cstorage_lock_image(int fd, unsigned used, unsigned unshared) {
+  int result;
+  for (int bit = 0; bit < 4; bit++) {
+    if ((used >> bit & 1) && (result = lock_byte(fd, USED_BASE + bit)) < 0) return result;
+    if ((unshared >> bit & 1) && (result = lock_byte(fd, UNSHARED_BASE + bit)) < 0) return result;
+  }
+  // Locked first and looked at then: of two at a time at least one sees the other.
+  for (int bit = 0; bit < 4; bit++) {
+    if ((used >> bit & 1) && (result = is_locked(fd, UNSHARED_BASE + bit)) != 0)
+      return result < 0 ? result : -EAGAIN;
+    if ((unshared >> bit & 1) && (result = is_locked(fd, USED_BASE + bit)) != 0)
+      return result < 0 ? result : -EAGAIN;
+  }
+  return 0;
+}
+
 int64_t cstorage_seek_data(int fd, int64_t offset) { return seek(fd, offset, SEEK_DATA); }
 
 int64_t cstorage_seek_hole(int fd, int64_t offset) { return seek(fd, offset, SEEK_HOLE); }

@@ -216,6 +216,25 @@ final class BlockServerTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0, server.logged)
   }
 
+  /// A request of no bytes succeeds, at any place up to the end, and changes nothing.
+  func testRequestsOfNoBytes() throws {
+    let bytes = randomBytes(5000)
+    let server = try serve(bytes)
+    for structured in [true, false] {
+      let client = try NBDClient(server, structured: structured)
+      for offset in [0, 10, 5000] {
+        for command in [NBD.Command.read, .write, .trim, .writeZeroes, .cache] {
+          let reply = try client.call(command, at: offset, count: 0)
+          XCTAssertEqual(reply.error, 0, "\(command) at \(offset)")
+          XCTAssertEqual(reply.bytes, [])
+        }
+      }
+      XCTAssertEqual(try client.call(.read, at: 5001, count: 0).error, 22)
+    }
+    XCTAssertEqual(server.stop(), 0)
+    XCTAssertTrue(try contents(server) == bytes)
+  }
+
   /// Paths in which there is a `=`, and names.
   func testNames() throws {
     let directory = try temporaryDirectory()

@@ -111,6 +111,14 @@ final class NBDClient {
 
   deinit { Glibc.close(socket) }
 
+  /// Sends what the socket takes at once.
+  ///
+  /// - Returns: whether it took all.
+  @discardableResult
+  func sendAtOnce(_ bytes: [UInt8]) -> Bool {
+    Glibc.send(socket, bytes, bytes.count, Int32(MSG_NOSIGNAL | MSG_DONTWAIT)) == bytes.count
+  }
+
   // MARK: Bytes
 
   func send(_ bytes: [UInt8]) throws {
@@ -137,6 +145,19 @@ final class NBDClient {
         filled += got
       }
     }
+  }
+
+  /// Receives so many bytes, which nobody looks at.
+  func skip(_ count: Int) -> Bool {
+    var buffer = [UInt8](repeating: 0, count: 1 << 20)
+    var rest = count
+    while rest > 0 {
+      let got = recv(socket, &buffer, min(buffer.count, rest), 0)
+      if got < 0 && errno == EINTR { continue }
+      guard got > 0 else { return false }
+      rest -= got
+    }
+    return true
   }
 
   /// Waits until the other end has closed, and passes over what comes before; `false`: it has not

@@ -49,7 +49,8 @@ final class StockClientTests: XCTestCase {
     makeDisk(directory, "disk", 40 << 20)
     let server = try NBDServer(directory, ["disk", "image"])
     try run(
-      "qemu-img", "qemu-utils", ["convert", "-n", "-f", "raw", "-O", "raw", image, server.uri()])
+      "qemu-img", "qemu-utils",
+      ["convert", "-U", "-n", "-f", "raw", "-O", "raw", image, server.uri()])
     let out = directory.path.appending("out").string
     try run(
       "qemu-img", "qemu-utils", ["convert", "-f", "raw", "-O", "raw", server.uri(), out])
@@ -62,6 +63,60 @@ final class StockClientTests: XCTestCase {
       "qemu-img", "qemu-utils", ["map", "-f", "raw", "--output=json", server.uri()])
     XCTAssertTrue(map.contains("\"zero\": true"), map)
     XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
+  /// QEMU's programs and the server keep out of each other's way, by QEMU's own locks.
+  func testQemuLocks() throws {
+    let nbd = try ChildProcess.installed("qemu-nbd", package: "qemu-utils")
+    let io = try ChildProcess.installed("qemu-io", package: "qemu-utils")
+    let image = try ChildProcess.installed("qemu-img", package: "qemu-utils")
+    let directory = try temporaryDirectory()
+    makeDisk(directory, "disk", 1 << 20)
+    let path = directory.path.appending("disk").string
+    let out = directory.path.appending("out").string
+    func uses(_ expected: [Bool], line: UInt = #line) throws {
+      for (index, (program, arguments)) in [
+        (io, ["-f", "raw", "-c", "write 0 4k", path]),
+        (image, ["resize", "-f", "raw", path, "1M"]),
+        (image, ["convert", "-f", "raw", "-O", "raw", path, out]),
+        (io, ["-r", "-f", "raw", "-c", "read 0 4k", path]),
+      ].enumerated() {
+        let run = try ChildProcess.run(program, arguments)
+        XCTAssertEqual(run.status == 0, expected[index], "\(arguments) \(run.errors)", line: line)
+        if run.status != 0 { XCTAssertTrue(run.errors.contains("lock"), run.errors, line: line) }
+      }
+    }
+    // What writes is alone; who only reads and does not mind that somebody writes may.
+    var server = try NBDServer(directory, ["disk"])
+    try uses([false, false, false, true])
+    XCTAssertEqual(server.stop(), 0)
+    server = try NBDServer(directory, ["disk"], ["--read-only"])
+    try uses([false, false, true, true])
+    XCTAssertEqual(server.stop(), 0)
+    try uses([true, true, true, true])
+    // And the other way round.
+    let socket = directory.path.appending("qemu").string
+    for (options, writes, reads) in [([], false, false), (["--read-only"], true, true)] {
+      let process = Process()
+      process.executableURL = URL(fileURLWithPath: nbd)
+      process.arguments = ["-f", "raw", "--persistent", "--socket", socket, path] + options
+      try process.run()
+      // The image is locked before the socket is there.
+      XCTAssertTrue(eventually { access(socket, F_OK) == 0 })
+      for (options, isServed) in [([], writes), (["--read-only"], reads)] {
+        do {
+          let server = try NBDServer(directory, ["disk"], options)
+          XCTAssertTrue(isServed, "\(options)")
+          XCTAssertEqual(server.stop(), 0)
+        } catch let error as NBDServer.Failure {
+          XCTAssertFalse(isServed, "\(options)")
+          XCTAssertTrue(error.description.contains("is in use, by QEMU"), error.description)
+        }
+      }
+      process.terminate()
+      process.waitUntilExit()
+      unlink(socket)
+    }
   }
 
   func testQemuIO() throws {

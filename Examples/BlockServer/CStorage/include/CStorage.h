@@ -22,4 +22,15 @@ int cstorage_discard(int fd, int64_t offset, int64_t length);
 int64_t cstorage_seek_data(int fd, int64_t offset);
 int64_t cstorage_seek_hole(int fd, int64_t offset);
 
+// The byte locks by which QEMU's programs keep out of each other's way (block/file-posix.c): for
+// each thing that may be done to an image, a byte that says that its holder does that, and another
+// that says that nobody else may. They last until `fd` is closed.
+//
+// Answers -EAGAIN if another's use and this one exclude each other; any other error is that of a
+// file system without such locks.
+#define CSTORAGE_READ 1u
+#define CSTORAGE_WRITE 2u
+#define CSTORAGE_RESIZE 8u
+int cstorage_lock_image(int fd, unsigned used, unsigned unshared);
+
 #endif

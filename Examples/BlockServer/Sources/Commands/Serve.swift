@@ -23,8 +23,8 @@ struct Serve: ParsableCommand {
       The export of the empty name is the first.
 
       A connection takes at most \
-      \(ByteCount(MemoryBudget.small + MemoryBudget.large)) for its requests; beyond that, \
-      nothing is read from its socket.
+      \(ByteCount(MemoryBudget.small + MemoryBudget.large)) for its requests, and all together \
+      --memory; beyond that, nothing is read from its socket.
 
       Started by systemd or a like of it (LISTEN_FDS), it serves the sockets it is given, and prints \
       nothing.
@@ -63,6 +63,20 @@ struct Serve: ParsableCommand {
       valueName: "seconds"))
   var handshakeLimit = 10.0
 
+  @Option(
+    help: ArgumentHelp(
+      "How much memory the requests of all connections may use together; beyond that, they wait.",
+      valueName: "MiB"))
+  var memory = 512
+
+  @Option(
+    help: ArgumentHelp(
+      """
+      How long each MiB of a write's payload may take, and a client take no replies while others \
+      wait for memory, before it is disconnected; 0 is for ever.
+      """, valueName: "seconds"))
+  var stallLimit = 30.0
+
   @Option(help: ArgumentHelp("Log statistics every so often; 0 is never.", valueName: "seconds"))
   var statsInterval = 0.0
 
@@ -75,6 +89,8 @@ struct Serve: ParsableCommand {
     try require("max-connections", maxConnections, in: 1...100_000)
     try require(seconds: statsInterval, for: "stats-interval")
     try require(seconds: handshakeLimit, for: "handshake-limit")
+    try require("memory", memory, in: 16...1 << 24)
+    try require(seconds: stallLimit, for: "stall-limit")
     if inetd && listen.isGiven {
       throw ValidationError("--inetd: serves standard input, and listens nowhere")
     }
@@ -123,6 +139,8 @@ struct Serve: ParsableCommand {
       statisticsInterval: statsInterval > 0 ? .seconds(statsInterval) : nil)
     settings.loop.queueDepth = queueDepth
     settings.loop.handshakeLimit = handshakeLimit > 0 ? .seconds(handshakeLimit) : nil
+    settings.loop.memory = (memory << 20) / loops
+    settings.loop.stallLimit = stallLimit > 0 ? .seconds(stallLimit) : nil
     let server: Server
     var connection: (Int32, String)?
     var address: String?

@@ -21,6 +21,8 @@ final class Command: @unchecked Sendable {
 
   /// The bytes charged to the connection's budget for it.
   var cost = 0
+  /// The bytes charged to the loop's memory for it.
+  var memory = 0
   /// The large read that this is a part of, if it is one.
   var stream: StreamedRead?
 
@@ -34,7 +36,10 @@ final class Command: @unchecked Sendable {
   /// The number of bytes of a write's payload received so far.
   var payload = 0
 
+  /// Its range, locked or waited for.
   var ticket: RangeLocks.Ticket?
+  /// Whether that is, or will be, an exclusive lock.
+  var isExclusive = false
   // Disk requests.
   /// The number of blocks that a read-modify-write still waits for.
   var edges = 0
@@ -69,17 +74,34 @@ final class Command: @unchecked Sendable {
 
   // MARK: Memory
 
-  /// Takes buffers for the blocks that the request touches.
+  /// Notes the blocks that the request touches, for which it needs buffers.
   @inline(__always)
-  func takeBuffers(_ export: Export) {
+  func setBlocks(_ export: Export) {
     start = export.down(request.offset, to: export.block)
     skip = Int(request.offset - start)
     count = Int(export.up(range.upperBound, to: export.block) - start)
-    var rest = count
-    while rest > 0 {
-      buffers.append(loop.pool.take(min(rest, BufferPool.largest)))
-      rest -= BufferPool.largest
-    }
+  }
+
+  /// The number of bytes that there are no buffers for yet.
+  private var unbuffered: Int { count - buffers.count * BufferPool.largest }
+
+  /// The size of the next buffer, in bytes; `nil` if there are all.
+  var nextBuffer: Int? {
+    unbuffered > 0 ? BufferPool.cost(min(unbuffered, BufferPool.largest)) : nil
+  }
+
+  /// The number of bytes of a write's payload that there is no room for yet, of those that remain.
+  func missing(of remaining: Int) -> Int {
+    max(0, payload + remaining + skip - buffers.count * BufferPool.largest)
+  }
+
+  func takeBuffer() {
+    buffers.append(loop.pool.take(min(unbuffered, BufferPool.largest)))
+  }
+
+  @inline(__always)
+  func takeBuffers() {
+    while unbuffered > 0 { takeBuffer() }
   }
 
   func giveBuffers() {
@@ -119,43 +141,42 @@ final class Command: @unchecked Sendable {
 
   @inline(__always)
   private func submit() {
-    while nextPiece < buffers.count && outstanding < Self.window && error == nil {
+    let connection = connection!  // A command in use has one.
+    while nextPiece < buffers.count && outstanding < Self.window && error == nil
+      && !connection.isClosed
+    {
       outstanding += 1
       let piece = nextPiece
       nextPiece += 1
-      submit(piece)
+      loop.submit(.piece(self, piece), of: connection)
     }
   }
 
-  private func submit(_ piece: Int) {
+  /// Hands a part of the data to the context.
+  @inline(__always)
+  func submit(_ piece: Int) throws(AIOError) {
     let from = piece * BufferPool.largest
     let length = min(BufferPool.largest, count - from)
     let whole = buffers[piece].buffer
     let buffer = length == whole.count ? whole : whole[..<length]
     let offset = Int64(start) + Int64(from)
     let file = connection!.export.file  // A command in use has a connection.
-    do throws(AIOError) {
-      if request.command == .write {
-        try loop.context.write(file, at: offset, from: buffer, completion: completion)
-      } else {
-        try loop.context.read(file, at: offset, into: buffer, completion: completion)
-      }
-    } catch {
-      if error.isRetryable { return loop.retryLater { [self] in submit(piece) } }
-      // Not within the call, because the caller relies on a later completion.
-      loop.context.async { [self] in completed(.failure(error)) }
+    if request.command == .write {
+      try loop.context.write(file, at: offset, from: buffer, completion: completion)
+    } else {
+      try loop.context.read(file, at: offset, into: buffer, completion: completion)
     }
   }
 
   @inline(__always)
-  private func completed(_ result: Result<Int, AIOError>) {
+  func completed(_ result: Result<Int, AIOError>) {
     outstanding -= 1
-    loop.roomWasMade()
+    loop.diskRequestEnded()
     switch result {
     case .success(let count): transferred += count
     case .failure(let error): self.error = self.error ?? error
     }
-    if nextPiece < buffers.count && error == nil { submit() }
+    submit()
     if outstanding == 0 { loop.transferred(self) }
   }
 
@@ -186,8 +207,8 @@ final class Command: @unchecked Sendable {
   func reset() {
     giveBuffers()
     (connection, stream, ticket, error) = (nil, nil, nil, nil)
-    isShort = false
-    (cost, start, count, skip, payload) = (0, 0, 0, 0, 0)
+    (isShort, isExclusive) = (false, false)
+    (cost, memory, start, count, skip, payload) = (0, 0, 0, 0, 0, 0)
     (headCount, replyCount) = (0, 0)
   }
 }

@@ -22,6 +22,7 @@ extension Connection {
     guard !isClosed else { return }
     isBlocked = false
     begunInTurn = 0
+    continueStalledStreams()
     admitDeferredReads()
     var filled = parseUnparsed()
     var receives = 0
@@ -32,6 +33,7 @@ extension Connection {
         loop.markReady(self)
         break
       }
+      if let incomingWrite, !hasRoomForPayload(incomingWrite) { break }
       receives += 1
       let (asked, count) = receiveOnce(after: filled)
       if count > 0 {
@@ -48,6 +50,7 @@ extension Connection {
     }
     if isClosed { return }
     if filled > 0 { unparsed.append(contentsOf: loop.scratch[..<filled]) }
+    if incomingWrite != nil { expectPayload() }
     closeIfDone()
   }
 
@@ -73,17 +76,21 @@ extension Connection {
       let count = loop.scratch.count - filled
       return (count, recv(socket, loop.scratch.baseAddress! + filled, count, 0))
     }
-    let most = Int(ExportDescription.largestPayload) / BufferPool.largest + 3
-    return withUnsafeTemporaryAllocation(of: iovec.self, capacity: most) { vectors in
+    // Of the buffers that there are one is not full, and small ones follow each other in none.
+    return withUnsafeTemporaryAllocation(of: iovec.self, capacity: 3) { vectors in
       var elements = 0
       var position = incomingWrite.payload
-      let end = position + remaining
+      let missing = incomingWrite.missing(of: remaining)
+      let end = position + remaining - missing
       while position < end {
         let memory = incomingWrite.memory(from: position, upTo: end)
         vectors.initializeElement(
           at: elements, to: iovec(iov_base: memory.baseAddress, iov_len: memory.count))
         elements += 1
         position += memory.count
+      }
+      guard missing == 0 else {
+        return (end - incomingWrite.payload, readv(socket, vectors.baseAddress, Int32(elements)))
       }
       let following = remaining > Self.longPayload ? NBD.requestSize : loop.scratch.count
       vectors.initializeElement(
@@ -124,6 +131,8 @@ extension Connection {
       guard let event else { break }
       if case .payload(let count) = event {
         guard let incomingWrite else { preconditionFailure("payload of no write") }
+        guard hasRoomForPayload(incomingWrite) else { break }
+        let count = count - incomingWrite.missing(of: count)
         incomingWrite.take(payload: .init(rebasing: scratch[position..<position + count]))
         position += count
         session.received(payload: count)

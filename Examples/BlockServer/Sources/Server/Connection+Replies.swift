@@ -11,6 +11,7 @@ extension Connection {
   /// - Parameter error: the error that the client is told, if it failed.
   func finish(_ command: Command, _ error: (NBD.ErrorCode, String)? = nil) {
     guard !isClosed else { return release(command) }
+    if command.request.command == .write { giveMemory(of: command) }
     if let stream = command.stream {
       encodeChunk(of: stream, command, error)
     } else if let (code, message) = error {
@@ -122,6 +123,7 @@ extension Connection {
       return
     }
     loop.statistics.bytesSent += sent
+    bytesSent += sent
     if sent < asked { isWritable = false }
     outbox.advance(by: sent)
     // One at a time: releasing one may add others.

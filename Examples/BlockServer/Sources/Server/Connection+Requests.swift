@@ -4,30 +4,58 @@
 
 extension Connection {
   @inline(__always)
-  func newCommand(_ request: Request, cost: Int) -> Command {
+  func newCommand(_ request: Request, cost: Int, memory: Int = 0) -> Command {
     let command = loop.commands.take(for: loop)
     command.connection = self
     command.request = request
     command.cost = cost
     budget.charge(cost)
+    charge(memory, to: command)
     commandCount += 1
     return command
+  }
+
+  /// Charges memory to the loop's for a command.
+  @inline(__always)
+  func charge(_ memory: Int, to command: Command) {
+    command.memory += memory
+    loop.memory.charge(memory, to: self)
+  }
+
+  /// Takes a command's memory off the loop's.
+  @inline(__always)
+  private func refund(_ command: Command) {
+    loop.memory.refund(command.memory, to: self)
+    command.memory = 0
+    if !loop.memory.waiting.isEmpty {
+      loop.memoryWasFreed = true
+      loop.workSoon()
+    }
+  }
+
+  /// Gives back the memory of a command that needs none any more, before its reply is sent.
+  @inline(__always)
+  func giveMemory(of command: Command) {
+    command.giveBuffers()
+    refund(command)
   }
 
   /// Releases a command whose reply was sent, or will not be.
   func release(_ command: Command) {
     commandCount -= 1
     budget.refund(command.cost)
+    refund(command)
     let stream = command.stream
     loop.recycle(command)
     if let stream {
       stream.unsent -= 1
       continueStream(stream)
-      if stream.unsent == 0 {
+      if stream.unsent == 0 && stream.next == stream.end {
         budget.refund(stream.cost)
         streamCount -= 1
       }
     }
+    if isClosed && commandCount == 0 { loop.placeIsFree() }
   }
 
   // MARK: Admission
@@ -38,7 +66,7 @@ extension Connection {
   @inline(__always)
   func take(_ request: Request) -> Bool {
     let cost = cost(of: request)
-    if !budget.admits(cost) {
+    if !admits(request, cost) {
       if MemoryBudget.isLarge(cost) && request.command == .read {
         deferredReads.append(request)
         return true
@@ -51,10 +79,34 @@ extension Connection {
     return true
   }
 
+  /// Whether there is memory for a request; if not, the connection continues when there is.
+  @inline(__always)
+  private func admits(_ request: Request, _ cost: Int) -> Bool {
+    guard budget.admits(cost) else { return false }
+    return hasMemory(memoryAtOnce(request, cost))
+  }
+
+  /// Whether the loop has so many bytes more for this connection; if not, the connection continues
+  /// when memory is given back.
+  @inline(__always)
+  func hasMemory(_ bytes: Int) -> Bool {
+    if loop.memory.admits(bytes, for: self) { return true }
+    loop.memory.wait(self)
+    loop.planStallCheck()
+    return false
+  }
+
+  /// The memory that a request needs when it begins. A large write's buffers are taken as its
+  /// payload is received, those of a read in parts by each part.
+  @inline(__always)
+  private func memoryAtOnce(_ request: Request, _ cost: Int) -> Int {
+    MemoryBudget.isLarge(cost) && (request.command == .write || isStreamed(request)) ? 0 : cost
+  }
+
   func admitDeferredReads() {
     while let request = deferredReads.first {
       let cost = cost(of: request)
-      guard budget.admits(cost) else { return }
+      guard admits(request, cost) else { return }
       deferredReads.removeFirst()
       begin(request, cost: cost)
     }
@@ -84,8 +136,12 @@ extension Connection {
       streamCount += 1
       return continueStream(StreamedRead(request, cost: cost))
     }
-    let command = newCommand(request, cost: cost)
-    if request.command == .read || request.command == .write { command.takeBuffers(export) }
+    let memory = memoryAtOnce(request, cost)
+    let command = newCommand(request, cost: cost, memory: memory)
+    if request.command == .read || request.command == .write {
+      command.setBlocks(export)
+      if memory > 0 { command.takeBuffers() }
+    }
     if request.command == .write && request.length > 0 {
       incomingWrite = command
     } else {
@@ -97,7 +153,26 @@ extension Connection {
   func startIncomingWrite() {
     guard let command = incomingWrite else { preconditionFailure("no write is being received") }
     incomingWrite = nil
+    payloadDeadline = nil
     loop.start(command)
+  }
+
+  /// Makes room for payload of the write that is being received.
+  ///
+  /// - Returns: whether there is some; if not, the connection continues when memory is given back.
+  @inline(__always)
+  func hasRoomForPayload(_ command: Command) -> Bool {
+    guard command.missing(of: 1) > 0, let next = command.nextBuffer else { return true }
+    guard hasMemory(next) else {
+      isBlocked = true
+      // The client is not to blame.
+      payloadDeadline = nil
+      return false
+    }
+    charge(next, to: command)
+    command.takeBuffer()
+    payloadDeadline = nil
+    return true
   }
 
   // MARK: Large reads in parts
@@ -114,16 +189,37 @@ extension Connection {
       // Parts end at multiples of their size, so that all but the first and last are aligned.
       let size = UInt64(BufferPool.largest)
       let end = min(stream.end, (stream.next / size + 1) * size)
+      let memory = BufferPool.cost(
+        Int(export.up(end, to: export.block) - export.down(stream.next, to: export.block)))
+      guard hasMemory(memory) else {
+        if !stream.isStalled { stalledStreams.append(stream) }
+        stream.isStalled = true
+        return
+      }
       var part = stream.request
       part.offset = stream.next
       part.length = UInt32(end - stream.next)
       stream.next = end
       stream.unread += 1
       stream.unsent += 1
-      let command = newCommand(part, cost: 0)
+      let command = newCommand(part, cost: 0, memory: memory)
       command.stream = stream
-      command.takeBuffers(export)
+      command.setBlocks(export)
+      command.takeBuffers()
       loop.start(command)
+    }
+  }
+}
+
+extension Connection {
+  /// Starts parts of the large reads that waited for memory.
+  func continueStalledStreams() {
+    guard !stalledStreams.isEmpty else { return }
+    let streams = stalledStreams
+    stalledStreams = []
+    for stream in streams {
+      stream.isStalled = false
+      continueStream(stream)
     }
   }
 }
@@ -137,6 +233,8 @@ final class StreamedRead {
   var unread = 0
   /// The number of parts not sent yet, read or not.
   var unsent = 0
+  /// Whether the next part waits for memory.
+  var isStalled = false
   /// The first error of a part, which the last chunk of the reply tells.
   var error: (NBD.ErrorCode, String)?
   let cost: Int

@@ -8,6 +8,7 @@
 // large read as a request of a few bytes, so that those behind it continue; any other in the
 // socket.
 
+import DequeModule
 import DispatchAIO
 import ServerSupport
 
@@ -55,15 +56,35 @@ final class Connection: @unchecked Sendable {
   var heldRequest: Request?
   /// Large reads that wait for memory.
   var deferredReads: [Request] = []
+  /// Large reads in progress whose next part waits for memory.
+  var stalledStreams: [StreamedRead] = []
+  /// The time by which the payload that is being received has to be there.
+  var payloadDeadline: ContinuousClock.Instant?
 
   // Requests.
+  /// The most unaligned writes that hold or wait for their ranges.
+  static let mostExclusive = 4
   var budget = MemoryBudget()
+  /// The bytes charged to the loop's memory.
+  var memoryUsed = 0
+  /// Kept by the loop's memory.
+  var isWaitingForMemory = false
+  /// Commands that wait for their ranges.
+  var waitingForRange: [RangeLocks.Ticket: Command] = [:]
+  /// The number of unaligned writes that hold or wait for their ranges, and those behind them.
+  var exclusiveCount = 0
+  var waitingForExclusive: Deque<Command> = []
+  /// Requests to the disk that wait for this connection's turn.
+  var waitingForDisk: Deque<DiskRequest> = []
   /// The number of this client's commands: in progress, in `outbox`, or `incomingWrite`.
   var commandCount = 0
   var streamCount = 0
 
   // Replies.
   var outbox = Outbox()
+  var bytesSent = 0
+  /// The bytes sent when that was last looked at and had changed, and the time.
+  var lastProgress: (sent: Int, at: ContinuousClock.Instant)?
 
   init(
     peer: String, socket: Int32, loop: ServerLoop, handshakeLimit: Duration?
@@ -124,13 +145,19 @@ final class Connection: @unchecked Sendable {
     handshakeTimer?.cancel()
     sources.close()
     deferredReads = []
+    stalledStreams = []
     heldRequest = nil
     unparsed = []
+    // So that its place is not free before the end.
+    commandCount += 1
     if let incomingWrite {
       self.incomingWrite = nil
       release(incomingWrite)
     }
     for command in outbox.removeAll() { release(command) }
+    loop.dropRequests(of: self)
     loop.closed(self, reason)
+    commandCount -= 1
+    if commandCount == 0 { loop.placeIsFree() }
   }
 }

@@ -13,12 +13,75 @@ extension Export {
     var isHole: Bool
   }
 
+  /// Why a job failed.
+  struct Failure: Error {
+    var errno: Errno
+  }
+
   /// The most extents in one answer.
   static let mostExtents = 4096
+  /// The most extents found in one piece of a job.
+  private static let extentsOfPiece = 256
+  /// The bytes trimmed or zeroed in one piece of a job.
+  private static let sizeOfPiece: UInt64 = 64 << 20
+
+  /// The range of the next piece of a job.
+  private func piece(of job: Job) -> Range<UInt64> {
+    let all = job.command.range
+    switch job.command.request.command {
+    case .trim, .writeZeroes:
+      // None is small, unless all is: what is no whole block cannot be zeroed fast.
+      let smallest: UInt64 = 1 << 20
+      var end = down(job.position + Self.sizeOfPiece, to: smallest)
+      if end + smallest > all.upperBound { end = all.upperBound }
+      return job.position..<end
+    default: return job.position..<all.upperBound
+    }
+  }
+
+  /// The range that the next piece of a job needs for itself.
+  func lockedRange(of job: Job) -> Range<UInt64>? {
+    job.command.request.command == .blockStatus ? nil : pages(piece(of: job))
+  }
+
+  /// Does the next piece of a job.
+  ///
+  /// - Returns: whether it was the last.
+  func perform(_ job: Job) -> Bool {
+    let request = job.command.request
+    let piece = piece(of: job)
+    let errno: Errno?
+    switch request.command {
+    case .blockStatus: return findExtents(job, piece)
+    case .trim: errno = trim(piece)
+    case .writeZeroes:
+      errno = zero(
+        piece, keepsRoom: request.flags.contains(.noHole),
+        onlyFast: request.flags.contains(.fastZero))
+    default: errno = write(payloadOf: job.command)
+    }
+    if let errno {
+      job.result = .failure(Failure(errno: errno))
+      return true
+    }
+    job.position = piece.upperBound
+    return job.position == job.command.range.upperBound
+  }
+
+  private func findExtents(_ job: Job, _ range: Range<UInt64>) -> Bool {
+    guard case .success(var found) = job.result else { return true }
+    job.result = .success([])
+    let most = job.command.request.flags.contains(.requestOne) ? 1 : Self.mostExtents
+    let next = extents(range, most: min(most - found.count, Self.extentsOfPiece))
+    found += next
+    job.position += next.reduce(0) { $0 + $1.length }
+    job.result = .success(found)
+    return job.position == job.command.range.upperBound || found.count == most
+  }
 
   /// The extents of a range, data or hole, from its beginning on. At least one, and no more than
   /// `most`; together they may cover less than the range.
-  func extents(_ range: Range<UInt64>, most: Int = mostExtents) -> [Extent] {
+  func extents(_ range: Range<UInt64>, most: Int) -> [Extent] {
     var extents: [Extent] = []
     var position = range.lowerBound
     while position < range.upperBound && extents.count < most {
@@ -126,6 +189,8 @@ extension Export {
   }
 
   private func write(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Errno? {
+    syncs.noteCachedWrite()
+    defer { syncs.noteCachedWrite() }
     var done = 0
     while done < bytes.count {
       let count = pwrite(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Dispatch
+import CStorage
 import DispatchAIO
 import Glibc
 import SystemPackage
@@ -27,9 +27,10 @@ final class Export: Sendable {
   /// The end of the last whole block. The bytes behind it can be read directly, because a read ends
   /// with the file, but not written.
   let wholeBlocks: UInt64
-  let ranges = RangeLocks()
-  /// The serial queue for calls that may block.
-  let worker: DispatchQueue
+  let ranges: RangeLocks
+  /// Makes the calls that may block.
+  let worker: Worker
+  let syncs: SyncGate
 
   /// Opens a file. Blocks the calling thread.
   init(name: String, path: FilePath, readOnly: Bool) throws {
@@ -44,16 +45,11 @@ final class Export: Sendable {
         file = try AIOFile.open(path, mode, caching: .buffered)
       }
       plain = try FileDescriptor.open(path, mode, options: .closeOnExec)
-      // `ranges` keeps the requests of one export apart; a second export of the file, in this
-      // server or another, must not write. (Some filesystems have no locks.)
-      let lock = readOnly ? LOCK_SH : LOCK_EX
-      if flock(plain.rawValue, lock | LOCK_NB) != 0, errno == EWOULDBLOCK {
+      do {
+        try Self.lock(plain, path, readOnly: readOnly)
+      } catch {
         try plain.close()
-        throw ExportError(
-          description: """
-            \(path) is an export already, of this server or another, and one of the two may write: \
-            serve it under one name, or each time with --read-only
-            """)
+        throw error
       }
     } catch let error as ExportError {
       throw error
@@ -69,13 +65,38 @@ final class Export: Sendable {
     block = UInt64(file.alignment.offset)
     page = max(4096, block)
     wholeBlocks = size / block * block
-    worker = DispatchQueue(label: "aio-nbd.worker.\(name)")
+    ranges = RangeLocks()
+    worker = Worker(label: "aio-nbd.worker.\(name)", ranges: ranges)
+    syncs = SyncGate(isBuffered: file.caching == .buffered)
     description = ExportDescription(
       name: name, size: size, isReadOnly: readOnly, preferredBlock: UInt32(page))
   }
 
   deinit {
     try? plain.close()
+  }
+
+  /// Locks the file for as long as it is open: `ranges` keeps the requests of one export apart, and
+  /// nobody else may write. (Some filesystems have no locks.)
+  private static func lock(_ file: FileDescriptor, _ path: FilePath, readOnly: Bool) throws {
+    // The exports of the file, in this server or another.
+    let kind = readOnly ? LOCK_SH : LOCK_EX
+    if flock(file.rawValue, kind | LOCK_NB) != 0, errno == EWOULDBLOCK {
+      throw ExportError(
+        description: """
+          \(path) is an export already, of this server or another, and one of the two may write: \
+          serve it under one name, or each time with --read-only
+          """)
+    }
+    // Virtual machines, qemu-nbd, qemu-img.
+    let use = readOnly ? CSTORAGE_READ : CSTORAGE_READ | CSTORAGE_WRITE
+    if cstorage_lock_image(file.rawValue, use, CSTORAGE_WRITE | CSTORAGE_RESIZE) == -EAGAIN {
+      throw ExportError(
+        description: """
+          \(path) is in use, by QEMU or another program that locks images as it does, and one of \
+          the two may write: end that, or use it there and here for reading only (--read-only)
+          """)
+    }
   }
 
   var size: UInt64 { description.size }

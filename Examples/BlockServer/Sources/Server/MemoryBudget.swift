@@ -28,3 +28,63 @@ struct MemoryBudget {
     assert(smallUsed >= 0 && largeUsed >= 0, "more was refunded than was charged")
   }
 }
+
+/// The memory that the requests of all connections of a loop may use together: its share of
+/// `--memory`.
+///
+/// A connection may have as much as is free. The more connections want memory, the less is free and
+/// the less each may have, but there is always some for one that has none, however many take all
+/// that they can and give nothing back. Beyond the limit there are a small request of each
+/// connection that has nothing, and the requests of one connection at a time, so that whatever a
+/// client asks for is done in the end.
+struct LoopMemory {
+  let limit: Int
+  private(set) var used = 0
+  /// The connection that may have what its own budget allows.
+  private(set) weak var favoured: Connection?
+  /// The connections that wait until memory is given back.
+  private(set) var waiting: [Connection] = []
+
+  init(limit: Int) { self.limit = limit }
+
+  /// Whether a connection may have so many bytes more.
+  @inline(__always)
+  mutating func admits(_ cost: Int, for connection: Connection) -> Bool {
+    if connection.memoryUsed + cost <= limit - used || favoured === connection { return true }
+    if connection.memoryUsed == 0 && !MemoryBudget.isLarge(cost) { return true }
+    if favoured == nil {
+      favoured = connection
+      return true
+    }
+    return false
+  }
+
+  @inline(__always)
+  mutating func charge(_ cost: Int, to connection: Connection) {
+    used += cost
+    connection.memoryUsed += cost
+  }
+
+  @inline(__always)
+  mutating func refund(_ cost: Int, to connection: Connection) {
+    used -= cost
+    connection.memoryUsed -= cost
+    assert(used >= 0 && connection.memoryUsed >= 0, "more was refunded than was charged")
+    if favoured != nil && favoured === connection && connection.memoryUsed <= limit - used {
+      favoured = nil
+    }
+  }
+
+  mutating func wait(_ connection: Connection) {
+    guard !connection.isWaitingForMemory else { return }
+    connection.isWaitingForMemory = true
+    waiting.append(connection)
+  }
+
+  /// Removes and returns the connections that wait.
+  mutating func takeWaiting() -> [Connection] {
+    defer { waiting.removeAll(keepingCapacity: true) }
+    for connection in waiting { connection.isWaitingForMemory = false }
+    return waiting
+  }
+}

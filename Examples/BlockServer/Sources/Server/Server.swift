@@ -133,11 +133,7 @@ final class Server: @unchecked Sendable {
   }
 
   private func shutDown(because signal: String) {
-    guard !isDraining else {
-      logger.warning("\(signal) again: waiting for nobody")
-      for loop in loops { loop.forceClose() }
-      return
-    }
+    guard !isDraining else { return }
     isDraining = true
     logger.notice("\(signal): answering what is in flight")
     end()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The execution of a request, from its start through the lock of its range to its answer. Calls
-// that may block are made on the export's worker queue.
+// that may block are made by the export's worker.
 
 import DispatchAIO
 import SystemPackage
@@ -17,89 +17,88 @@ extension ServerLoop {
     case .read where request.length > 0:
       lock(command, command.start..<command.start + UInt64(command.count), exclusive: false)
     case .write where request.length > 0:
-      if command.range.upperBound > export.wholeBlocks
-        || command.count != Int(request.length)
-      {
-        lock(command, export.pages(command.range), exclusive: true)
+      if command.range.upperBound > export.wholeBlocks {
+        export.worker.add(Job(command))
+      } else if command.count != Int(request.length) {
+        lockExclusively(command)
       } else {
         lock(command, command.range, exclusive: false)
       }
-    case .trim where request.length > 0, .writeZeroes where request.length > 0:
-      lock(command, export.pages(command.range), exclusive: true)
+    case .trim where request.length > 0, .writeZeroes where request.length > 0, .blockStatus:
+      export.worker.add(Job(command))
     case .flush: sync(command)
-    case .blockStatus: execute(command)
     default: command.connection!.finish(command)
     }
   }
 
   @inline(__always)
   private func lock(_ command: Command, _ range: Range<UInt64>, exclusive: Bool) {
-    let ticket = command.connection!.export.ranges.acquire(
+    let connection = command.connection!
+    let (ticket, isGranted) = connection.export.ranges.acquire(
       range, exclusive: exclusive,
       granted: { [self] ticket in
         context.async { [self] in
-          command.ticket = ticket
+          connection.waitingForRange[ticket] = nil
           execute(command)
         }
       })
-    guard let ticket else { return }
     command.ticket = ticket
-    execute(command)
+    if isGranted {
+      execute(command)
+    } else {
+      connection.waitingForRange[ticket] = command
+    }
+  }
+
+  /// Locks the range of an unaligned write, for which no more than a few of its connection's may
+  /// wait: each is granted in its turn, and whoever wants that range meanwhile waits for them.
+  private func lockExclusively(_ command: Command) {
+    let connection = command.connection!
+    guard connection.exclusiveCount < Connection.mostExclusive else {
+      return connection.waitingForExclusive.append(command)
+    }
+    connection.exclusiveCount += 1
+    command.isExclusive = true
+    lock(command, connection.export.pages(command.range), exclusive: true)
   }
 
   @inline(__always)
   private func unlock(_ command: Command) {
     guard let ticket = command.ticket else { return }
     command.ticket = nil
-    command.connection!.export.ranges.release(ticket)
+    let connection = command.connection!
+    connection.export.ranges.release(ticket)
+    guard command.isExclusive else { return }
+    connection.exclusiveCount -= 1
+    if let next = connection.waitingForExclusive.popFirst() { lockExclusively(next) }
   }
 
-  /// Executes a command whose range is locked.
+  /// Drops what has not begun of a connection that has ended.
+  func dropRequests(of connection: Connection) {
+    guard let export = connection.export else { return }
+    var commands = export.worker.drop(connection)
+    commands += connection.waitingForExclusive
+    connection.waitingForExclusive = []
+    for (ticket, command) in connection.waitingForRange where export.ranges.withdraw(ticket) {
+      command.ticket = nil
+      commands.append(command)
+    }
+    commands += syncs[connection.exportIndex].takeWaiting(of: connection)
+    for command in commands { connection.release(command) }
+    dropWaiting(of: connection)
+  }
+
+  /// Executes a read or a write whose range is locked.
   @inline(__always)
   private func execute(_ command: Command) {
-    let request = command.request
-    let export = command.connection!.export!
-    switch request.command {
-    case .read: command.transfer()
-    case .write:
-      if command.range.upperBound > export.wholeBlocks {
-        onWorker(command, export) { export.write(payloadOf: $0) }
-      } else if command.count != Int(request.length) {
-        readEdges(command, export)
-      } else {
-        command.transfer()
-      }
-    case .trim:
-      onWorker(command, export) { export.trim($0.range) }
-    case .writeZeroes:
-      onWorker(command, export) {
-        export.zero(
-          $0.range, keepsRoom: request.flags.contains(.noHole),
-          onlyFast: request.flags.contains(.fastZero))
-      }
-    case .blockStatus:
-      let most = request.flags.contains(.requestOne) ? 1 : Export.mostExtents
-      export.worker.async { [self] in
-        let extents = export.extents(command.range, most: most)
-        context.async { [self] in answer(command, extents) }
-      }
-    case .flush, .cache, .disconnect: preconditionFailure("nothing to lock for")
-    }
-  }
-
-  private func onWorker(
-    _ command: Command, _ export: Export, _ body: @escaping @Sendable (Command) -> Errno?
-  ) {
-    export.worker.async { [self] in
-      let errno = body(command)
-      context.async { [self] in
-        if let errno {
-          unlock(command)
-          fail(command, NBD.ErrorCode(errno), "\(errno)")
-        } else {
-          finishWrite(command)
-        }
-      }
+    let connection = command.connection!
+    if connection.isClosed {
+      unlock(command)
+      connection.release(command)
+    } else if command.isExclusive {
+      readEdges(command, connection.export)
+    } else {
+      command.transfer()
     }
   }
 
@@ -128,10 +127,22 @@ extension ServerLoop {
     }
   }
 
+  /// Answers a command that the worker has done.
+  func finished(_ job: Job) {
+    let command = job.command
+    switch job.result {
+    case .failure(let failure):
+      fail(command, NBD.ErrorCode(failure.errno), "\(failure.errno)")
+    case .success(let extents) where command.request.command == .blockStatus:
+      answer(command, extents)
+    case .success: finishWrite(command)
+    }
+  }
+
   @inline(__always)
   private func finishWrite(_ command: Command) {
     unlock(command)
-    if command.request.flags.contains(.fua) {
+    if command.request.flags.contains(.fua) && !command.connection!.isClosed {
       sync(command)
     } else {
       command.connection!.finish(command)
@@ -139,6 +150,7 @@ extension ServerLoop {
   }
 
   private func answer(_ command: Command, _ extents: [Export.Extent]) {
+    guard !command.connection!.isClosed else { return command.connection!.release(command) }
     var bytes: [UInt8] = []
     bytes.append(number: NBD.allocationContextID)
     for extent in extents {
@@ -151,6 +163,7 @@ extension ServerLoop {
 
   /// Answers with an error.
   func fail(_ command: Command, _ error: NBD.ErrorCode, _ message: String) {
+    guard !command.connection!.isClosed else { return command.connection!.release(command) }
     statistics.failures += 1
     if error == .inputOutput || error == .noMemory {
       logger.error("\(command.connection!.peer): \(message)")

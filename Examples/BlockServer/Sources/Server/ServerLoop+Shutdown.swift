@@ -34,13 +34,6 @@ extension ServerLoop {
     endIfDrained()
   }
 
-  /// Closes every connection without waiting for its client. From any thread.
-  func forceClose() {
-    context.async { [self] in
-      for connection in connections.values { connection.close("did not take its answers in time") }
-    }
-  }
-
   /// Ends the loop if it drains, no connection is left, and no command is in use.
   func endIfDrained() {
     guard isDraining, connections.isEmpty, commands.isIdle, let completion = whenDrained
@@ -54,6 +47,7 @@ extension ServerLoop {
       failed.withLock { $0 = true }
     }
     for export in exports where !export.description.isReadOnly {
+      if let error = export.syncs.failure { fail(error) }
       group.enter()
       do throws(AIOError) {
         try context.fdatasync(export.file) { result in

@@ -6,17 +6,28 @@ import DispatchAIO
 
 /// The commands of one export that wait for an fdatasync, and those that the running one answers.
 struct SyncQueue {
-  private(set) var isRunning = false
-  private(set) var running: [Command] = []
-  private(set) var waiting: [Command] = []
+  private enum State {
+    case idle
+    /// Another loop's fdatasync has to end first.
+    case queued
+    case running
+  }
 
-  var mayBegin: Bool { !isRunning && !waiting.isEmpty }
+  private var state = State.idle
+  private var running: [Command] = []
+  private var waiting: [Command] = []
+
+  var mayBegin: Bool { state == .idle && !waiting.isEmpty }
 
   mutating func append(_ command: Command) { waiting.append(command) }
 
+  /// The fdatasync follows when another loop's has ended.
+  mutating func wait() { state = .queued }
+  mutating func endWait() { state = .idle }
+
   /// The fdatasync for the commands that wait has been submitted.
   mutating func begin() {
-    isRunning = true
+    state = .running
     swap(&running, &waiting)
   }
 
@@ -25,14 +36,19 @@ struct SyncQueue {
   /// - Returns: the commands to answer.
   mutating func end() -> [Command] {
     defer { running.removeAll(keepingCapacity: true) }
-    isRunning = false
+    state = .idle
     return running
   }
 
-  /// Removes the commands that wait.
-  mutating func takeWaiting() -> [Command] {
-    defer { waiting = [] }
-    return waiting
+  /// Removes and returns the commands that wait: all, or those of a connection.
+  mutating func takeWaiting(of connection: Connection? = nil) -> [Command] {
+    guard let connection else {
+      defer { waiting = [] }
+      return waiting
+    }
+    let taken = waiting.filter { $0.connection === connection }
+    if !taken.isEmpty { waiting.removeAll { $0.connection === connection } }
+    return taken
   }
 }
 
@@ -50,16 +66,33 @@ extension ServerLoop {
     guard wantsSync else { return }
     wantsSync = false
     for index in syncs.indices where syncs[index].mayBegin {
+      let export = exports[index]
+      if let error = export.syncs.failure {
+        for command in syncs[index].takeWaiting() { fail(command, error) }
+        continue
+      }
+      let mayBegin = export.syncs.begin(whenEnded: { [self] in
+        context.async { [self] in
+          syncs[index].endWait()
+          wantsSync = true
+          workSoon()
+        }
+      })
+      guard mayBegin else {
+        syncs[index].wait()
+        continue
+      }
       do throws(AIOError) {
-        try context.fdatasync(exports[index].file) { [self] in synced(index, $0) }
+        try context.fdatasync(export.file) { [self] in synced(index, $0) }
         syncs[index].begin()
         statistics.syncs += 1
       } catch {
+        export.syncs.end(error)
         guard !error.isRetryable else {
           wantsSync = true
           continue
         }
-        for command in syncs[index].takeWaiting() { fail(command, .inputOutput, "\(error)") }
+        for command in syncs[index].takeWaiting() { fail(command, error) }
       }
     }
   }
@@ -71,11 +104,23 @@ extension ServerLoop {
       wantsSync = true
       workSoon()
     }
-    for command in commands {
-      switch result {
-      case .success: command.connection!.finish(command)
-      case .failure(let error): fail(command, .inputOutput, "\(error)")
-      }
+    guard case .failure(let error) = result else {
+      exports[index].syncs.end(nil)
+      for command in commands { command.connection!.finish(command) }
+      return
     }
+    exports[index].syncs.end(error)
+    if exports[index].syncs.failure != nil {
+      logger.error(
+        """
+        \(exports[index].path): \(error); what was written through the page cache may be lost, so \
+        that every flush fails from now on; check the data, and start the server again
+        """)
+    }
+    for command in commands { fail(command, error) }
+  }
+
+  private func fail(_ command: Command, _ error: AIOError) {
+    fail(command, .inputOutput, "\(error)")
   }
 }

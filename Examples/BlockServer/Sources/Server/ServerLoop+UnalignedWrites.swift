@@ -13,40 +13,39 @@ extension ServerLoop {
     let first = command.skip > 0 ? 0 : nil
     let last = end < command.count ? command.count - block : nil
     // The payload may begin and end in the same block.
-    for place in Set([first, last].compactMap { $0 }) {
-      let edge = pool.take(block)
-      command.edges += 1
-      read(export.file, Int64(command.start) + Int64(place), edge.buffer[..<block]) {
-        [self] result in
-        switch result {
-        case .success(block): command.copyEdge(at: place, from: edge.base, count: block)
-        case .success: command.isShort = true
-        case .failure(let error): command.error = command.error ?? error
-        }
-        pool.give(edge)
-        roomWasMade()
-        command.edges -= 1
-        guard command.edges == 0 else { return }
-        if command.error == nil && !command.isShort {
-          command.transfer()
-        } else {
-          transferred(command)
-        }
-      }
+    let places = Set([first, last].compactMap { $0 })
+    command.edges = places.count
+    for place in places {
+      // A command in use has a connection.
+      submit(.edge(command, place, pool.take(block)), of: command.connection!)
     }
   }
 
-  private func read(
-    _ file: AIOFile, _ offset: Int64, _ buffer: AIOBuffer, _ completion: @escaping AIOCompletion
+  /// Reads the block at a place of the command's data.
+  func readEdge(_ command: Command, _ place: Int, _ edge: PooledBuffer) throws(AIOError) {
+    let export = command.connection!.export!  // A command in use has both.
+    try context.read(
+      export.file, at: Int64(command.start) + Int64(place), into: edge.buffer[..<Int(export.block)]
+    ) { [self] in edgeWasRead(command, place, edge, $0) }
+  }
+
+  func edgeWasRead(
+    _ command: Command, _ place: Int, _ edge: PooledBuffer, _ result: Result<Int, AIOError>
   ) {
-    do throws(AIOError) {
-      try context.read(file, at: offset, into: buffer, completion: completion)
-    } catch {
-      if error.isRetryable {
-        return retryLater { [self] in read(file, offset, buffer, completion) }
-      }
-      // Not within the call, so that the caller has counted all its reads before.
-      context.async { completion(.failure(error)) }
+    let block = Int(command.connection!.export.block)
+    switch result {
+    case .success(block): command.copyEdge(at: place, from: edge.base, count: block)
+    case .success: command.isShort = true
+    case .failure(let error): command.error = command.error ?? error
+    }
+    pool.give(edge)
+    diskRequestEnded()
+    command.edges -= 1
+    guard command.edges == 0 else { return }
+    if command.error == nil && !command.isShort && !command.connection!.isClosed {
+      command.transfer()
+    } else {
+      transferred(command)
     }
   }
 }

@@ -8,9 +8,10 @@
 // replies; then each connection's replies are sent in one `sendmsg` (`work`), and all disk requests
 // are submitted in one `io_submit`.
 //
-// In other files: the execution of requests (+Requests), unaligned writes (+UnalignedWrites),
-// flushes (+Sync), the end (+Shutdown).
+// In other files: the execution of requests (+Requests), their turns at the disk (+Disk), unaligned
+// writes (+UnalignedWrites), flushes (+Sync), clients that stall (+Stalls), the end (+Shutdown).
 
+import DequeModule
 import Dispatch
 import DispatchAIO
 import Glibc
@@ -24,11 +25,15 @@ final class ServerLoop: @unchecked Sendable {
     var queueDepth = 128
     /// The time that a client has to choose an export. If `nil`, it has any.
     var handshakeLimit: Duration? = .seconds(10)
+    /// The bytes that the requests of all connections may use together.
+    var memory = 512 << 20
+    /// How long a client may hold memory without doing its part. If `nil`, it may for ever.
+    var stallLimit: Duration? = .seconds(30)
   }
 
-  /// The most disk requests that wait in the context behind those in the kernel. Those beyond wait
-  /// in `retries`.
-  private static let pendingLimit = 4096
+  /// The most requests that wait in the context behind those in the kernel. (The loop submits no
+  /// more than the kernel may have, and fdatasyncs.)
+  private static let pendingLimit = 1024
   /// The most bytes received at once.
   static let scratchSize = 64 << 10
   /// The most requests to the disk, and replies to a client, at once: few enough that client,
@@ -40,10 +45,14 @@ final class ServerLoop: @unchecked Sendable {
   let exports: [Export]
   let logger: Logger
   private let handshakeLimit: Duration?
+  let stallLimit: Duration?
 
   /// The memory that sockets are received to.
   let scratch: UnsafeMutableRawBufferPointer
   var pool = BufferPool()
+  var memory: LoopMemory
+  /// Whether memory was given back in this turn, which connections wait for.
+  var memoryWasFreed = false
   var commands = CommandPool()
   /// The fdatasyncs of each export.
   var syncs: [SyncQueue]
@@ -55,8 +64,14 @@ final class ServerLoop: @unchecked Sendable {
   private var connectionsToFlush: [Connection] = []
   /// The connections that may continue to receive.
   private var readyConnections: [Connection] = []
-  /// Closures that make the requests for which the context had no room.
-  private var retries: [() -> Void] = []
+  // The disk: see +Disk.
+  /// The number of reads and writes in the context.
+  var inFlight = 0
+  let mostInFlight: Int
+  /// The connections whose requests wait, in the order of their turns.
+  var diskTurns: Deque<Connection> = []
+  /// Whether a check for stalled clients is planned: see +Stalls.
+  var isStallCheckPlanned = false
   /// Whether `work` follows in this turn.
   private var isWorkPlanned = false
   /// Called on the queue when a connection has closed.
@@ -77,6 +92,8 @@ final class ServerLoop: @unchecked Sendable {
     self.logger = logger
     self.whenClosed = whenClosed
     handshakeLimit = settings.handshakeLimit
+    stallLimit = settings.stallLimit
+    memory = LoopMemory(limit: settings.memory)
     syncs = Array(repeating: SyncQueue(), count: exports.count)
     scratch = .allocate(byteCount: Self.scratchSize, alignment: 4096)
     var options = AIOContext.Options()
@@ -84,6 +101,7 @@ final class ServerLoop: @unchecked Sendable {
     context = try AIOContext(
       queueDepth: settings.queueDepth, queue: queue,
       pendingLimit: Self.pendingLimit, options: options)
+    mostInFlight = context.queueDepth
     drainTimer = try context.makeTimerSource()
   }
 
@@ -110,7 +128,8 @@ final class ServerLoop: @unchecked Sendable {
     }
   }
 
-  /// Removes a connection that has closed.
+  /// Removes a connection that has closed. Its place is free when its work has ended, too:
+  /// `placeIsFree`.
   ///
   /// - Parameter reason: the fault; `nil` for the normal end.
   func closed(_ connection: Connection, _ reason: String?) {
@@ -120,9 +139,11 @@ final class ServerLoop: @unchecked Sendable {
     } else {
       logger.debug("\(connection.peer) disconnected")
     }
-    whenClosed()
     endIfDrained()
   }
+
+  /// A connection that has closed has no more work.
+  func placeIsFree() { whenClosed() }
 
   // MARK: The end of a turn
 
@@ -143,13 +164,10 @@ final class ServerLoop: @unchecked Sendable {
     workSoon()
   }
 
-  /// Calls `submit` later: for a request that the context had no room for.
-  func retryLater(_ submit: @escaping () -> Void) { retries.append(submit) }
-
-  /// A disk request has completed.
+  /// A request of the context's has completed.
   @inline(__always)
   func roomWasMade() {
-    if !retries.isEmpty || wantsSync { workSoon() }
+    if !diskTurns.isEmpty || wantsSync { workSoon() }
   }
 
   /// Makes sure that `work` follows the handlers of this turn, before what they ask for goes down.
@@ -162,9 +180,10 @@ final class ServerLoop: @unchecked Sendable {
 
   private func work() {
     isWorkPlanned = false
-    submitRetries()
+    submitWaiting()
     flushConnections()
     startSyncs()
+    wakeWaitingForMemory()
     // Sending makes room, so that it may lead to requests.
     receiveFromReady()
   }
@@ -187,11 +206,10 @@ final class ServerLoop: @unchecked Sendable {
     }
   }
 
-  private func submitRetries() {
-    guard !retries.isEmpty else { return }
-    let requests = retries
-    retries.removeAll(keepingCapacity: true)
-    for request in requests { request() }
+  private func wakeWaitingForMemory() {
+    guard memoryWasFreed else { return }
+    memoryWasFreed = false
+    for connection in memory.takeWaiting() { markReady(connection) }
   }
 
   @inline(__always)

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DispatchAIO
+import Foundation
+import XCTest
+
+@testable import BlockServer
+
+/// What a flush says after one that failed.
+final class FlushTests: XCTestCase {
+  private static let ioError: UInt32 = 5
+
+  /// A server of a file whose first fsync fails, and whose later ones succeed, as the kernel's do
+  /// after pages could not be written back.
+  private func serve(
+    _ options: [String] = [], _ body: (NBDServer) throws -> Void
+  ) throws {
+    let directory = try temporaryDirectory()
+    let files = try FaultFileSystem(in: directory)
+    try body(NBDServer(directory, ["disk=\(files["eiofsync"])"], options))
+  }
+
+  /// Zeros of less than a block go through the page cache, from where they may be lost: nobody is
+  /// told again that all is on the disk, on whichever connection and loop.
+  func testAFlushThatFailedOverThePageCacheFailsForGood() throws {
+    try serve(["--loops", "2"]) { server in
+      let clients = try (0..<2).map { _ in try NBDClient(server) }
+      XCTAssertEqual(try clients[0].call(.writeZeroes, at: 100, count: 1000).error, 0)
+      for _ in 0..<2 {
+        for client in clients { XCTAssertEqual(try client.call(.flush).error, Self.ioError) }
+      }
+      // FUA is a flush, too.
+      let write = try clients[1].call(
+        .write, flags: .fua, at: 4096, payload: [UInt8](repeating: 1, count: 4096))
+      XCTAssertEqual(write.error, Self.ioError)
+      XCTAssertEqual(try clients[1].read(100..<1100), [UInt8](repeating: 0, count: 1000))
+      XCTAssertTrue(server.logged.contains("every flush fails from now on"), server.logged)
+      XCTAssertEqual(server.stop(), 1, server.logged)
+    }
+  }
+
+  /// What was written directly waits in the device for the next flush.
+  func testAFlushThatFailedOverTheDeviceMaySucceedLater() throws {
+    try serve { server in
+      let client = try NBDClient(server)
+      let bytes = [UInt8](repeating: 1, count: 4096)
+      try client.write(bytes, at: 0)
+      XCTAssertEqual(try client.call(.flush).error, Self.ioError)
+      XCTAssertEqual(try client.call(.flush).error, 0)
+      XCTAssertEqual(try client.call(.write, flags: .fua, at: 0, payload: bytes).error, 0)
+      XCTAssertEqual(server.stop(), 0, server.logged)
+    }
+  }
+
+  /// One fdatasync at a time, of all loops; a failed one that has to write back pages is the last.
+  func testTheGate() throws {
+    let error = try XCTUnwrap(
+      assertRefused(.notFound) { try AIOFile.open("/nowhere/at/all", .readOnly) })
+    for (isBuffered, writes, fails) in [
+      (false, false, false), (false, true, true), (true, false, true), (true, true, true),
+    ] {
+      let gate = SyncGate(isBuffered: isBuffered)
+      let ended = Locked(0)
+      func begin() -> Bool { gate.begin { ended.withLock { $0 += 1 } } }
+      XCTAssertTrue(begin())
+      XCTAssertFalse(begin())
+      // The running one may not have covered it.
+      if writes { gate.noteCachedWrite() }
+      gate.end(nil)
+      XCTAssertEqual(ended.withLock { $0 }, 1)
+      XCTAssertTrue(begin())
+      gate.end(error)
+      XCTAssertEqual(gate.failure != nil, fails, "\(isBuffered) \(writes)")
+      XCTAssertEqual(ended.withLock { $0 }, 1)
+    }
+  }
+}
