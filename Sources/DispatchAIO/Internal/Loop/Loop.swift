@@ -66,6 +66,9 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// The blocks of `beforeSubmit`, and a spare array, so that no memory is allocated for each turn.
   private var submitHooks: [@Sendable () -> Void] = []
   private var spareHooks: [@Sendable () -> Void] = []
+  /// The events that `runReady` runs; empty between its calls, and kept so that no memory is
+  /// allocated for each turn.
+  private var readyEvents: [Readiness.Ready] = []
   /// The blocks of `async`.
   private let blocks = LoopBlocks()
 
@@ -387,14 +390,15 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private func runReady(_ budget: inout TurnBudget) {
     if unsafe engine.pointee.isPollReady {
       unsafe engine.pointee.isPollReady = false
-      for (source, poll, events) in readiness.ready() {
-        budget.jobs += 1
-        if let source {
-          readiness.handler(of: source)?()
-        } else {
-          poll?.completion(.success(events))
+      readiness.takeReady(into: &readyEvents)
+      budget.jobs += readyEvents.count
+      for ready in readyEvents {
+        switch ready {
+        case .source(let source): readiness.handler(of: source)?()
+        case .poll(let poll, let events): poll.completion(.success(events))
         }
       }
+      readyEvents.removeAll(keepingCapacity: true)
     }
     if readiness.hasHandlers {
       let taken = readiness.takeHandlers()
