@@ -17,7 +17,9 @@ let package = Package(
     .target(
       name: "CEngines", cSettings: [.unsafeFlags(["-O2"])],
       linkerSettings: [.linkedLibrary("aio")]),
-    .target(name: "CServers", cSettings: [.unsafeFlags(["-O2"])]),
+    .target(
+      name: "CServers", cSettings: [.unsafeFlags(["-O2"])],
+      linkerSettings: [.linkedLibrary("aio")]),
     .executableTarget(
       name: "AIOBench",
       dependencies: [

@@ -53,7 +53,7 @@ final class ReadmeTests: XCTestCase {
     ("Examples/FileServer/README.md", [""]),
     (
       "Examples/Benchmark/README.md",
-      ["compare", "run", "stall", "thresholds", "neighbours", "serve", "draw"]
+      ["compare", "run", "stall", "thresholds", "neighbours", "serve", "plugged", "draw"]
     ),
   ]
   private static let programs = [

@@ -6,20 +6,28 @@ import Foundation
 struct Draw: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Draw a comparison: throughput and processor time against depth, as an SVG.",
-    discussion: "Reads what `compare --json` wrote; writes the SVG to standard output.")
+    discussion: """
+      Reads what `compare --json` or `plugged --json` wrote; writes the SVG to standard output. The \
+      chart of `plugged` has bars, for each job and number of connections.
+      """)
 
-  @Argument(help: "The file that compare --json wrote.", completion: .file(extensions: ["json"]))
+  @Argument(
+    help: "The file that compare --json or plugged --json wrote.",
+    completion: .file(extensions: ["json"]))
   var json: String
 
   @Option(help: "What to write above it.")
   var title = ""
 
-  private static let colours = [
+  static let colours = [
     "#1b6ca8", "#d1495b", "#2e8b57", "#edae49", "#7d5ba6", "#4a4e69", "#00798c", "#a44a3f",
   ]
 
   func run() throws {
     let data = try Data(contentsOf: URL(fileURLWithPath: json))
+    if let report = try? JSONDecoder().decode(PluggedReport.self, from: data) {
+      return print(PluggedChart(report).svg(title: title))
+    }
     let all = try JSONDecoder().decode([Measurement].self, from: data)
     var names: [String] = []
     for measurement in all where !names.contains(measurement.engine) {
@@ -33,7 +41,7 @@ struct Draw: ParsableCommand {
     var svg = """
       <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1000 470" font-family="sans-serif" font-size="13">
       <rect width="1000" height="470" fill="#ffffff"/>
-      <text x="500" y="26" text-anchor="middle" font-size="16">\(escape(title))</text>
+      <text x="500" y="26" text-anchor="middle" font-size="16">\(Self.escape(title))</text>
 
       """
     svg += chart(
@@ -45,7 +53,7 @@ struct Draw: ParsableCommand {
       let colour = Self.colours[index % Self.colours.count]
       svg += """
         <line x1="\(x)" y1="\(y - 4)" x2="\(x + 26)" y2="\(y - 4)" stroke="\(colour)" stroke-width="3"/>
-        <text x="\(x + 33)" y="\(y)">\(escape(name))</text>
+        <text x="\(x + 33)" y="\(y)">\(Self.escape(name))</text>
 
         """
     }
@@ -118,7 +126,7 @@ struct Draw: ParsableCommand {
     value >= 1 ? value.text(0) : value.text(value >= 0.1 ? 1 : 2)
   }
 
-  private func escape(_ text: String) -> String {
+  static func escape(_ text: String) -> String {
     text.replacingOccurrences(of: "&", with: "&amp;").replacingOccurrences(of: "<", with: "&lt;")
   }
 }

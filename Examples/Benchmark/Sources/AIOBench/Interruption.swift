@@ -4,23 +4,26 @@ import Dispatch
 import Foundation
 import Synchronization
 
-/// The handler of SIGINT and SIGTERM: it ends the server and removes the files.
+/// The handler of SIGINT, SIGTERM and SIGHUP: it ends the processes that were started, and removes
+/// the files.
 ///
-/// - Safety: `@unchecked Sendable` because `sources` is only set in `init`, and the rest is atomic
+/// - Safety: `@unchecked Sendable` because `sources` is only set in `init`, and the rest is locked
 ///   or constant.
 final class Interruption: @unchecked Sendable {
-  private let server = Atomic<Int32>(0)
+  private static let signals = [SIGINT, SIGTERM, SIGHUP]
+  private let processes = Mutex<Set<Int32>>([])
   private var sources: [any DispatchSourceSignal] = []
 
-  init(_ directory: String) {
+  /// - Parameter cleanUp: Called after the processes have ended and the directory was removed.
+  init(_ directory: String, cleanUp: @escaping @Sendable () -> Void = {}) {
     let queue = DispatchQueue(label: "aio-bench.signals")
-    for number in [SIGINT, SIGTERM] {
+    for number in Self.signals {
       signal(number, SIG_IGN)
       let source = DispatchSource.makeSignalSource(signal: number, queue: queue)
       source.setEventHandler { @Sendable [unowned self] in
-        let process = server.load(ordering: .relaxed)
-        if process > 0 { kill(process, SIGKILL) }
+        for process in processes.withLock({ $0 }) { kill(process, SIGKILL) }
         try? FileManager.default.removeItem(atPath: directory)
+        cleanUp()
         exit(128 + number)
       }
       source.activate()
@@ -28,11 +31,11 @@ final class Interruption: @unchecked Sendable {
     }
   }
 
-  func started(_ process: Int32) { server.store(process, ordering: .relaxed) }
-  func ended() { server.store(0, ordering: .relaxed) }
+  func started(_ process: Int32) { processes.withLock { _ = $0.insert(process) } }
+  func ended(_ process: Int32) { processes.withLock { _ = $0.remove(process) } }
 
   func end() {
     for source in sources { source.cancel() }
-    for number in [SIGINT, SIGTERM] { signal(number, SIG_DFL) }
+    for number in Self.signals { signal(number, SIG_DFL) }
   }
 }

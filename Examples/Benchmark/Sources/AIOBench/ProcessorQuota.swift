@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A processor quota for this process and the engines that it starts, as a container has one: a
-// cgroup of its own, version 1 or 2, whose limit the kernel enforces for each period of 100 ms.
+// A processor quota for this process and the engines that it starts, or for servers only, as a
+// container has one: a cgroup of its own, version 1 or 2, whose limit the kernel enforces for each
+// period of 100 ms.
 
 import ArgumentParser
 import Foundation
@@ -23,21 +24,22 @@ struct QuotaOption: ParsableArguments {
   func limiting(_ body: () throws -> Void) throws {
     guard let quota else { return try body() }
     let group = try ProcessorQuota(percent: quota)
-    defer { group.leave() }
+    defer { group.remove() }
+    try group.join()
     print("under a quota of \(quota) % of one processor (\(group.path))")
     try body()
   }
 }
 
-/// A cgroup that this process is in.
+/// A cgroup with a limit.
 struct ProcessorQuota {
   private static let period = 100_000
 
   let path: String
-  /// Where the process goes when it leaves.
+  /// Where a process goes when it leaves.
   private let parent: String
 
-  /// Makes a cgroup with a limit, and moves this process there.
+  /// Makes a cgroup with a limit.
   init(percent: Int) throws {
     let name = "aio-bench.\(getpid())"
     let quota = percent * Self.period / 100
@@ -55,13 +57,20 @@ struct ProcessorQuota {
       try Self.write("\(Self.period)", to: path + "/cpu.cfs_period_us")
       try Self.write("\(quota)", to: path + "/cpu.cfs_quota_us")
     }
-    try Self.write("\(getpid())", to: path + "/cgroup.procs")
   }
 
-  /// Leaves the cgroup, and removes it.
-  func leave() {
+  /// Moves this process there.
+  func join() throws { try Self.write("\(getpid())", to: path + "/cgroup.procs") }
+
+  /// A command that moves itself there before it does anything else.
+  func command(_ command: [String]) -> [String] {
+    ["/bin/sh", "-c", "echo $$ >\"$0\" && exec \"$@\"", path + "/cgroup.procs"] + command
+  }
+
+  /// Leaves the cgroup, and removes it as soon as the processes that were started in it have ended.
+  func remove() {
     try? Self.write("\(getpid())", to: parent + "/cgroup.procs")
-    rmdir(path)
+    for _ in 0..<100 where rmdir(path) != 0 && errno == EBUSY { usleep(10_000) }
   }
 
   private static func make(_ path: String) throws {

@@ -8,6 +8,7 @@
 
 import DequeModule
 import Dispatch
+import DispatchAIO
 import ServerSupport
 import Synchronization
 

@@ -50,6 +50,12 @@ final class Readiness: Sendable {
     static func == (a: TimerEntry, b: TimerEntry) -> Bool { a.number == b.number }
   }
 
+  /// What an event is for.
+  enum Ready {
+    case source(any ReadinessSource)
+    case poll(OneShotPoll, AIOPollEvents)
+  }
+
   struct State {
     var set: PollSet?
     var watched: [Int32: Watched] = [:]
@@ -69,12 +75,6 @@ final class Readiness: Sendable {
     /// The time at which the timerfd fires; 0 if it does not.
     fileprivate var armedDeadline: UInt64 = 0
     fileprivate var staleEntries = 0
-  }
-
-  /// A source or a poll whose event has come.
-  enum Ready {
-    case source(any ReadinessSource)
-    case poll(OneShotPoll, AIOPollEvents)
   }
 
   private let state = Lock(State())
@@ -202,10 +202,10 @@ final class Readiness: Sendable {
 
   /// Takes the events of descriptors that are ready, and of timers that are due.
   ///
-  /// - Parameter events: Gets the sources and polls to run, in order. The handler of each source is
+  /// - Parameter ready: Gets the sources and polls to run, in order. The handler of each source is
   ///   asked for by `handler(of:)` just before it runs, since the one before may have suspended or
   ///   cancelled it.
-  func takeReady(into events: inout [Ready]) {
+  func takeReady(into ready: inout [Ready]) {
     state.withLock { state in
       guard let set = state.set else { return }
       unsafe withUnsafeTemporaryAllocation(
@@ -215,9 +215,9 @@ final class Readiness: Sendable {
         for index in 0..<count {
           let event = unsafe buffer[index]
           if event.data == Self.timerNumber {
-            collectTimers(&state, into: &events)
+            collectTimers(&state, into: &ready)
           } else {
-            collect(event, set, &state, into: &events)
+            collect(event, set, &state, into: &ready)
           }
         }
       }
@@ -225,40 +225,42 @@ final class Readiness: Sendable {
   }
 
   private func collect(
-    _ event: PollSet.Event, _ set: PollSet, _ state: inout State,
-    into ready: inout [Ready]
+    _ event: PollSet.Event, _ set: PollSet, _ state: inout State, into ready: inout [Ready]
   ) {
     let fd = Int32(bitPattern: UInt32(truncatingIfNeeded: event.data))
     // The number may have been given to another descriptor in the meantime.
-    guard var watched = state.watched[fd],
+    guard let watched = state.watched[fd],
       watched.generation == UInt32(truncatingIfNeeded: event.data >> 32)
     else { return }
     let events = AIOPollEvents(rawValue: event.events)
     let (ends, before): (AIOPollEvents, Int) = ([.hangUp, .error], ready.count)
-    if let reader = watched.reader, reader.isRunning,
-      !events.isDisjoint(with: ends.union([.readable, .priority, .readHangUp]))
+    if !events.isDisjoint(with: ends.union([.readable, .priority, .readHangUp])),
+      let reader = watched.reader, reader.isRunning
     {
       ready.append(.source(reader))
     }
-    if let writer = watched.writer, writer.isRunning,
-      !events.isDisjoint(with: ends.union(.writable))
+    if !events.isDisjoint(with: ends.union(.writable)), let writer = watched.writer,
+      writer.isRunning
     {
       ready.append(.source(writer))
     }
-    watched.polls.removeAll { poll in
-      let answer = events.intersection(poll.events.union(ends))
-      guard !answer.isEmpty else { return false }
-      ready.append(.poll(poll, answer))
-      return true
+    if !watched.polls.isEmpty {
+      var watched = watched
+      watched.polls.removeAll { poll in
+        let answer = events.intersection(poll.events.union(ends))
+        guard !answer.isEmpty else { return false }
+        ready.append(.poll(poll, answer))
+        return true
+      }
+      settle(fd, watched, &state)
     }
     if ready.count == before {
       // A hang-up or an error, which the set reports unasked, of a descriptor for which nobody
       // waits now: it leaves the set until a source of it runs.
       set.remove(fd)
+      var watched = watched
       watched.events = nil
       state.watched[fd] = watched.isUnused ? nil : watched
-    } else {
-      settle(fd, watched, &state)
     }
   }
 
@@ -388,9 +390,7 @@ final class Readiness: Sendable {
     _ = clinux_timerfd_set(descriptor, state.armedDeadline)
   }
 
-  private func collectTimers(
-    _ state: inout State, into ready: inout [Ready]
-  ) {
+  private func collectTimers(_ state: inout State, into ready: inout [Ready]) {
     let now = clinux_monotonic_nanoseconds()
     state.armedDeadline = 0
     while let first = state.timers.min, first.deadline <= now {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // For `aio-bench serve`: a plain server to compare with, and the load, which is the same program
-// for every server.
+// for every server. For `aio-bench plugged`: a file server in C with one ring.
 
 #ifndef CSERVERS_H
 #define CSERVERS_H
@@ -43,5 +43,28 @@ void cservers_close(struct cservers_load *load);
 // Prints "listening on 127.0.0.1:PORT" when it is ready; does not return, but for an errno when
 // something fails.
 int cservers_serve(const char *path, uint64_t file_size, uint32_t message_size);
+
+// Sockets of a file server: one that listens on a free port of the loopback, its port, and a
+// connection of it. All are non-blocking. They answer -errno when that fails.
+int cservers_listen(void);
+int cservers_port(int listener);
+int cservers_accept(int listener);
+
+// How a file server with one ring reads: all but the first have the sockets in an epoll set that
+// one IOCB_CMD_POLL watches, beside the files.
+enum {
+  cservers_ring_pread = 0,     // sockets by epoll_wait, files by pread(2) where the request is handled
+  cservers_ring_direct = 1,    // O_DIRECT
+  cservers_ring_buffered = 2,  // through the page cache by RWF_NOWAIT, what that refuses by O_DIRECT
+  cservers_ring_auto = 3,      // as buffered, but the page cache is asked by preadv2 in place
+  cservers_ring_sendfile = 4,  // as auto, and what is cached goes out by sendfile(2)
+};
+
+// Serves the files of a directory over HTTP. Files at its top are kept open, unless they are to be
+// opened for each request, as those in its folders always are.
+//
+// Prints "listening on 127.0.0.1:PORT" when it is ready; does not return, but for an errno when
+// something fails.
+int cservers_ring(int mode, const char *directory, int opens_each_time);
 
 #endif
