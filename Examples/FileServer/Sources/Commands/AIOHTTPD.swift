@@ -43,10 +43,10 @@ struct AIOHTTPD: ParsableCommand {
   @Option(
     help: ArgumentHelp(
       """
-      How files are read. buffered: through the page cache. direct: past it, always from the disk. \
-      automatic: what the page cache has from there; so far the same as buffered.
+      How files are read. automatic: what the page cache has from there, the rest from the disk \
+      past it. buffered: through the page cache. direct: past it, always from the disk.
       """, valueName: "way"))
-  var caching = Caching.buffered
+  var caching = Caching.automatic
 
   @Flag(help: "Take uploads (PUT), each durable before it is answered.")
   var writable = false

@@ -13,6 +13,14 @@ import SystemPackage
 /// How files are read.
 enum Caching: String, CaseIterable, Sendable {
   case automatic, buffered, direct
+
+  var ofFiles: AIOFile.Caching {
+    switch self {
+    case .automatic: .automatic
+    case .buffered: .buffered
+    case .direct: .direct
+    }
+  }
 }
 
 /// What a request's path turned out to be.
@@ -30,7 +38,7 @@ enum Resolution {
 
 final class Root: Sendable {
   private let directory: AIODirectory
-  private let isDirect: Bool
+  private let caching: AIOFile.Caching
   private let lists: Bool
   private let isPrecompressed: Bool
 
@@ -43,7 +51,7 @@ final class Root: Sendable {
       let reason = error.errno.map { "\($0)" } ?? "\(error)"
       throw Failure("\(path.escaped): \(reason); name a directory to serve")
     }
-    isDirect = caching == .direct
+    self.caching = caching.ofFiles
     (self.lists, self.isPrecompressed) = (lists, isPrecompressed)
   }
 
@@ -103,7 +111,7 @@ final class Root: Sendable {
     }
     do throws(AIOError) {
       guard let file = try openFile(name, mayWait) else { return .wouldBlock }
-      return .file(ServedFile(file, type: type, coding: coding, varies: varies, isDirect: isDirect))
+      return .file(ServedFile(file, type: type, coding: coding, varies: varies))
     } catch {
       // Nobody waits for a pipe's other end.
       guard error.code == .unsupportedFile else { return .failed(error.errno?.rawValue ?? EIO) }
@@ -113,7 +121,6 @@ final class Root: Sendable {
 
   /// - Returns: `nil` if it cannot be told without waiting.
   private func openFile(_ name: FilePath, _ mayWait: Bool) throws(AIOError) -> AIOFile? {
-    let caching: AIOFile.Caching = isDirect ? .direct : .buffered
     guard mayWait else {
       return try AIOFile.openIfCached(name, .readOnly, beneath: directory, caching: caching)
     }

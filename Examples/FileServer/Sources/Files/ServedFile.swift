@@ -13,13 +13,9 @@ final class ServedFile: Sendable {
   let coding: ContentCoding?
   /// Whether a compressed file beside it might have been sent instead.
   let varies: Bool
-  private let isDirect: Bool
 
-  init(
-    _ file: AIOFile, type: MediaType, coding: ContentCoding?, varies: Bool, isDirect: Bool
-  ) {
-    (aioFile, self.type) = (file, type)
-    (self.coding, self.varies, self.isDirect) = (coding, varies, isDirect)
+  init(_ file: AIOFile, type: MediaType, coding: ContentCoding?, varies: Bool) {
+    (aioFile, self.type, self.coding, self.varies) = (file, type, coding, varies)
   }
 
   var descriptor: Int32 { aioFile.fileDescriptor.rawValue }
@@ -40,7 +36,7 @@ final class ServedFile: Sendable {
   }
 
   /// Whether bytes may be taken from the page cache without asking the library.
-  var isInPageCache: Bool { !isDirect }
+  var isInPageCache: Bool { aioFile.caching != .direct }
 
   /// Its entity tag: the time of its last modification, and its size.
   func appendTag(to output: OutputBuffer) {

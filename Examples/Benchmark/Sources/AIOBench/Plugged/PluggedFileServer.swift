@@ -10,7 +10,7 @@ import SystemPackage
 
 /// The ways that files can be read, the best of them last.
 let pluggedCachings: [(name: String, caching: AIOFile.Caching)] = [
-  ("direct", .direct), ("buffered", .buffered),
+  ("direct", .direct), ("buffered", .buffered), ("automatic", .automatic),
 ]
 
 /// - Safety: `@unchecked Sendable` because it is confined to its context's queue.
