@@ -44,3 +44,16 @@ enum Seeds {
     "seed \(seed); replay it with AIO_SEED=\(seed)"
   }
 }
+
+/// 16 MiB for files, of which no two blocks are the same.
+let blockContents: [UInt8] = {
+  var words = SeededGenerator(seed: 1)
+  let size = 16 << 20
+  return [UInt8](unsafeUninitializedCapacity: size) { bytes, initialized in
+    for offset in stride(from: 0, to: size, by: 8) {
+      UnsafeMutableRawBufferPointer(bytes).storeBytes(
+        of: words.next(), toByteOffset: offset, as: UInt64.self)
+    }
+    initialized = size
+  }
+}()

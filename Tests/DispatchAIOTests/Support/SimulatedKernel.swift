@@ -68,8 +68,18 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
   /// RWF_NOWAIT on this descriptor completes with EOPNOTSUPP, as ext4's buffered writes do.
   static let lateNoNowaitDescriptor: Int32 = 10
 
+  /// A file with contents, for reads that have to be right.
+  struct File {
+    var bytes: [UInt8]
+    /// A descriptor with O_DIRECT: what is not aligned to that is refused, and a read is short
+    /// within a block at the end of the file only.
+    var alignment: Int?
+  }
+
   let capacity: Int
   var faults: Faults
+  /// By descriptor, the files that have contents.
+  var files: [Int32: File] = [:]
   /// Whether it has IOCB_CMD_POLL.
   var hasPoll = true
   /// Whether a poll request is in flight, and whether what it waits for is ready.
@@ -203,11 +213,46 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
 
   private func complete(at index: Int) {
     let submission = inFlight.remove(at: index)
-    let result = outcome(of: submission)
+    var result = outcome(of: submission)
+    if result >= 0, let file = files[submission.descriptor] {
+      result = read(file, submission, count: result)
+    }
     ring.append((submission.tag, result))
     results[submission.tag, default: []].append(result)
     lastWasNowait[submission.tag] = submission.isNowait
     if submission.event != nil { eventCount += 1 }
+  }
+
+  private func read(_ file: File, _ submission: Submission, count: Int) -> Int {
+    var count = min(count, max(0, file.bytes.count - Int(submission.offset)))
+    if let unit = file.alignment {
+      let addresses = submission.memory.map { Int(bitPattern: $0.baseAddress) }
+      guard (addresses + [Int(submission.offset), submission.length]).allSatisfy({ $0 % unit == 0 })
+      else { return -Int(EINVAL) }
+      if Int(submission.offset) + count < file.bytes.count { count = count / unit * unit }
+    }
+    // 0 is the end of the file, and nothing else is.
+    if count == 0, submission.length > 0, submission.offset < file.bytes.count {
+      return -Int(EAGAIN)
+    }
+    Self.copy(file.bytes, Int(submission.offset), count, to: submission.memory)
+    return count
+  }
+
+  /// Copies bytes of a file to the pieces of a request.
+  static func copy(
+    _ bytes: [UInt8], _ offset: Int, _ count: Int, to memory: [UnsafeMutableRawBufferPointer]
+  ) {
+    var done = 0
+    for piece in memory where done < count {
+      let part = min(piece.count, count - done)
+      guard part > 0 else { continue }
+      bytes.withUnsafeBytes {
+        piece.baseAddress!.copyMemory(
+          from: $0.baseAddress! + offset + done, byteCount: part)
+      }
+      done += part
+    }
   }
 
   private func outcome(of submission: Submission) -> Int {

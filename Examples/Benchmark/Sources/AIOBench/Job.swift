@@ -21,6 +21,8 @@ struct Job: Sendable {
   /// The time to run for, in seconds.
   var runtime: Double
   var isDirect: Bool
+  /// Whether the file is dropped from the page cache before each run.
+  var isCold = false
   /// The number of writes before each fdatasync; 0 for none.
   var fdatasyncEvery: Int
   var verifies: Bool
@@ -41,6 +43,18 @@ struct Job: Sendable {
       throw BenchError("\(file): \(String(cString: strerror(-descriptor)))\(hint)")
     }
     return descriptor
+  }
+
+  /// Drops the file from the page cache.
+  func evict() throws {
+    let descriptor = cengines_open(file, 0, 0, 0)
+    guard descriptor >= 0 else {
+      throw BenchError("\(file): \(String(cString: strerror(-descriptor)))")
+    }
+    defer { close(descriptor) }
+    guard posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED) == 0 else {
+      throw BenchError("\(file) cannot be dropped from the page cache")
+    }
   }
 
   /// Makes the file if it is missing or empty, and fills it with the blocks that `--verify`

@@ -30,6 +30,9 @@ struct JobOptions: ParsableArguments {
   @Flag(help: "Through the page cache.")
   var buffered = false
 
+  @Flag(help: "Before each run, drop the file from the page cache.")
+  var cold = false
+
   @Option(
     help: """
       After so many writes, an fdatasync; 0 is never. The asynchronous engines make one at a time, \
@@ -55,7 +58,7 @@ struct JobOptions: ParsableArguments {
     Job(
       pattern: rw, blockSize: bs.bytes, depth: depth, file: file,
       size: size.bytes / bs.bytes * bs.bytes, runtime: runtime, isDirect: direct && !buffered,
-      fdatasyncEvery: fdatasync, verifies: verify)
+      isCold: cold, fdatasyncEvery: fdatasync, verifies: verify)
   }
 
   /// Makes and fills the file if it is missing, or `--verify` asks for it.

@@ -47,6 +47,7 @@ enum Measuring {
     _ name: String, _ job: Job, countsCalls: Bool = false, progress: @escaping (Meter) -> Void
   ) throws -> Measurement {
     if name.hasPrefix("fio-") { return try Fio.measure(name, job) }
+    if job.isCold { try job.evict() }
     let engine = try Engines.make(name)
     let meter = Meter(job)
     let ticks = Ticker { progress(meter) }

@@ -13,7 +13,9 @@
 //     sixteen times is cached, and noticed.
 //   - A read that begins in a block from which one of the last 256 or so direct reads began is
 //     tried in the page cache in any case. If it is refused again, an offload thread reads it
-//     through the page cache: one for each file at a time, of at most 1 MiB.
+//     through the page cache: one for each file at a time, of at most 16 MiB.
+//   - A read of more than one copy (256 KiB) is tried only if cachestat(2) says that it is cached,
+//     where that may be asked: the kernel would read ahead what is then read directly, too.
 //   - The direct attempt has RWF_NOWAIT, too: pages of its range that are dirty, a lock or a full
 //     device queue refuse it, and an offload thread reads it through the page cache. So a read sees
 //     what was written before it, by whichever way, and the loop never writes pages back.
@@ -30,7 +32,7 @@ internal import Synchronization
 @safe
 final class DirectReads: @unchecked Sendable {
   /// The most bytes of a read that is brought into the page cache.
-  static var largestFill: Int { 1 << 20 }
+  static var largestFill: Int { 16 << 20 }
   /// The number of blocks remembered: 1 KiB for each file.
   private static var recentCount: Int { 256 }
   /// The time after which an attempt to open that failed for lack of descriptors or memory is

@@ -2,6 +2,7 @@
 //
 // The direct attempts of reads: see DirectReads.
 
+internal import CLinux
 internal import Glibc
 
 extension Engine {
@@ -92,6 +93,23 @@ extension Engine {
   /// Whether a direct read that ended at an offset has reached the end of the file.
   private func endsFile(_ offset: Int, _ alignment: BlockAlignment, _ file: OpenFile) -> Bool {
     file.traits.isLocal && alignment.roundDown(offset) != offset
+  }
+
+  /// The route of a read that is more than one copy, and is not in the page cache as far as is known
+  /// without trying. To try would make the kernel read ahead what is then read directly, too.
+  ///
+  /// - Returns: `nil` if it is to be tried.
+  mutating func routeOfLargeRead(_ slot: UInt32) -> Route? {
+    let left = table[request: slot].length - table[request: slot].resumeOffset
+    guard left > NowaitPredictor.longestCopy, table[request: slot].verb == .read else { return nil }
+    let offset = table[request: slot].chunkOffset
+    let file = table[request: slot].file
+    // The next pieces, so that each asks about few pages.
+    let asked = Int64(min(left, 4 * NowaitPredictor.longestCopy))
+    let wanted = min(asked, file.predictor.knownEnd - offset)
+    guard wanted > 0 else { return nil }
+    let cached = clinux_cached_bytes(file.descriptor, offset, asked)
+    return cached < 0 || cached >= wanted ? nil : routeAfterRefusal(slot)
   }
 
   /// The route of a read after the page cache has refused it: direct, unless it is one that was

@@ -138,6 +138,9 @@ extension Engine {
     if route.isOnLoop, policy == .nonblocking, table[request: slot].operation.mayFaultOnDisk {
       route = table[request: slot].file.predictor.offloadRoute
     }
+    if route == .nowait, table[request: slot].file.traits.isAutomatic {
+      route = routeOfLargeRead(slot) ?? route
+    }
     var transfer: DirectTransfer?
     if route == .direct {
       transfer = directTransfer(slot)

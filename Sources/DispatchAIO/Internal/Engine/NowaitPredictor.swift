@@ -166,6 +166,9 @@ final class NowaitPredictor: Sendable {
     health.writeEnded(start: start, now: now)
   }
 
+  /// The offset below which bytes are known to be in the file.
+  var knownEnd: Int64 { end.load(ordering: .relaxed) }
+
   /// Records that the file has grown, and has the bytes below `offset`.
   @inline(__always)
   func extended(to offset: Int64) {

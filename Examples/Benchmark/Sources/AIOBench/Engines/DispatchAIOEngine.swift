@@ -12,8 +12,12 @@ struct DispatchAIOEngine: Engine {
   var elsewhere = false
   var submission = AIOContext.Options.Submission.nonblocking
   var waiting = AIOContext.Options.Waiting.sleeping
+  /// The way of the file to the disk; if `nil`, as the job says.
+  var caching: AIOFile.Caching?
 
   func run(_ job: Job, _ meter: Meter) throws {
+    var job = job
+    if let caching { job.isDirect = caching == .direct }
     var options = AIOContext.Options()
     options.submission = submission
     options.waiting = waiting
@@ -23,7 +27,8 @@ struct DispatchAIOEngine: Engine {
       let context = try AIOContext(queueDepth: min(job.depth + 1, 65536), options: options)
       let files = try (0..<job.files).map { _ in
         try AIOFile(
-          adopting: FileDescriptor(rawValue: try job.open()), path: FilePath(job.file))
+          adopting: FileDescriptor(rawValue: try job.open()), path: FilePath(job.file),
+          isAutomatic: caching == .automatic)
       }
       let queue = elsewhere ? DispatchQueue(label: "aio-bench.elsewhere.\(number)") : nil
       return Runner(job, meter, context, files, queue)

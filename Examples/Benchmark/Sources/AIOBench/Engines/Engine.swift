@@ -11,6 +11,7 @@ enum Engines {
   static let names = [
     "libaio", "io-ctx", "dispatch-aio", "dispatch-aio-queue", "dispatch-aio-inline",
     "dispatch-aio-source", "dispatch-aio-spinning", "dispatch-aio-async", "dispatch-aio-actor",
+    "dispatch-aio-buffered", "dispatch-aio-automatic",
     "ioring", "nio-threadpool", "gcd-pread", "dispatchio", "nio-filesystem", "fio-libaio",
     "fio-io_uring",
   ]
@@ -22,7 +23,9 @@ enum Engines {
     its queue; dispatch-aio-queue: callbacks on another queue; dispatch-aio-inline: without \
     RWF_NOWAIT; dispatch-aio-source: never waiting in the ring; dispatch-aio-spinning: looking at the ring for \
     200 us; dispatch-aio-async: with await, in an actor \
-    on its queue, by tasks that prefer that queue; dispatch-aio-actor: by any tasks. ioring: \
+    on its queue, by tasks that prefer that queue; dispatch-aio-actor: by any tasks; \
+    dispatch-aio-buffered, dispatch-aio-automatic: as dispatch-aio, with files opened that way, \
+    whatever --direct says. ioring: \
     swift-system's IORing. nio-threadpool: SwiftNIO's NIOThreadPool and pread. \
     gcd-pread: a concurrent queue and pread. dispatchio: DispatchIO. nio-filesystem: SwiftNIO's \
     NIOFileSystem (buffered). fio-libaio, fio-io_uring: fio, where it is installed.
@@ -38,6 +41,8 @@ enum Engines {
     case "dispatch-aio-source": DispatchAIOEngine(waiting: .source)
     case "dispatch-aio-spinning":
       DispatchAIOEngine(waiting: .spinning(upTo: .microseconds(200)))
+    case "dispatch-aio-buffered": DispatchAIOEngine(caching: .buffered)
+    case "dispatch-aio-automatic": DispatchAIOEngine(caching: .automatic)
     case "dispatch-aio-async": AsyncEngine()
     case "dispatch-aio-actor": AsyncEngine(prefersLoop: false)
     case "ioring": IORingEngine()
