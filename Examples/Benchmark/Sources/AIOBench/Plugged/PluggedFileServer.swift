@@ -20,7 +20,7 @@ final class PluggedFileServer: @unchecked Sendable {
   /// Whether files at the directory's top are opened for each request, too.
   fileprivate let opensEach: Bool
   fileprivate let context: AIOContext
-  fileprivate var files: [String: ServedFile] = [:]
+  fileprivate var files: [String: AIOFile] = [:]
   private let listener: Int32
   private let acceptor: AIOSource
 
@@ -40,11 +40,6 @@ final class PluggedFileServer: @unchecked Sendable {
     acceptor.activate()
     HTTPListener.announce(listener)
   }
-}
-
-private struct ServedFile {
-  let file: AIOFile
-  let size: Int
 }
 
 private final class Connection: HTTPConnection, @unchecked Sendable {
@@ -88,42 +83,53 @@ private final class Connection: HTTPConnection, @unchecked Sendable {
   private func answerNext() throws(ConnectionEnded) {
     while !isAnswering, let request = try nextRequest() {
       isAnswering = true
-      if let served = file(request.path) {
-        try read(request, served)
+      if let file = server.files[request.path] {
+        try read(request, file)
       } else {
-        try answer(request, nil)
+        try open(request)
       }
     }
   }
 
   // MARK: Files
 
-  private func file(_ path: String) -> ServedFile? {
-    if let file = server.files[path] { return file }
-    guard
-      let file = try? AIOFile.open(
-        server.directory.appending(path), .readOnly, caching: server.caching),
-      let size = try? file.size()
-    else { return nil }
-    let served = ServedFile(file: file, size: Int(size))
-    if !server.opensEach, !path.utf8.contains(0x2f) { server.files[path] = served }
-    return served
+  private func open(_ request: FileRequest) throws(ConnectionEnded) {
+    do {
+      try server.context.open(
+        server.directory.appending(request.path), .readOnly, caching: server.caching
+      ) { [self] result in
+        perform { () throws(ConnectionEnded) in
+          if let file = try? result.get() {
+            if !server.opensEach, !request.path.utf8.contains(0x2f) {
+              server.files[request.path] = file
+            }
+            try read(request, file)
+          } else {
+            try answer(request, nil)
+          }
+          try answerNext()
+        }
+      }
+    } catch {
+      try answer(request, nil)
+    }
   }
 
-  private func read(_ request: FileRequest, _ served: ServedFile) throws(ConnectionEnded) {
-    let range = request.range(in: served.size)
+  private func read(_ request: FileRequest, _ file: AIOFile) throws(ConnectionEnded) {
+    let size = Int(file.status.size)
+    let range = request.range(in: size)
     // Where the file is direct, what lies around the range has to be read with it.
-    let alignment = served.file.alignment.offset
+    let alignment = file.alignment.offset
     let start = range.lowerBound / alignment * alignment
     let count = (range.upperBound - start + alignment - 1) / alignment * alignment
     if buffer.count < count { buffer = AIOBuffer(count: count) }
     body = range.lowerBound - start..<range.upperBound - start
     do {
-      try server.context.read(served.file, at: Int64(start), into: buffer[..<count]) {
+      try server.context.read(file, at: Int64(start), into: buffer[..<count]) {
         [self] result in
         perform { () throws(ConnectionEnded) in
           let isRead = (try? result.get()).map { $0 >= body.upperBound } ?? false
-          try answer(request, isRead ? served.size : nil)
+          try answer(request, isRead ? size : nil)
           try answerNext()
         }
       }
