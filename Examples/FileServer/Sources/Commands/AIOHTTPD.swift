@@ -44,9 +44,9 @@ struct AIOHTTPD: ParsableCommand {
     help: ArgumentHelp(
       """
       How files are read. buffered: through the page cache. direct: past it, always from the disk. \
-      automatic: what the page cache has from there; so far the same as buffered.
+      automatic: what the page cache has from there, the rest past it.
       """, valueName: "way"))
-  var caching = Caching.buffered
+  var caching = Caching.automatic
 
   @Flag(help: "Take uploads (PUT), each durable before it is answered.")
   var writable = false

@@ -31,6 +31,7 @@ final class Root: Sendable {
   let descriptor: Int32
   private let isLocal: Bool
   private let isDirect: Bool
+  private let isAutomatic: Bool
   private let lists: Bool
   private let isPrecompressed: Bool
 
@@ -46,7 +47,7 @@ final class Root: Sendable {
     }
     self.descriptor = descriptor
     isLocal = cfiles_is_local(descriptor) != 0
-    isDirect = caching == .direct
+    (isDirect, isAutomatic) = (caching == .direct, caching == .automatic)
     (self.lists, self.isPrecompressed) = (lists, isPrecompressed)
   }
 
@@ -121,7 +122,8 @@ final class Root: Sendable {
     }
     return .file(
       ServedFile(
-        descriptor, status, type: type, coding: coding, varies: varies, isDirect: isDirect))
+        descriptor, status, type: type, coding: coding, varies: varies, isDirect: isDirect,
+        isAutomatic: isAutomatic))
   }
 
   private func openFile(_ path: Bytes, _ mayWait: Bool, _ isDirect: Bool) -> Int32 {

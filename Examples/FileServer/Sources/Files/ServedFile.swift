@@ -18,16 +18,18 @@ final class ServedFile: @unchecked Sendable {
   /// Whether a compressed file beside it might have been sent instead.
   let varies: Bool
   private let isDirect: Bool
+  private let isAutomatic: Bool
   /// Made when the library has to read: what is in the page cache needs none.
   private var aioFile: AIOFile?
 
   /// - Parameter descriptor: The file's from now on.
   init(
     _ descriptor: Int32, _ status: cfiles_status, type: MediaType, coding: ContentCoding?,
-    varies: Bool, isDirect: Bool
+    varies: Bool, isDirect: Bool, isAutomatic: Bool
   ) {
     (self.descriptor, self.status, self.type) = (descriptor, status, type)
-    (self.coding, self.varies, self.isDirect) = (coding, varies, isDirect)
+    (self.coding, self.varies) = (coding, varies)
+    (self.isDirect, self.isAutomatic) = (isDirect, isAutomatic)
   }
 
   deinit {
@@ -40,7 +42,8 @@ final class ServedFile: @unchecked Sendable {
   /// For the library's reads.
   func file() throws(AIOError) -> AIOFile {
     if let aioFile { return aioFile }
-    let file = try AIOFile(adopting: FileDescriptor(rawValue: descriptor))
+    let file = try AIOFile(
+      adopting: FileDescriptor(rawValue: descriptor), isAutomatic: isAutomatic)
     aioFile = file
     return file
   }
