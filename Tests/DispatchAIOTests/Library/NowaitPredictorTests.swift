@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Glibc
 import XCTest
 
 @testable import DispatchAIO
@@ -73,6 +74,31 @@ final class NowaitPredictorTests: XCTestCase {
       predictor.accepted(operation)
       XCTAssertEqual(tries(10), 10, "one that was not refused ends it")
     }
+  }
+
+  /// Reads of a file opened `.automatic` are direct where they are not tried, once that is possible;
+  /// those that were read so of late are tried.
+  func testAutomaticFiles() throws {
+    let traits = Traits(isDirect: false, isAutomatic: true)
+    let direct = try XCTUnwrap(DirectReads(traits))
+    let predictor = NowaitPredictor(traits, size: .max, directReads: direct)
+    func routes(_ count: Int = 32, at offset: Int64 = 0) -> [Route] {
+      (0..<count).map { _ in predictor.route(read, offset: offset, length: 4096) }
+    }
+    XCTAssertEqual(predictor.route(read, offset: 0, length: 1 << 20), .nowait)
+    for _ in 0..<4 { predictor.refused(read) }
+    XCTAssertEqual(Set(routes(8)), [.syscall], "nothing is open")
+    direct.opened(open("/dev/null", O_RDONLY | O_CLOEXEC), BlockAlignment(memory: 512, offset: 512))
+    XCTAssertEqual(routes().count { $0 == .nowait }, 2)
+    XCTAssertEqual(routes().count { $0 == .direct }, 30)
+    XCTAssertEqual(predictor.route(read, offset: 0, length: 0), .nowait)
+    XCTAssertEqual(predictor.route(write, offset: 0, length: 512), .nowait)
+    direct.remember(1 << 30)
+    XCTAssertEqual(Set(routes(at: 1 << 30)), [.nowait])
+    XCTAssertEqual(Set(routes(8, at: (1 << 30) + 4096)).subtracting([.nowait]), [.direct])
+    direct.isUnsupported()
+    XCTAssertEqual(Set(routes()), [.syscall, .nowait], "as a buffered file")
+    XCTAssertEqual(predictor.route(read, offset: 0, length: 1 << 20), .syscall)
   }
 
   func testReadsAndWritesLearnApart() {

@@ -17,6 +17,8 @@ final class RetryRulesTests: XCTestCase {
     alignment: BlockAlignment(memory: 512, offset: 4096), fileSystem: .network)
   private let fuse = Traits(fileSystem: .fuse)
 
+  private let automatic = Traits(isDirect: false, isAutomatic: true)
+
   private func goesOn(
     _ offset: Int, _ transferred: Int? = nil, _ route: Route? = nil, isRetry: Bool = false
   ) -> Resolution {
@@ -52,6 +54,14 @@ final class RetryRulesTests: XCTestCase {
         "NFS, more when asked again",
         attempt(.read, .offload, 4200, remote, from: 4096, done: 5000), goesOn(8192, 8296)
       ),
+
+      // Direct reads of a file opened `.automatic`: the engine knows where the file ends.
+      (
+        "all of a chunk", attempt(.read, .direct, 4096, automatic, chunk: 4096),
+        goesOn(4096, nil, .direct)
+      ),
+      ("the end", attempt(.read, .direct, 5000, automatic, isFileEnd: true), .succeeded(5000)),
+      ("no end", attempt(.read, .direct, 4096, automatic), goesOn(4096)),
 
       // Short writes.
       ("NOWAIT, buffered", attempt(.write, .nowait, 5000, buffered), goesOn(5000, nil, .syscall)),
@@ -101,6 +111,16 @@ final class RetryRulesTests: XCTestCase {
       ("bad disk", fail(.read, .nowait, EIO, direct), .failed(EIO)),
       ("cancelled", fail(.read, .nowait, ECANCELED, direct), .failed(ECANCELED)),
       ("bad memory", fail(.read, .nowait, EFAULT, direct), .failed(EFAULT)),
+      (
+        "cold, automatic", fail(.read, .nowait, EAGAIN, automatic, refusalRoute: .direct),
+        .retried(.direct, isRetry: false)
+      ),
+      ("dirty pages", fail(.read, .direct, EAGAIN, automatic), .retried(.syscall, isRetry: false)),
+      ("misaligned", fail(.read, .direct, EINVAL, automatic), .retried(.syscall, isRetry: false)),
+      (
+        "no NOWAIT", fail(.read, .direct, EOPNOTSUPP, automatic), .retried(.syscall, isRetry: false)
+      ),
+      ("bad disk, direct", fail(.read, .direct, EIO, automatic), .failed(EIO)),
       ("inline only", fail(.fsync, .inline, EINVAL, direct, mayOffload: false), .failed(EINVAL)),
     ]
     for (what, attempt, resolution) in rows {
@@ -110,19 +130,21 @@ final class RetryRulesTests: XCTestCase {
 
   private func attempt(
     _ verb: Verb, _ route: Route, _ answer: Int, _ file: Traits, length: Int = 16384,
-    from resumeOffset: Int = 0, done: Int? = nil, chunk: Int = .max, mayRetry: Bool = true
+    from resumeOffset: Int = 0, done: Int? = nil, chunk: Int = .max, mayRetry: Bool = true,
+    isFileEnd: Bool = false
   ) -> Attempt {
     Attempt(
       verb: verb, route: route, answer: answer, length: length, resumeOffset: resumeOffset,
-      transferred: done ?? resumeOffset, chunkLimit: chunk, mayRetry: mayRetry, file: file)
+      transferred: done ?? resumeOffset, chunkLimit: chunk, mayRetry: mayRetry,
+      isFileEnd: isFileEnd, file: file)
   }
 
   private func fail(
     _ verb: Verb, _ route: Route, _ errno: Int32, _ file: Traits, chunk: Int = .max,
-    mayRetry: Bool = true, mayOffload: Bool = true
+    mayRetry: Bool = true, mayOffload: Bool = true, refusalRoute: Route? = nil
   ) -> Attempt {
     Attempt(
       verb: verb, route: route, answer: -Int(errno), length: 16384, chunkLimit: chunk,
-      mayRetry: mayRetry, mayOffload: mayOffload, file: file)
+      mayRetry: mayRetry, mayOffload: mayOffload, refusalRoute: refusalRoute, file: file)
   }
 }

@@ -227,7 +227,8 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     var count = min(count, max(0, file.bytes.count - Int(submission.offset)))
     if let unit = file.alignment {
       let addresses = submission.memory.map { Int(bitPattern: $0.baseAddress) }
-      guard (addresses + [Int(submission.offset), submission.length]).allSatisfy({ $0 % unit == 0 })
+      guard
+        (addresses + [Int(submission.offset), submission.length]).allSatisfy({ $0 % unit == 0 })
       else { return -Int(EINVAL) }
       if Int(submission.offset) + count < file.bytes.count { count = count / unit * unit }
     }

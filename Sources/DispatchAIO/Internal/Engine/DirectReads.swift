@@ -50,6 +50,8 @@ final class DirectReads: @unchecked Sendable {
   private let offsetAlignment: Atomic<Int>
   /// The time before which it is not tried to open.
   private let nextOpening = Atomic<UInt64>(0)
+  /// Whether the page cache has refused a read.
+  private let isWanted = Atomic<Bool>(false)
   /// Whether an offload thread brings a range into the page cache.
   private let isFilling = Atomic<Bool>(false)
   /// The numbers of blocks, plus 1, each in the place that its hash has.
@@ -103,10 +105,13 @@ final class DirectReads: @unchecked Sendable {
     }
   }
 
-  /// Opens the descriptor, unless that was done or tried before. By an offload thread, which may
-  /// sleep, and which holds the file.
-  func open(_ file: Int32) {
-    guard state.load(ordering: .relaxed) == Self.unopened,
+  /// Learns that the page cache has refused a read, which an offload thread gets.
+  func wasRefused() { isWanted.store(true, ordering: .relaxed) }
+
+  /// Opens the descriptor, if a read was refused, and that was not done or tried before. By an
+  /// offload thread, which may sleep, and which holds the file.
+  func openIfWanted(_ file: Int32) {
+    guard state.load(ordering: .relaxed) == Self.unopened, isWanted.load(ordering: .relaxed),
       nextOpening.load(ordering: .relaxed) <= clinux_monotonic_nanoseconds(),
       state.compareExchange(
         expected: Self.unopened, desired: Self.opening, ordering: .acquiring

@@ -95,15 +95,17 @@ extension Engine {
     file.traits.isLocal && alignment.roundDown(offset) != offset
   }
 
-  /// The route of a read that is more than one copy, and is not in the page cache as far as is known
-  /// without trying. To try would make the kernel read ahead what is then read directly, too.
+  /// The route of a read that is more than one copy, and is not in the page cache as far as is
+  /// known without trying. To try would make the kernel read ahead what is then read directly, too.
   ///
   /// - Returns: `nil` if it is to be tried.
   mutating func routeOfLargeRead(_ slot: UInt32) -> Route? {
     let left = table[request: slot].length - table[request: slot].resumeOffset
-    guard left > NowaitPredictor.longestCopy, table[request: slot].verb == .read else { return nil }
-    let offset = table[request: slot].chunkOffset
     let file = table[request: slot].file
+    guard left > NowaitPredictor.longestCopy, table[request: slot].verb == .read,
+      file.directReads?.descriptor != nil
+    else { return nil }
+    let offset = table[request: slot].chunkOffset
     // The next pieces, so that each asks about few pages.
     let asked = Int64(min(left, 4 * NowaitPredictor.longestCopy))
     let wanted = min(asked, file.predictor.knownEnd - offset)
@@ -116,8 +118,12 @@ extension Engine {
   /// read directly before, and an offload thread may bring it into the page cache.
   mutating func routeAfterRefusal(_ slot: UInt32) -> Route? {
     guard table[request: slot].verb == .read, policy == .nonblocking,
-      let direct = table[request: slot].file.directReads, direct.descriptor != nil
+      let direct = table[request: slot].file.directReads
     else { return nil }
+    guard direct.descriptor != nil else {
+      direct.wasRefused()
+      return nil
+    }
     if table[request: slot].length <= DirectReads.largestFill,
       direct.wasRead(at: table[request: slot].chunkOffset), direct.beginFill()
     {

@@ -84,7 +84,7 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
   private mutating func attempt(_ slot: UInt32) -> Bool {
     let table = table
     if table[request: slot].verb == .read, let direct = table[request: slot].file.directReads {
-      direct.open(table[request: slot].file.descriptor)
+      direct.openIfWanted(table[request: slot].file.descriptor)
     }
     let answer =
       table[request: slot].route == .offload ? submit(slot) : callSystem(table[request: slot])
