@@ -240,6 +240,8 @@ final class Readiness: Sendable {
     {
       result.append((writer, nil, events))
     }
+    // Sources alone stay as they are.
+    if watched.polls.isEmpty && result.count > before { return }
     watched.polls.removeAll { poll in
       let answer = events.intersection(poll.events.union(ends))
       guard !answer.isEmpty else { return false }
