@@ -54,7 +54,8 @@ int64_t cfiles_read_cached(int fd, void *memory, size_t count, int64_t offset);
 // sendfile(2).
 int64_t cfiles_sendfile(int socket, int fd, int64_t offset, size_t count);
 
-// sendmsg(2) of two pieces with MSG_NOSIGNAL, and with MSG_MORE where more follows at once.
+// sendmsg(2) of two pieces, or send(2) of one, with MSG_NOSIGNAL, and with MSG_MORE where more
+// follows at once.
 int64_t cfiles_send(
     int socket, const void *first, size_t first_count, const void *second, size_t second_count,
     int has_more);

@@ -5,8 +5,9 @@
 // how an answer is sent (+Sending), what is received of an upload (+Uploads).
 //
 // A connection has at most `ServerLoop.scratchSize` bytes of requests that were not answered yet,
-// one buffer of up to 128 KiB that is being read, sent or written, and the heads of what the client
-// is slow to take; beyond that nothing is received. One that is idle has no memory but itself.
+// one buffer of up to 128 KiB that is being read, sent or written, and `ServerLoop.outputSize`
+// bytes of heads and small answers that the client is slow to take; beyond that nothing is
+// received. One that is idle has no memory but itself.
 
 import CServedFiles
 import DispatchAIO
@@ -34,7 +35,9 @@ final class Connection: @unchecked Sendable {
 
   let socket: Int32
   let peer: String
-  unowned let loop: ServerLoop
+  /// The loop, which holds the connection until it has closed: not weak, because to count each use
+  /// costs more than what a request needs of it.
+  let loop: ServerLoop
   var phase = Phase.reading
   /// When to give up on the client, by the monotonic clock; `.max` while it is not to blame.
   private(set) var deadline = UInt64.max
@@ -60,6 +63,8 @@ final class Connection: @unchecked Sendable {
   var chunk: AIOBuffer?
   var chunkRange = 0..<0
   var isReading = false
+  /// For how many reads the page cache is not asked.
+  var readsToSkip = 0
 
   var upload: UploadInProgress?
 

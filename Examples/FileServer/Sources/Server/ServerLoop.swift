@@ -15,6 +15,8 @@ import ServerSupport
 final class ServerLoop: @unchecked Sendable {
   /// The most bytes received at once, and kept of a connection that is not answered yet.
   static let scratchSize = 32 << 10
+  /// The most bytes of answers that are collected before they are sent.
+  static let outputSize = 64 << 10
   /// How precise timeouts are, in nanoseconds.
   private static let timerPrecision: UInt64 = 200_000_000
 
@@ -33,7 +35,7 @@ final class ServerLoop: @unchecked Sendable {
   /// The memory that sockets are received to.
   let scratch: UnsafeMutableRawBufferPointer
   /// What is sent by the connection whose turn it is; empty between two.
-  let output = OutputBuffer(capacity: 64 << 10)
+  let output = OutputBuffer(capacity: outputSize)
   var path = TargetPath(bytes: [], isDirectory: false)
   var cache: FileCache
   var buffers = BufferPool()
