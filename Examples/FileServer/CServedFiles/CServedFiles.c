@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <stdio.h>
-#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -179,15 +178,6 @@ int cfiles_sync_directory(int place) {
   int result = fsync(fd) < 0 ? -errno : 0;
   close(fd);
   return result;
-}
-
-int64_t cfiles_raise_descriptor_limit(void) {
-  struct rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return 1024;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
-  getrlimit(RLIMIT_NOFILE, &limit);
-  return (int64_t)limit.rlim_cur;
 }
 
 uint64_t cfiles_coarse_nanoseconds(void) {

@@ -154,7 +154,7 @@ final class FileServerLoadTests: XCTestCase {
     clients = []
     XCTAssertTrue(eventually { server.connections == 0 })
     XCTAssertEqual(server.stop(), 0)
-    XCTAssertTrue(server.logged.contains("1000 connections, 3000 requests"), server.logged)
+    XCTAssertTrue(server.logged.contains("1000 accepted, 0 refused; 3000 requests"), server.logged)
   }
 
   // MARK: The end

@@ -71,9 +71,6 @@ int cfiles_unlink(int directory, const char *name);
 // Makes what changed in a directory durable, named by a descriptor of O_PATH.
 int cfiles_sync_directory(int place);
 
-// Raises the limit of open descriptors as far as the process may, and answers what it is then.
-int64_t cfiles_raise_descriptor_limit(void);
-
 // clock_gettime of the monotonic clock, as of the last tick (some milliseconds), in nanoseconds.
 uint64_t cfiles_coarse_nanoseconds(void);
 

@@ -104,7 +104,6 @@ final class ServerLoop: @unchecked Sendable {
       do throws(AIOError) {
         let connection = try Connection(socket: socket, peer: peer, loop: self)
         connections[ObjectIdentifier(connection)] = connection
-        statistics.connections += 1
         connection.start()
         if isDraining { connection.drain() }
       } catch {
@@ -168,11 +167,10 @@ final class ServerLoop: @unchecked Sendable {
       refreshTime()
       isDraining = true
       whenDrained = completion
+      // It cannot fail: the context has timers, and is open.
+      _ = try? context.once(after: timeout) { [weak self] in self?.forceClose() }
       for connection in Array(connections.values) { connection.drain() }
       endIfDrained()
-    }
-    queue.asyncAfter(deadline: .now() + timeout.dispatchInterval) { [weak self] in
-      self?.forceClose()
     }
   }
 
@@ -199,13 +197,11 @@ final class ServerLoop: @unchecked Sendable {
 
 /// What a loop has done.
 struct LoopStatistics: Sendable {
-  var connections = 0
   var requests = 0
   var bytesSent: Int64 = 0
   var bytesReceived: Int64 = 0
 
   static func += (a: inout LoopStatistics, b: LoopStatistics) {
-    a.connections += b.connections
     a.requests += b.requests
     a.bytesSent += b.bytesSent
     a.bytesReceived += b.bytesReceived
