@@ -227,11 +227,7 @@ final class Connection: @unchecked Sendable {
   /// An answer is complete, in the output at least.
   func finishReply() {
     loop.statistics.requests += 1
-    if let request = reply.logged {
-      loop.accessLog?.add(
-        request, peer: peer, status: reply.status, bytes: reply.sent, seconds: loop.seconds,
-        date: loop.logDate)
-    }
+    logReply()
     let keepsAlive = reply.keepsAlive && !isDraining
     reply = Reply()
     phase = .reading
@@ -240,6 +236,13 @@ final class Connection: @unchecked Sendable {
     } else {
       linger()
     }
+  }
+
+  private func logReply() {
+    guard let request = reply.logged else { return }
+    loop.accessLog?.add(
+      request, peer: peer, status: reply.status, bytes: reply.sent, seconds: loop.seconds,
+      date: loop.logDate)
   }
 
   /// Sends what there is, and closes once the client has it.
@@ -286,6 +289,8 @@ final class Connection: @unchecked Sendable {
 
   func close() {
     guard phase != .closed else { return }
+    // An answer that its client did not take to its end, as browsers do that seek.
+    if phase == .sending { logReply() }
     phase = .closed
     deadline = .max
     loop.output.removeAll()
