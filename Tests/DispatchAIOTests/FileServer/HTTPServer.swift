@@ -93,11 +93,16 @@ final class HTTPServer: @unchecked Sendable {
   }
 
   /// The most memory it ever had resident, in bytes.
-  var peakMemory: Int {
+  var peakMemory: Int { memory("VmHWM") }
+
+  /// The memory it has resident, in bytes.
+  var residentMemory: Int { memory("VmRSS") }
+
+  private func memory(_ name: String) -> Int {
     let status =
       (try? String(contentsOfFile: "/proc/\(process.processIdentifier)/status", encoding: .utf8))
       ?? ""
-    let line = status.split(separator: "\n").first { $0.hasPrefix("VmHWM") } ?? ""
+    let line = status.split(separator: "\n").first { $0.hasPrefix(name) } ?? ""
     return (Int(line.filter(\.isNumber)) ?? 0) << 10
   }
 
