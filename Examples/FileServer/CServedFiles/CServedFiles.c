@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <stdio.h>
-#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -108,11 +107,13 @@ int64_t cfiles_sendfile(int socket, int fd, int64_t offset, size_t count) {
 int64_t cfiles_send(
     int socket, const void *first, size_t first_count, const void *second, size_t second_count,
     int has_more) {
+  int flags = MSG_NOSIGNAL | (has_more ? MSG_MORE : 0);
   struct iovec pieces[2] = {{(void *)first, first_count}, {(void *)second, second_count}};
-  struct msghdr message = {.msg_iov = pieces, .msg_iovlen = second_count ? 2 : 1};
+  struct msghdr message = {.msg_iov = pieces, .msg_iovlen = 2};
   ssize_t result;
   do {
-    result = sendmsg(socket, &message, MSG_NOSIGNAL | (has_more ? MSG_MORE : 0));
+    result = second_count ? sendmsg(socket, &message, flags)
+                          : send(socket, first, first_count, flags);
   } while (result < 0 && errno == EINTR);
   return result < 0 ? -errno : result;
 }
@@ -139,15 +140,6 @@ int cfiles_sync_directory(int place) {
   int result = fsync(fd) < 0 ? -errno : 0;
   close(fd);
   return result;
-}
-
-int64_t cfiles_raise_descriptor_limit(void) {
-  struct rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return 1024;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
-  getrlimit(RLIMIT_NOFILE, &limit);
-  return (int64_t)limit.rlim_cur;
 }
 
 uint64_t cfiles_coarse_nanoseconds(void) {

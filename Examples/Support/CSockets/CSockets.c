@@ -4,8 +4,6 @@
 #include "CSockets.h"
 
 #include <errno.h>
-#include <sys/timerfd.h>
-#include <time.h>
 
 int csockets_accept(int fd, struct sockaddr_storage *address, socklen_t *length) {
   *length = sizeof *address;
@@ -16,14 +14,4 @@ int csockets_accept(int fd, struct sockaddr_storage *address, socklen_t *length)
 int csockets_stream_socket(int family) {
   int answer = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   return answer < 0 ? -errno : answer;
-}
-
-int csockets_timer(void) {
-  int answer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-  return answer < 0 ? -errno : answer;
-}
-
-int csockets_set_timer(int timer, int64_t nanoseconds) {
-  struct itimerspec time = {.it_value = {nanoseconds / 1000000000, nanoseconds % 1000000000}};
-  return timerfd_settime(timer, 0, &time, NULL) < 0 ? -errno : 0;
 }

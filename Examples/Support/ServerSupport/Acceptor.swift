@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Dispatch
+import DispatchAIO
 import Glibc
 import Logging
 
 /// The accepting of a server's connections: up to a limit, beyond which they are closed at once,
 /// and counted.
 ///
-/// - Safety: `@unchecked Sendable` because it is confined to the queue it is activated on.
+/// - Safety: `@unchecked Sendable` because it is confined to the queue of the context it is
+///   activated in.
 public final class Acceptor: @unchecked Sendable {
   private let listeners: [Listener]
   private let limit: Int
@@ -25,17 +26,18 @@ public final class Acceptor: @unchecked Sendable {
   /// Starts to accept.
   ///
   /// - Parameters:
-  ///   - queue: serial; both closures are called on it.
+  ///   - context: in whose ring the listeners are watched; both closures are called on its queue.
   ///   - count: the number of connections that there are.
   ///   - take: takes a non-blocking socket and its peer's address. If it throws, the socket is
   ///     closed here.
+  /// - Throws: if a listener cannot be watched.
   public func activate(
-    on queue: DispatchQueue, count: @escaping () -> Int,
+    in context: AIOContext, count: @escaping () -> Int,
     take: @escaping (_ socket: Int32, _ peer: String) throws -> Void
-  ) {
+  ) throws(AIOError) {
     (self.count, self.take) = (count, take)
     for listener in listeners {
-      listener.activate(on: queue) { [unowned self] in
+      try listener.activate(in: context) { [unowned self] in
         switch $0 {
         case .success(let (socket, peer)): accept(socket, peer)
         case .failure(let errno): logger.error("cannot accept a connection: \(errno)")

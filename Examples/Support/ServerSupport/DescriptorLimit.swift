@@ -15,9 +15,12 @@ public enum DescriptorLimit {
   ///
   /// - Parameters:
   ///   - connections: the most connections that were asked for.
+  ///   - each: the descriptors that one connection may take.
   ///   - others: the descriptors that the server has besides, where they are many.
   /// - Returns: the most connections that there can be, with a warning if that is less.
-  public static func cap(connections: Int, others: Int = 0, logger: Logger) throws -> Int {
+  public static func cap(
+    connections: Int, each: Int = 1, others: Int = 0, logger: Logger
+  ) throws -> Int {
     let resource = __rlimit_resource_t(RLIMIT_NOFILE.rawValue)
     var limit = rlimit()
     guard getrlimit(resource, &limit) == 0 else {
@@ -25,13 +28,13 @@ public enum DescriptorLimit {
     }
     let kept = others + reserve
     // No higher than what is needed: the kernel's tables grow with it.
-    let needed = rlim_t(connections + kept)
+    let needed = rlim_t(connections * each + kept)
     if limit.rlim_cur < needed, limit.rlim_cur < limit.rlim_max {
       var raised = limit
       raised.rlim_cur = min(needed, limit.rlim_max)
       if setrlimit(resource, &raised) == 0 { limit = raised }
     }
-    let room = Int(clamping: limit.rlim_cur) - kept
+    let room = (Int(clamping: limit.rlim_cur) - kept) / each
     guard room > 0 else {
       throw Failure(
         """

@@ -2,6 +2,7 @@
 
 import CSockets
 import Dispatch
+import DispatchAIO
 import Glibc
 import SystemPackage
 
@@ -12,23 +13,27 @@ public struct ListenError: Error, CustomStringConvertible {
 
 /// A listening socket: TCP, or Unix.
 ///
-/// - Safety: `@unchecked Sendable` because it is confined to the queue it is activated on.
+/// - Safety: `@unchecked Sendable` because it is confined to the queue of the context it is
+///   activated in.
 public final class Listener: @unchecked Sendable {
   public enum Address: Sendable {
     case tcp(host: String, port: UInt16)
     case unix(path: FilePath)
   }
 
+  /// For how long accepting pauses where there are no descriptors.
+  private static let pause = DispatchTimeInterval.milliseconds(100)
+
   /// The address that it listens on: `127.0.0.1:7777`, or a path.
   public let name: String
   private let descriptor: Int32
   private let unixSocket: UnixSocketFile?
-  private let retryTimer: RetryTimer
-  private var source: (any DispatchSourceRead)?
+  private var source: AIOSource?
+  private var retryTimer: AIOTimerSource?
   private var isPaused = false
+  private var accepted: (Result<(socket: Int32, peer: String), Errno>) -> Void = { _ in }
 
   public init(_ address: Address, backlog: Int32 = 1024) throws(ListenError) {
-    retryTimer = try RetryTimer()
     _ = lastingTimer
     switch address {
     case .tcp(let host, let port):
@@ -47,7 +52,7 @@ public final class Listener: @unchecked Sendable {
     guard getsockopt(descriptor, SOL_SOCKET, SO_ACCEPTCONN, &isListening, &length) == 0,
       isListening != 0
     else { throw ListenError(description: "descriptor \(descriptor) is no listening socket") }
-    retryTimer = try RetryTimer()
+    _ = lastingTimer
     _ = fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) | O_NONBLOCK)
     _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC)
     self.descriptor = descriptor
@@ -55,49 +60,61 @@ public final class Listener: @unchecked Sendable {
     unixSocket = nil
   }
 
-  /// Starts to accept.
+  /// Starts to accept. Once.
   ///
   /// - Parameters:
-  ///   - queue: serial.
-  ///   - accepted: called on `queue` for each connection with its descriptor, which is
+  ///   - context: in whose ring the socket is watched.
+  ///   - accepted: called on the context's queue for each connection with its descriptor, which is
   ///     non-blocking, and its peer's address; or with the errno of an accept that failed because
   ///     the process or the system is short of something. Accepting pauses for 100 ms then.
+  /// - Throws: if a source cannot be made.
   public func activate(
-    on queue: DispatchQueue,
+    in context: AIOContext,
     _ accepted: @escaping (Result<(socket: Int32, peer: String), Errno>) -> Void
-  ) {
-    let source = DispatchSource.makeReadSource(fileDescriptor: descriptor, queue: queue)
-    let descriptor = descriptor
-    retryTimer.activate(on: queue) { [weak self] in self?.resume() }
-    source.setEventHandler { [weak self] in
-      // A few at a time, so that others on the queue get their turn. The source fires for the rest.
-      for _ in 0..<64 {
-        guard let self, self.source != nil, !self.isPaused else { return }
-        var address = sockaddr_storage()
-        var length = socklen_t(0)
-        let socket = csockets_accept(descriptor, &address, &length)
-        switch -socket {
-        case EAGAIN: return
-        case EINTR, ECONNABORTED: continue
-        case let errno where socket < 0:
-          self.pause()
-          return accepted(.failure(Errno(rawValue: errno)))
-        default:
-          let peer = SocketAddress(address, length)
-          if peer.isInternet { Self.setUpConnection(socket) }
-          accepted(.success((socket, peer.description)))
-        }
+  ) throws(AIOError) {
+    self.accepted = accepted
+    // Made now: a listener that pauses because there are no descriptors could not make it then.
+    let retryTimer = try context.makeTimerSource()
+    let source: AIOSource
+    do throws(AIOError) {
+      source = try context.makeReadSource(fileDescriptor: descriptor)
+    } catch {
+      retryTimer.cancel()
+      throw error
+    }
+    retryTimer.setEventHandler { [weak self] in self?.resume() }
+    source.setEventHandler { [weak self] in self?.accept() }
+    source.setCancelHandler { [descriptor] in Glibc.close(descriptor) }
+    (self.source, self.retryTimer) = (source, retryTimer)
+    retryTimer.activate()
+    source.activate()
+  }
+
+  private func accept() {
+    // A few at a time, so that others on the queue get their turn. The source fires for the rest.
+    for _ in 0..<64 {
+      guard source != nil, !isPaused else { return }
+      var address = sockaddr_storage()
+      var length = socklen_t(0)
+      let socket = csockets_accept(descriptor, &address, &length)
+      switch -socket {
+      case EAGAIN: return
+      case EINTR, ECONNABORTED: continue
+      case let errno where socket < 0:
+        pause()
+        return accepted(.failure(Errno(rawValue: errno)))
+      default:
+        let peer = SocketAddress(address, length)
+        if peer.isInternet { Self.setUpConnection(socket) }
+        accepted(.success((socket, peer.description)))
       }
     }
-    source.setCancelHandler { Glibc.close(descriptor) }
-    source.activate()
-    self.source = source
   }
 
   private func pause() {
     isPaused = true
     source?.suspend()
-    retryTimer.schedule()
+    retryTimer?.schedule(deadline: .now() + Self.pause)
   }
 
   private func resume() {
@@ -106,18 +123,12 @@ public final class Listener: @unchecked Sendable {
     source?.resume()
   }
 
-  /// Stops listening; further connections are refused by the kernel. On the queue it was activated
-  /// on.
+  /// Stops listening; further connections are refused by the kernel. On the context's queue.
   public func close() {
     guard let source else { return }
     self.source = nil
-    // A suspended source must not be released.
-    if isPaused {
-      isPaused = false
-      source.resume()
-    }
     source.cancel()
-    retryTimer.cancel()
+    retryTimer?.cancel()
     unixSocket?.unlink()
   }
 

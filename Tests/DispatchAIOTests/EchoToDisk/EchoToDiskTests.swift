@@ -250,6 +250,34 @@ final class EchoToDiskTests: XCTestCase {
     withExtendedLifetime(directory) {}
   }
 
+  /// The memory for each of many such clients is what is documented.
+  func testTheMemoryOfClientsThatDoNotRead() throws {
+    let (directory, data) = try data()
+    let server = try EchoServer(data, ["--segment-size", "64M"])
+    let bytes = randomBytes(8 << 20)
+    func stuckClients(_ count: Int) throws -> [EchoClient] {
+      let clients = try (0..<count).map { _ in try EchoClient(port: server.port) }
+      var sent = Array(repeating: 0, count: count)
+      // In turns, until none of them can send any more.
+      while true {
+        let before = sent
+        for (index, client) in clients.enumerated() {
+          sent[index] += client.sendUntilStuck(Array(bytes[sent[index]...]), patience: 0.005)
+        }
+        if sent == before { return clients }
+      }
+    }
+    // Batch buffers and the like are there after the first.
+    var clients = try stuckClients(40)
+    let before = try residentMemory(of: server.process.processIdentifier)
+    clients += try stuckClients(60)
+    let growth = (try residentMemory(of: server.process.processIdentifier) - before) / 60
+    XCTAssertLessThan(growth, 280 << 10)
+    XCTAssertGreaterThan(growth, 128 << 10, "the clients are not stuck")
+    for client in clients { client.reset() }
+    withExtendedLifetime(directory) {}
+  }
+
   private func residentMemory(of process: Int32) throws -> Int {
     let text = try String(contentsOfFile: "/proc/\(process)/statm", encoding: .ascii)
     return try XCTUnwrap(Int(text.split(separator: " ")[1])) * Int(sysconf(Int32(_SC_PAGESIZE)))

@@ -135,6 +135,42 @@ final class FileServerLoadTests: XCTestCase {
     }
   }
 
+  /// The memory for each of many such clients is what is documented, whatever it is that they do
+  /// not take: parts of a large file from the disk, or many small answers from the page cache.
+  func testTheMemoryOfSlowReaders() throws {
+    let directory = try temporaryDirectory()
+    for (caching, size) in [("direct", 9_000_000), ("buffered", 20_000)] {
+      let server = try HTTPServer(directory, ["--caching", caching])
+      try server.make("file", pattern(size))
+      let requests = String(repeating: "GET /file HTTP/1.1\r\nHost: a\r\n\r\n", count: 3000)
+      func stuckClients(_ count: Int) throws -> [HTTPClient] {
+        try (0..<count).map { _ in
+          let client = try HTTPClient(server, receiveBuffer: 16 << 10)
+          _ = fcntl(client.socket, F_SETFL, O_NONBLOCK)
+          try? client.send(requests)
+          return client
+        }
+      }
+      /// Once it does not grow any more.
+      func memory() -> Int {
+        var (now, since) = (0, DispatchTime.now())
+        while DispatchTime.now() < since + .milliseconds(300) {
+          let found = server.residentMemory
+          if found != now { (now, since) = (found, .now()) }
+          usleep(10_000)
+        }
+        return now
+      }
+      var clients = try stuckClients(20)
+      let before = memory()
+      clients += try stuckClients(80)
+      let growth = (memory() - before) / 80
+      XCTAssertLessThan(growth, 250 << 10, caching)
+      XCTAssertGreaterThan(growth, 32 << 10, "the clients are not stuck")
+      withExtendedLifetime(clients) {}
+    }
+  }
+
   func testAThousandConnections() throws {
     let directory = try temporaryDirectory()
     let server = try HTTPServer(directory, ["--loops", "2"])
@@ -154,7 +190,7 @@ final class FileServerLoadTests: XCTestCase {
     clients = []
     XCTAssertTrue(eventually { server.connections == 0 })
     XCTAssertEqual(server.stop(), 0)
-    XCTAssertTrue(server.logged.contains("1000 connections, 3000 requests"), server.logged)
+    XCTAssertTrue(server.logged.contains("1000 accepted, 0 refused; 3000 requests"), server.logged)
   }
 
   // MARK: The end

@@ -291,7 +291,8 @@ final class FileServerTests: XCTestCase {
     let server = try HTTPServer(
       directory, ["--writable"],
       under: [
-        strace, "-D", "-f", "-o", log, "-e", "trace=fsync,fdatasync,io_submit,renameat2,sendmsg",
+        strace, "-D", "-f", "-o", log, "-e",
+        "trace=fsync,fdatasync,io_submit,renameat2,sendmsg,sendto",
       ])
     let client = try HTTPClient(server)
     try client.send("PUT /up HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
@@ -307,5 +308,37 @@ final class FileServerTests: XCTestCase {
     }
     XCTAssertEqual(order, order.sorted(), "\(calls)")
     XCTAssertFalse(order.contains(-1), "\(order) \(calls)")
+  }
+
+  /// What a client asks for in a row, and the page cache has, is one send, without a request of the
+  /// ring.
+  func testSmallAnswersFromThePageCacheGoOutTogether() throws {
+    let directory = try temporaryDirectory()
+    let strace = try ChildProcess.installed("strace", package: "strace")
+    let log = directory.path.appending("strace").string
+    let server = try HTTPServer(
+      directory, ["--caching", "buffered"],
+      under: [strace, "-D", "-f", "-o", log, "-e", "trace=io_submit,sendmsg,sendto"])
+    try server.make("file", pattern(100_000))
+    let client = try HTTPClient(server)
+    let requests = (0..<40).map {
+      "GET /file HTTP/1.1\r\nHost: a\r\nRange: bytes=\($0 * 1000)-\($0 * 1000 + 999)\r\n\r\n"
+    }
+    try client.send(requests.joined())
+    for number in 0..<40 {
+      let answer = try client.answer()
+      XCTAssertEqual(answer.status, 206)
+      XCTAssertTrue(answer.body == Array(pattern(100_000)[number * 1000..<number * 1000 + 1000]))
+    }
+    XCTAssertEqual(server.stop(), 0)
+    XCTAssertTrue(
+      eventually {
+        (try? String(contentsOfFile: log, encoding: .utf8))?.contains("+++ exited") == true
+      })
+    let calls = SystemCallLog.parse(try String(contentsOfFile: log, encoding: .utf8))
+    let sends = calls.filter { $0.hasPrefix("send") && $0.contains("206 Partial") }
+    // One, unless the requests came in parts.
+    XCTAssertLessThanOrEqual(sends.count, 3, "\(sends)")
+    XCTAssertTrue(sends.allSatisfy { $0.hasPrefix("sendto(") }, "\(sends)")
   }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Dispatch
+import DispatchAIO
 import Foundation
 import SystemPackage
 import XCTest
@@ -9,6 +10,7 @@ import XCTest
 
 final class ListenerTests: XCTestCase {
   private let queue = DispatchQueue(label: "test.listener")
+  private func makeContext() throws -> AIOContext { try AIOContext(queueDepth: 1, queue: queue) }
 
   private func option(_ level: Int32, _ option: Int32, of socket: Int32) -> Int32 {
     var value: Int32 = -1
@@ -20,9 +22,10 @@ final class ListenerTests: XCTestCase {
   /// A connection whose peer has vanished is found out: on sockets accepted here, and inherited
   /// ones.
   func testConnectionsAreProbed() throws {
+    let context = try makeContext()
     let listener = try Listener(.tcp(host: "127.0.0.1", port: 0))
     let accepted = Promise<Int32>()
-    listener.activate(on: queue) {
+    try listener.activate(in: context) {
       if case .success(let (socket, _)) = $0 { accepted.fulfil(socket) }
     }
     let port = try XCTUnwrap(listener.name.split(separator: ":").last.flatMap { UInt16($0) })
@@ -41,12 +44,13 @@ final class ListenerTests: XCTestCase {
 
   func testAUnixSocketIsRemovedAtTheEnd() throws {
     let directory = try TemporaryDirectory()
+    let context = try makeContext()
     // Bytes that no `String` keeps, too.
     for name in [[0x61], [0x73, 0xFF]] as [[CChar.Magnitude]] {
       let path = directory.path.appending(
         FilePath.Component(platformString: name.map(CChar.init(bitPattern:)) + [0])!)
       let listener = try Listener(.unix(path: path))
-      listener.activate(on: queue) { _ in }
+      try listener.activate(in: context) { _ in }
       XCTAssertEqual(path.withPlatformString { access($0, F_OK) }, 0)
       queue.sync { listener.close() }
       XCTAssertNotEqual(path.withPlatformString { access($0, F_OK) }, 0)
@@ -56,12 +60,13 @@ final class ListenerTests: XCTestCase {
   /// Another server has taken over the path, or somebody has put a file there.
   func testAnothersSocketIsLeftAlone() throws {
     let directory = try TemporaryDirectory()
+    let context = try makeContext()
     let path = directory.path.appending("socket")
     let listener = try Listener(.unix(path: path))
-    listener.activate(on: queue) { _ in }
+    try listener.activate(in: context) { _ in }
     XCTAssertEqual(unlink(path.string), 0)
     let other = try Listener(.unix(path: path))
-    other.activate(on: queue) { _ in }
+    try other.activate(in: context) { _ in }
     queue.sync { listener.close() }
     XCTAssertEqual(access(path.string, F_OK), 0, "the other server's socket is gone")
     _ = try EchoClient(unix: path.string)

@@ -165,7 +165,7 @@ struct Serve: ParsableCommand {
     } catch {
       throw Failure("\(error)")
     }
-    server.start(connection: connection) { [address] in
+    try server.start(connection: connection) { [address] in
       if let address {
         FileDescriptor.standardOutput.announce("listening on \(address)", logger: logger)
       }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The daemon: listeners and signals on a queue of their own, and loops that serve the connections.
-// Made and started by `Serve`.
+// The daemon: listeners and signals, and loops that serve the connections. All of it but the other
+// loops is on the first loop's queue, in whose ring connections are accepted. Made and started by
+// `Serve`.
 
 import Dispatch
 import DispatchAIO
@@ -9,7 +10,8 @@ import Glibc
 import Logging
 import ServerSupport
 
-/// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on.
+/// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on, but for the
+///   loops, which do not change any more then.
 final class Server: @unchecked Sendable {
   struct Settings: Sendable {
     var loops = 1
@@ -25,17 +27,18 @@ final class Server: @unchecked Sendable {
 
   private let settings: Settings
   private let logger: Logger
-  private let queue = DispatchQueue(label: "aio-nbd")
   private var loops: [ServerLoop] = []
   /// The number of connections of each loop.
   private var loads: [Int]
   private let acceptor: Acceptor
   private var signals: ShutdownSignals?
-  private var timer: (any DispatchSourceTimer)?
   private var isDraining = false
   private var exit: (Int32) -> Void = { _ in }
   /// A reference to itself while it serves, so that its maker need not keep one.
   private var selfWhileServing: Server?
+
+  private var context: AIOContext { loops[0].context }
+  private var queue: DispatchQueue { loops[0].queue }
 
   /// - Throws: `AIOError` if a context cannot be made.
   init(
@@ -50,7 +53,7 @@ final class Server: @unchecked Sendable {
           number: number, exports: exports, settings: settings.loop, logger: logger,
           whenClosed: { [weak self] in
             guard let self else { return }
-            queue.async { self.closed(on: number) }
+            context.async { self.closed(on: number) }
           }))
     }
     for export in exports {
@@ -73,23 +76,24 @@ final class Server: @unchecked Sendable {
   ///   - connection: a connection that exists already.
   ///   - ready: called once, when connections and signals are handled.
   ///   - exit: called with the exit status.
+  /// - Throws: `AIOError` if the listeners cannot be watched.
   func start(
     connection: (socket: Int32, peer: String)? = nil, ready: @escaping @Sendable () -> Void,
     exit: @escaping @Sendable (Int32) -> Void
-  ) {
-    queue.sync {
+  ) throws {
+    try queue.sync {
       self.exit = exit
       selfWhileServing = self
       signals = ShutdownSignals(queue: queue, whenInstalled: ready) { [unowned self] _, name in
         shutDown(because: name)
       }
-      acceptor.activate(on: queue) { [unowned self] in
+      try acceptor.activate(in: context) { [unowned self] in
         loads.reduce(0, +)
       } take: { [unowned self] in
         assign($0, $1)
       }
       if let interval = settings.statisticsInterval {
-        timer = queue.every(interval) { [unowned self] in logStatistics {} }
+        _ = try context.every(interval) { [unowned self] in logStatistics {} }
       }
       if let connection { acceptor.accept(connection.socket, connection.peer) }
     }

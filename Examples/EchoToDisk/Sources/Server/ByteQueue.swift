@@ -1,30 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A queue of bytes that a socket has not taken yet. It has no memory while it is empty.
+/// A queue of bytes that a socket has not taken yet: in chunks, so that it takes two of them more
+/// memory than it has bytes at the most. It has no memory while it is empty.
 struct ByteQueue {
-  private var bytes: [UInt8] = []
-  private var first = 0
+  static let chunkSize = 8 << 10
 
-  var count: Int { bytes.count - first }
+  /// Of `chunkSize` bytes each, but for the last.
+  private var chunks: [[UInt8]] = []
+  /// The number of bytes of the first chunk that have been removed.
+  private var removed = 0
+  private(set) var count = 0
+
   var isEmpty: Bool { count == 0 }
 
   mutating func append(_ more: UnsafeRawBufferPointer) {
-    if first > bytes.count / 2 {
-      bytes.removeSubrange(..<first)
-      first = 0
+    var rest = more[...]
+    while !rest.isEmpty {
+      if chunks.last?.count ?? Self.chunkSize == Self.chunkSize {
+        chunks.append([])
+        chunks[chunks.count - 1].reserveCapacity(Self.chunkSize)
+      }
+      let part = rest.prefix(Self.chunkSize - chunks[chunks.count - 1].count)
+      chunks[chunks.count - 1].append(contentsOf: part)
+      rest = rest.dropFirst(part.count)
     }
-    bytes.append(contentsOf: more)
+    count += more.count
   }
 
+  /// Calls `body` with the first bytes, as many as are in one piece. There must be some.
+  func withFirstBytes<Result>(_ body: (UnsafeRawBufferPointer) -> Result) -> Result {
+    chunks[0].withUnsafeBytes { body(.init(rebasing: $0[removed...])) }
+  }
+
+  /// Removes some of those that `withFirstBytes` gives.
   mutating func removeFirst(_ count: Int) {
-    first += count
+    removed += count
+    self.count -= count
     if isEmpty {
-      bytes = []
-      first = 0
+      chunks = []
+      removed = 0
+    } else if removed == chunks[0].count {
+      chunks.removeFirst()
+      removed = 0
     }
-  }
-
-  func withUnsafeBytes<Result>(_ body: (UnsafeRawBufferPointer) -> Result) -> Result {
-    bytes.withUnsafeBytes { body(.init(rebasing: $0[first...])) }
   }
 }

@@ -8,9 +8,9 @@ import Glibc
 import ServerSupport
 import SystemPackage
 
-/// A client's connection. It takes at most `window` bytes of memory: bytes received and not yet
-/// echoed are either in a shared batch buffer (until durable) or in `backlog` (until sent), and
-/// nothing more than the window is received.
+/// A client's connection. It takes at most `window` bytes of memory, and two chunks of `ByteQueue`:
+/// bytes received and not yet echoed are either in a shared batch buffer (until durable) or in
+/// `backlog` (until sent), and nothing more than the window is received.
 ///
 /// - Safety: `@unchecked Sendable` because it is confined to the loop's queue, where its sources'
 ///   handlers run.
@@ -173,9 +173,13 @@ final class Connection: JournalClient, @unchecked Sendable {
   }
 
   private func sendBacklog() {
-    let sent = backlog.withUnsafeBytes { send($0) }
-    if isClosed { return }
-    backlog.removeFirst(sent)
+    var takesMore = true
+    while takesMore && !backlog.isEmpty {
+      let (sent, all) = backlog.withFirstBytes { (send($0), $0.count) }
+      if isClosed { return }
+      backlog.removeFirst(sent)
+      takesMore = sent == all
+    }
     sources.awaitsRoom = !backlog.isEmpty
     closeIfDone()
     markReady()

@@ -112,7 +112,7 @@ final class Server: @unchecked Sendable {
       } handler: { [unowned self] _, name in
         shutDown(because: name)
       }
-      acceptor.activate(on: loop) { [unowned self] in
+      try acceptor.activate(in: context) { [unowned self] in
         connections.count
       } take: { [unowned self] in
         try accept($0, $1)

@@ -41,7 +41,8 @@ int64_t cfiles_read_cached(int fd, void *memory, size_t count, int64_t offset);
 // sendfile(2).
 int64_t cfiles_sendfile(int socket, int fd, int64_t offset, size_t count);
 
-// sendmsg(2) of two pieces with MSG_NOSIGNAL, and with MSG_MORE where more follows at once.
+// sendmsg(2) of two pieces, or send(2) of one, with MSG_NOSIGNAL, and with MSG_MORE where more
+// follows at once.
 int64_t cfiles_send(
     int socket, const void *first, size_t first_count, const void *second, size_t second_count,
     int has_more);
@@ -56,9 +57,6 @@ int cfiles_unlink(int directory, const char *name);
 
 // Makes what changed in a directory durable, named by a descriptor of O_PATH.
 int cfiles_sync_directory(int place);
-
-// Raises the limit of open descriptors as far as the process may, and answers what it is then.
-int64_t cfiles_raise_descriptor_limit(void);
 
 // clock_gettime of the monotonic clock, as of the last tick (some milliseconds), in nanoseconds.
 uint64_t cfiles_coarse_nanoseconds(void);

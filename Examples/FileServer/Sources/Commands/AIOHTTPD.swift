@@ -157,7 +157,10 @@ struct AIOHTTPD: ParsableCommand {
     do {
       // Before there are other threads, because it changes the environment.
       var listeners = try Listener.fromEnvironment()
-      cfiles_raise_descriptor_limit()
+      var settings = settings
+      // A connection may have a file and its directory open, or a file by two ways.
+      settings.maxConnections = try DescriptorLimit.cap(
+        connections: maxConnections, each: 3, others: loops * (16 + 2 * openFiles), logger: logger)
       let root = try Root(
         directory.path, caching: caching, lists: listing, isPrecompressed: precompressed)
       let log = try accessLog.map { try AccessLog.sink($0) }
@@ -171,7 +174,7 @@ struct AIOHTTPD: ParsableCommand {
     } catch {
       throw Failure("\(error)")
     }
-    server.start { [address] in
+    try server.start { [address] in
       if let address {
         FileDescriptor.standardOutput.announce("listening on \(address)", logger: logger)
       }

@@ -95,6 +95,9 @@ final class OutputBuffer: @unchecked Sendable {
 
   func removeAll() { count = 0 }
 
+  /// Removes what was appended since there were `count` bytes.
+  func removeAll(after count: Int) { self.count = count }
+
   private func reserve(_ more: Int) {
     guard count + more > memory.count else { return }
     let larger = UnsafeMutableRawBufferPointer.allocate(
@@ -102,6 +105,12 @@ final class OutputBuffer: @unchecked Sendable {
     larger.copyMemory(from: bytes)
     memory.deallocate()
     memory = larger
+  }
+
+  /// Appends up to `room` bytes that `fill` writes, which returns how many it wrote.
+  func append(room: Int, _ fill: (UnsafeMutableRawBufferPointer) -> Int) {
+    reserve(room)
+    count += fill(UnsafeMutableRawBufferPointer(rebasing: memory[count..<count + room]))
   }
 
   func append(_ text: StaticString) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How an answer is sent. What is large and in the page cache goes out by sendfile; what is small,
-// and what the cache does not have, is read by the library, and sent together with the head.
+// How an answer is sent. What is in the page cache goes out by sendfile where it is large, and is
+// copied behind its head where it is small; what the cache does not have is read by the library,
+// and sent together with the head.
 
 import CServedFiles
 import DispatchAIO
@@ -12,6 +13,9 @@ extension Connection {
   private static let sendfileThreshold: Int64 = 24 << 10
   /// The most bytes of one sendfile, and of one handler.
   private static let (piece, share): (Int64, Int64) = (512 << 10, 4 << 20)
+  /// So many reads after one that the page cache refused, it is not asked: who reads what is not
+  /// there mostly goes on to.
+  private static let readsAfterRefusal = 16
 
   private enum Progress {
     case done
@@ -55,17 +59,12 @@ extension Connection {
           waitToWrite()
           return .waiting
         }
-        let size = min(reply.end - reply.position, Self.piece)
-        // Looked at piece by piece: who reads on has the cache filled ahead of them.
-        if size >= Self.sendfileThreshold, let file = reply.file, file.isInPageCache,
-          cfiles_is_cached(file.descriptor, reply.position, size) != 0
-        {
-          guard sendFromCache(file, size) else { return .waiting }
-          share -= size
-        } else {
+        guard let sent = sendFromCache() else { return .waiting }
+        guard sent > 0 else {
           read()
           return .waiting
         }
+        share -= sent
       } else if !nextPart() {
         return .done
       }
@@ -97,25 +96,58 @@ extension Connection {
 
   // MARK: From the page cache
 
-  /// - Returns: whether all was taken.
-  private func sendFromCache(_ file: ServedFile, _ size: Int64) -> Bool {
+  /// Sends the next piece, or puts it into the output, if the page cache has all of it. Looked at
+  /// piece by piece: who reads on has the cache filled ahead of them.
+  ///
+  /// - Returns: How many bytes; 0 if they are not there; `nil` if the socket takes no more.
+  private func sendFromCache() -> Int64? {
+    guard let file = reply.file, file.isInPageCache else { return 0 }
+    let size = min(reply.end - reply.position, Self.piece)
+    guard size >= Self.sendfileThreshold else { return copyFromCache(file, size) }
+    guard cfiles_is_cached(file.descriptor, reply.position, size) != 0 else { return 0 }
     appendPendingHead()
     guard flush(hasMore: true) else {
       waitToWrite()
-      return false
+      return nil
     }
     let sent = cfiles_sendfile(socket, file.descriptor, reply.position, Int(size))
     if sent == 0 || sent < 0 && sent != -Int64(EAGAIN) {
       // The file is shorter than it was, or the client is gone.
       close()
-      return false
+      return nil
     }
     count(max(0, sent))
     guard sent == size else {
       waitToWrite()
-      return false
+      return nil
     }
-    return true
+    return sent
+  }
+
+  private func copyFromCache(_ file: ServedFile, _ size: Int64) -> Int64? {
+    guard readsToSkip == 0 else {
+      readsToSkip -= 1
+      return 0
+    }
+    let output = loop.output
+    // One send for all that a client asked for at once, but no more than the memory is meant for.
+    if output.count + Int(size) > ServerLoop.outputSize, !flush(hasMore: true) { return nil }
+    let (before, wasHeadPending) = (output.count, reply.isHeadPending)
+    appendPendingHead()
+    var answer: Int64 = 0
+    output.append(room: Int(size)) { memory in
+      answer = cfiles_read_cached(
+        file.descriptor, memory.baseAddress, memory.count, reply.position)
+      return max(0, Int(answer))
+    }
+    guard answer == size else {
+      output.removeAll(after: before)
+      reply.isHeadPending = wasHeadPending
+      readsToSkip = Self.readsAfterRefusal
+      return 0
+    }
+    count(size)
+    return size
   }
 
   private func count(_ sent: Int64) {

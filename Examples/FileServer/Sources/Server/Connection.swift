@@ -5,8 +5,9 @@
 // how an answer is sent (+Sending), what is received of an upload (+Uploads).
 //
 // A connection has at most `ServerLoop.scratchSize` bytes of requests that were not answered yet,
-// one buffer of up to 128 KiB that is being read, sent or written, and the heads of what the client
-// is slow to take; beyond that nothing is received. One that is idle has no memory but itself.
+// one buffer of up to 128 KiB that is being read, sent or written, and `ServerLoop.outputSize`
+// bytes of heads and small answers that the client is slow to take; beyond that nothing is
+// received. One that is idle has no memory but itself.
 
 import CServedFiles
 import DispatchAIO
@@ -34,7 +35,9 @@ final class Connection: @unchecked Sendable {
 
   let socket: Int32
   let peer: String
-  unowned let loop: ServerLoop
+  /// The loop, which holds the connection until it has closed: not weak, because to count each use
+  /// costs more than what a request needs of it.
+  let loop: ServerLoop
   var phase = Phase.reading
   /// When to give up on the client, by the monotonic clock; `.max` while it is not to blame.
   private(set) var deadline = UInt64.max
@@ -60,6 +63,8 @@ final class Connection: @unchecked Sendable {
   var chunk: AIOBuffer?
   var chunkRange = 0..<0
   var isReading = false
+  /// For how many reads the page cache is not asked.
+  var readsToSkip = 0
 
   var upload: UploadInProgress?
 
@@ -222,11 +227,7 @@ final class Connection: @unchecked Sendable {
   /// An answer is complete, in the output at least.
   func finishReply() {
     loop.statistics.requests += 1
-    if let request = reply.logged {
-      loop.accessLog?.add(
-        request, peer: peer, status: reply.status, bytes: reply.sent, seconds: loop.seconds,
-        date: loop.logDate)
-    }
+    logReply()
     let keepsAlive = reply.keepsAlive && !isDraining
     reply = Reply()
     phase = .reading
@@ -235,6 +236,13 @@ final class Connection: @unchecked Sendable {
     } else {
       linger()
     }
+  }
+
+  private func logReply() {
+    guard let request = reply.logged else { return }
+    loop.accessLog?.add(
+      request, peer: peer, status: reply.status, bytes: reply.sent, seconds: loop.seconds,
+      date: loop.logDate)
   }
 
   /// Sends what there is, and closes once the client has it.
@@ -281,6 +289,8 @@ final class Connection: @unchecked Sendable {
 
   func close() {
     guard phase != .closed else { return }
+    // An answer that its client did not take to its end, as browsers do that seek.
+    if phase == .sending { logReply() }
     phase = .closed
     deadline = .max
     loop.output.removeAll()

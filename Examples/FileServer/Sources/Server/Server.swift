@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The daemon: listeners and signals on a queue of their own, and loops that serve the connections.
-// Made and started by the command.
+// The daemon: listeners and signals, and loops that serve the connections. All of it but the other
+// loops is on the first loop's queue, in whose ring connections are accepted. Made and started by
+// the command.
 
 import Dispatch
 import DispatchAIO
@@ -9,11 +10,11 @@ import Glibc
 import Logging
 import ServerSupport
 
-/// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on.
+/// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on, but for the
+///   loops, which do not change any more then.
 final class Server: @unchecked Sendable {
   private let settings: Settings
   private let logger: Logger
-  private let queue = DispatchQueue(label: "aio-httpd")
   private var loops: [ServerLoop] = []
   /// The number of connections of each loop.
   private var loads: [Int]
@@ -23,6 +24,9 @@ final class Server: @unchecked Sendable {
   private var exit: (Int32) -> Void = { _ in }
   /// A reference to itself while it serves, so that its maker need not keep one.
   private var selfWhileServing: Server?
+
+  private var context: AIOContext { loops[0].context }
+  private var queue: DispatchQueue { loops[0].queue }
 
   /// - Throws: `AIOError` if a context cannot be made.
   init(
@@ -37,7 +41,7 @@ final class Server: @unchecked Sendable {
           number: number, root: root, settings: settings, log: log, logger: logger,
           whenClosed: { [weak self] in
             guard let self else { return }
-            queue.async { self.loads[number] -= 1 }
+            context.async { self.loads[number] -= 1 }
           }))
     }
   }
@@ -47,14 +51,17 @@ final class Server: @unchecked Sendable {
   /// - Parameters:
   ///   - ready: called once, when connections and signals are handled.
   ///   - exit: called with the exit status.
-  func start(ready: @escaping @Sendable () -> Void, exit: @escaping @Sendable (Int32) -> Void) {
-    queue.sync {
+  /// - Throws: `AIOError` if the listeners cannot be watched.
+  func start(
+    ready: @escaping @Sendable () -> Void, exit: @escaping @Sendable (Int32) -> Void
+  ) throws {
+    try queue.sync {
       self.exit = exit
       selfWhileServing = self
       signals = ShutdownSignals(queue: queue, whenInstalled: ready) { [unowned self] _, name in
         shutDown(because: name)
       }
-      acceptor.activate(on: queue) { [unowned self] in
+      try acceptor.activate(in: context) { [unowned self] in
         loads.reduce(0, +)
       } take: { [unowned self] in
         assign($0, $1)
@@ -91,7 +98,7 @@ final class Server: @unchecked Sendable {
       let total = total.withLock { $0 }
       logger.info(
         """
-        done: \(total.connections) connections, \(total.requests) requests; \
+        done: \(acceptor.statistics); \(total.requests) requests; \
         sent \(ByteCount(Int(total.bytesSent))), received \(ByteCount(Int(total.bytesReceived)))
         """)
       selfWhileServing = nil

@@ -15,6 +15,8 @@ import ServerSupport
 final class ServerLoop: @unchecked Sendable {
   /// The most bytes received at once, and kept of a connection that is not answered yet.
   static let scratchSize = 32 << 10
+  /// The most bytes of answers that are collected before they are sent.
+  static let outputSize = 64 << 10
   /// How precise timeouts are, in nanoseconds.
   private static let timerPrecision: UInt64 = 200_000_000
 
@@ -33,7 +35,7 @@ final class ServerLoop: @unchecked Sendable {
   /// The memory that sockets are received to.
   let scratch: UnsafeMutableRawBufferPointer
   /// What is sent by the connection whose turn it is; empty between two.
-  let output = OutputBuffer(capacity: 64 << 10)
+  let output = OutputBuffer(capacity: outputSize)
   var path = TargetPath(bytes: [], isDirectory: false)
   var cache: FileCache
   var buffers = BufferPool()
@@ -102,7 +104,6 @@ final class ServerLoop: @unchecked Sendable {
       do throws(AIOError) {
         let connection = try Connection(socket: socket, peer: peer, loop: self)
         connections[ObjectIdentifier(connection)] = connection
-        statistics.connections += 1
         connection.start()
         if isDraining { connection.drain() }
       } catch {
@@ -166,11 +167,10 @@ final class ServerLoop: @unchecked Sendable {
       refreshTime()
       isDraining = true
       whenDrained = completion
+      // It cannot fail: the context has timers, and is open.
+      _ = try? context.once(after: timeout) { [weak self] in self?.forceClose() }
       for connection in Array(connections.values) { connection.drain() }
       endIfDrained()
-    }
-    queue.asyncAfter(deadline: .now() + timeout.dispatchInterval) { [weak self] in
-      self?.forceClose()
     }
   }
 
@@ -197,13 +197,11 @@ final class ServerLoop: @unchecked Sendable {
 
 /// What a loop has done.
 struct LoopStatistics: Sendable {
-  var connections = 0
   var requests = 0
   var bytesSent: Int64 = 0
   var bytesReceived: Int64 = 0
 
   static func += (a: inout LoopStatistics, b: LoopStatistics) {
-    a.connections += b.connections
     a.requests += b.requests
     a.bytesSent += b.bytesSent
     a.bytesReceived += b.bytesReceived

@@ -5,7 +5,6 @@
 #ifndef CSOCKETS_H
 #define CSOCKETS_H
 
-#include <stdint.h>
 #include <sys/socket.h>
 
 // accept4(2), non-blocking and close-on-exec. Answers the descriptor, or -errno.
@@ -13,11 +12,5 @@ int csockets_accept(int fd, struct sockaddr_storage *address, socklen_t *length)
 
 // socket(2), non-blocking and close-on-exec. Answers the descriptor, or -errno.
 int csockets_stream_socket(int family);
-
-// A new timerfd(2), non-blocking and close-on-exec. Answers the descriptor, or -errno.
-int csockets_timer(void);
-
-// timerfd_settime(2): expires once, after so many nanoseconds.
-int csockets_set_timer(int timer, int64_t nanoseconds);
 
 #endif
