@@ -51,7 +51,10 @@ final class ReadmeTests: XCTestCase {
     ("Examples/BlockServer/README.md", ["serve"]),
     ("Examples/CopyFile/README.md", [""]),
     ("Examples/FileServer/README.md", [""]),
-    ("Examples/Benchmark/README.md", ["compare", "run", "stall", "neighbours", "serve", "draw"]),
+    (
+      "Examples/Benchmark/README.md",
+      ["compare", "run", "stall", "neighbours", "wakeup", "serve", "draw"]
+    ),
   ]
   private static let programs = [
     "Examples/EchoToDisk/README.md": "echo-to-disk", "Examples/BlockServer/README.md": "aio-nbd",

@@ -10,6 +10,7 @@ struct AIOBench: ParsableCommand {
     discussion: "Engines: \(Engines.descriptions)",
     version: "1.0.0",
     subcommands: [
-      Run.self, Compare.self, Stall.self, Neighbours.self, Serve.self, CServer.self, Draw.self,
+      Run.self, Compare.self, Stall.self, Neighbours.self, Wakeup.self, Serve.self, CServer.self,
+      Draw.self,
     ])
 }
