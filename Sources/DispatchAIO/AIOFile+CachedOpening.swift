@@ -40,8 +40,9 @@ extension FileOpening {
     }
     if let directory, !directory.mount.kind.isLocal { return nil }
     let key = directoryKey
-    if case .local(let mount) = KnownDirectories.knowledge(of: key) {
-      switch try openAtOnce(key, mount) {
+    let known = KnownDirectories.knowledge(of: key)
+    if case .local(let mount) = known.knowledge {
+      switch try openAtOnce(key, mount, known) {
       case .opened(let opened): return opened
       case .wouldWait: return nil
       case .isLink: break
@@ -68,7 +69,9 @@ extension FileOpening {
   }
 
   /// Opens the file, taking it for one like its neighbours.
-  private func openAtOnce(_ key: UInt64, _ mount: UInt64) throws(AIOError) -> AtOnce {
+  private func openAtOnce(
+    _ key: UInt64, _ mount: UInt64, _ known: KnownDirectories.Recent
+  ) throws(AIOError) -> AtOnce {
     // Beneath a directory, a link leads to no other mount.
     let noFollow = directory == nil || options.contains(.noFollow) ? O_NOFOLLOW : 0
     let answer = openat2(path, cachedFlags | noFollow, resolve: cachedRules)
@@ -81,7 +84,9 @@ extension FileOpening {
       if !isDirectory { KnownDirectories.learn(key, .mixed) }
       return .wouldWait
     }
-    if opened.status.mount == mount { KnownDirectories.learn(key, .local(mount: mount)) }
+    if opened.status.mount == mount {
+      KnownDirectories.learn(key, .local(mount: mount), before: known)
+    }
     return settle(opened).map { .opened($0) } ?? .wouldWait
   }
 

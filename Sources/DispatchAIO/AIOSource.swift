@@ -2,6 +2,7 @@
 
 internal import CLinux
 public import Dispatch
+internal import SystemPackage
 
 /// The readiness of a descriptor, or a timer, as events on a context's queue: from
 /// ``AIOContext/makeReadSource(fileDescriptor:)``, ``AIOContext/makeWriteSource(fileDescriptor:)``
@@ -28,15 +29,17 @@ public import Dispatch
 public class AIOSource: @unchecked Sendable {
   let fd: Int32
   let isWriter: Bool
-  fileprivate let loop: Loop
+  let loop: Loop
 
   // Under the lock of `loop.readiness`.
   private(set) var eventHandler: Block?
+  /// The iteration over ``events``, if there is one.
+  var iteration = Iteration()
   private var cancelHandler: Block?
   private var registrationHandler: Block?
   private var isActive = false
   private var suspensions = 0
-  fileprivate private(set) var hasEnded = false
+  private(set) var hasEnded = false
 
   init(fd: Int32, isWriter: Bool, loop: Loop) {
     self.fd = fd
@@ -46,13 +49,24 @@ public class AIOSource: @unchecked Sendable {
 
   // MARK: Under the lock
 
-  var isRunning: Bool { isActive && suspensions == 0 && !hasEnded }
+  var isRunning: Bool { isActive && suspensions == 0 && !iteration.isPaused && !hasEnded }
 
   func willRun() {}
 
   /// Called after `isRunning` has changed, and to reschedule a timer.
-  func runningChanged(_ state: inout Readiness.State) {
+  ///
+  /// - Returns: The errno of `epoll_ctl(2)`, if it failed.
+  @discardableResult
+  func runningChanged(_ state: inout Readiness.State) -> Errno? {
     loop.readiness.update(fd, &state)
+  }
+
+  /// Makes the event handler that of an iteration, and activates the source.
+  func beginIteration(_ handler: @escaping @Sendable () -> Void, _ state: inout Readiness.State) {
+    if let eventHandler { state.retired.append(eventHandler) }
+    eventHandler = Block(handler)
+    isActive = true
+    if let handler = registrationHandler.take() { state.handlers.append(handler) }
   }
 
   fileprivate func remove(from state: inout Readiness.State) {
@@ -63,6 +77,9 @@ public class AIOSource: @unchecked Sendable {
     guard !hasEnded else { return }
     hasEnded = true
     remove(from: &state)
+    if let waiter = iteration.waiter.take() {
+      state.handlers.append(Block { waiter.resume(returning: .success(nil)) })
+    }
     if let cancelHandler { state.handlers.append(cancelHandler) }
     // Released outside of the lock: with a handler may end the last reference to something that
     // cancels another source.
@@ -90,9 +107,11 @@ public class AIOSource: @unchecked Sendable {
   // MARK: From any thread
 
   /// Sets the event handler, which runs on the context's queue for each event; if `nil`, events
-  /// have no effect. After ``cancel()`` the call has no effect.
+  /// have no effect. It takes the place of an iteration over ``events``. After ``cancel()`` the
+  /// call has no effect.
   public func setEventHandler(_ handler: (@Sendable () -> Void)?) {
     set(handler, \.eventHandler)
+    endIteration()
   }
 
   /// Sets the cancel handler, which runs on the context's queue once, after the source was
@@ -223,12 +242,14 @@ public final class AIOTimerSource: AIOSource, @unchecked Sendable {
 
   // MARK: Under the lock
 
-  override func runningChanged(_ state: inout Readiness.State) {
+  @discardableResult
+  override func runningChanged(_ state: inout Readiness.State) -> Errno? {
     if isRunning, deadline > 0 {
       loop.readiness.schedule(self, &state)
     } else {
       loop.readiness.unschedule(self, &state)
     }
+    return nil
   }
 
   fileprivate override func remove(from state: inout Readiness.State) {

@@ -53,7 +53,9 @@ final class ReadmeTests: XCTestCase {
     ("Examples/FileServer/README.md", [""]),
     (
       "Examples/Benchmark/README.md",
-      ["compare", "run", "stall", "thresholds", "neighbours", "serve", "plugged", "draw"]
+      [
+        "compare", "run", "stall", "thresholds", "neighbours", "wakeup", "serve", "plugged", "draw",
+      ]
     ),
   ]
   private static let programs = [

@@ -31,6 +31,7 @@ enum Command: String {
   case open
   case openWithoutProc = "open-without-proc"
   case openCached = "open-cached"
+  case watchPipe = "watch-pipe"
   case alignment
   case lease
   case threads
@@ -169,6 +170,7 @@ case .appends: try appendTogether(try file())
 case .open: openPath(directory)
 case .openWithoutProc: try openWithoutProc()
 case .openCached: try openCached()
+case .watchPipe: try watchPipe()
 case .alignment: try printAlignment(directory)
 case .lease: try holdLease()
 

@@ -85,6 +85,8 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
   /// Whether a poll request is in flight, and whether what it waits for is ready.
   private(set) var isPollArmed = false
   var isPollReady = false
+  /// Whether the descriptor that is polled has been closed.
+  private(set) var isSetClosed = false
   /// Whether requests complete within `submit`, as on tmpfs; else when `complete` says so.
   var completesAtOnce = false
   private(set) var generator: SeededGenerator
@@ -134,6 +136,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
           return taken > 0 ? taken : -Int(EINVAL)
         }
         precondition(!isPollArmed, "two poll requests at once")
+        precondition(!isSetClosed, "a poll of a set that was closed")
         isPollArmed = true
         taken += 1
         completePollIfReady()
@@ -170,6 +173,9 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
   }
 
   func destroy() {
+    precondition(inFlight.isEmpty, "destroy waits for what is in flight")
+    // The poll is ended, and its event is thrown away with the ring.
+    _ = cancelPoll()
     isDestroyed = true
   }
 
@@ -197,8 +203,27 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     completePollIfReady()
   }
 
+  /// `io_cancel(2)` of the poll request, whose event then arrives with 0; unless its event has won
+  /// the race.
+  func cancelPoll() -> Int {
+    guard isPollArmed else { return -Int(EINVAL) }
+    isPollArmed = false
+    note("cancelled poll")
+    ring.append((LinuxKernel.pollTag, 0))
+    eventCount += 1
+    return -Int(EINPROGRESS)
+  }
+
+  /// Closes the epoll set. Its poll must have ended: the event of one in flight would never come.
+  func closeSet() {
+    precondition(!isPollArmed, "the set was closed under its poll")
+    precondition(!isSetClosed, "the set was closed twice")
+    isSetClosed = true
+  }
+
   private func completePollIfReady() {
     guard isPollArmed, isPollReady else { return }
+    precondition(!isSetClosed, "an event of a set that was closed")
     isPollArmed = false
     note("poll")
     ring.append((LinuxKernel.pollTag, Int(POLLIN)))

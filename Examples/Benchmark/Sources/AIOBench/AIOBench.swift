@@ -10,7 +10,7 @@ struct AIOBench: ParsableCommand {
     discussion: "Engines: \(Engines.descriptions)",
     version: "1.0.0",
     subcommands: [
-      Run.self, Compare.self, Stall.self, Thresholds.self, Neighbours.self, Serve.self,
-      Plugged.self, Draw.self, CServer.self, FileServer.self,
+      Run.self, Compare.self, Stall.self, Thresholds.self, Neighbours.self, Wakeup.self,
+      Serve.self, Plugged.self, Draw.self, CServer.self, FileServer.self,
     ])
 }

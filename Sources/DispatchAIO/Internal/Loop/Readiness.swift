@@ -156,11 +156,19 @@ final class Readiness: Sendable {
   }
 
   /// Updates the set after a source was resumed or suspended.
-  func update(_ fd: Int32, _ state: inout State) {
-    guard let set = state.set, var watched = state.watched[fd] else { return }
-    // This cannot fail: the set had the descriptor before.
-    try? update(fd, &watched, set)
-    state.watched[fd] = watched
+  ///
+  /// - Returns: The errno of `epoll_ctl(2)`, if it failed: only for a descriptor that has left the
+  ///   set meanwhile, or that was closed.
+  @discardableResult
+  func update(_ fd: Int32, _ state: inout State) -> Errno? {
+    guard let set = state.set, var watched = state.watched[fd] else { return nil }
+    do throws(Errno) {
+      try update(fd, &watched, set)
+      state.watched[fd] = watched
+      return nil
+    } catch {
+      return error
+    }
   }
 
   /// Removes a source that was cancelled.

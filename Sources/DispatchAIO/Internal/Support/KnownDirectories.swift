@@ -46,17 +46,29 @@ enum KnownDirectories {
     return UInt64(bitPattern: Int64(hasher.finalize()))
   }
 
-  static func knowledge(of key: UInt64) -> Knowledge {
+  /// What is known, and for how long it has been, in nanoseconds.
+  struct Recent: Sendable {
+    var knowledge = Knowledge.none
+    var age: UInt64 = 0
+  }
+
+  static func knowledge(of key: UInt64) -> Recent {
     let now = clinux_monotonic_nanoseconds()
     return entries.withLock { entries in
       let entry = entries[Int(key % UInt64(capacity))]
-      guard entry.key == key else { return .none }
-      if entry.knowledge != .mixed, now &- entry.seen > validity { return .none }
-      return entry.knowledge
+      guard entry.key == key else { return Recent() }
+      let age = now > entry.seen ? now - entry.seen : 0
+      if entry.knowledge != .mixed, age > validity { return Recent() }
+      return Recent(knowledge: entry.knowledge, age: age)
     }
   }
 
-  static func learn(_ key: UInt64, _ knowledge: Knowledge) {
+  /// Learns of a directory what a file in it has just shown.
+  ///
+  /// - Parameter before: What was known: if it is the same, it is written down anew only now and
+  ///   then.
+  static func learn(_ key: UInt64, _ knowledge: Knowledge, before: Recent = Recent()) {
+    if before.knowledge == knowledge, before.age < validity / 4 { return }
     let now = clinux_monotonic_nanoseconds()
     entries.withLock { entries in
       let index = Int(key % UInt64(capacity))
