@@ -237,7 +237,7 @@ public final class AIOFile: Sendable {
 
   /// The way that requests take to the disk. A file that was opened ``Caching/direct`` is
   /// ``Caching/buffered`` if its file system accepts `O_DIRECT` and then does buffered I/O, as ext4
-  /// does with `data=journal`.
+  /// does with `data=journal`; one that was opened ``Caching/automatic`` stays so.
   public var caching: Caching {
     file.traits.isAutomatic ? .automatic : file.traits.isDirect ? .direct : .buffered
   }

@@ -420,6 +420,39 @@ final class AutomaticCachingTests: XCTestCase {
     try context.closeAndWait()
   }
 
+  /// One file, read by several contexts at once from its first refusal on.
+  func testSeveralContexts() throws {
+    let directory = try temporaryDirectory()
+    let path = try makeFile(directory.path, size: 8 << 20)
+    let file = try AIOFile.open(path, .readOnly, caching: .automatic)
+    XCTAssertEqual(posix_fadvise(file.fileDescriptor.rawValue, 0, 0, POSIX_FADV_RANDOM), 0)
+    try evict(file)
+    let contexts = try (0..<3).map { _ in try AIOContext(queueDepth: 16, pendingLimit: 400) }
+    let done = DispatchGroup()
+    onThreads(3) { number in
+      for round in 0..<300 {
+        // Each block by all, and some by one.
+        let offset = round * 20_000 + (round % 3 == 0 ? 0 : number * 4096)
+        let buffer = AIOBuffer(count: 4096 - round % 5)
+        done.enter()
+        do {
+          try contexts[number].read(file, at: Int64(offset), into: buffer) {
+            XCTAssertEqual($0, .success(buffer.count))
+            assertBytes(buffer, offset, buffer.count)
+            done.leave()
+          }
+        } catch {
+          XCTFail("\(error)")
+          done.leave()
+        }
+      }
+    }
+    XCTAssertEqual(done.wait(timeout: .now() + 30), .success)
+    for context in contexts { try context.closeAndWait() }
+    XCTAssertNotNil(file.file.directReads?.descriptor)
+    XCTAssertGreaterThan(contexts.reduce(0) { $0 + $1.statistics.directReads }, 0)
+  }
+
   /// Requests that wait for room can be cancelled, those with the kernel complete; each once.
   func testCancellation() throws {
     let directory = try temporaryDirectory()

@@ -86,6 +86,44 @@ final class KernelFactsTests: XCTestCase {
 
   deinit { memory.deallocate() }
 
+  // MARK: The page cache and O_DIRECT on one file
+
+  /// RWF_NOWAIT through the page cache refuses what is not there, and begins to read it.
+  func testWhatIsRefusedIsReadAhead() throws {
+    let buffered = try FileDescriptor.open(directory.path.appending("file"), .readWrite)
+    defer { try? buffered.close() }
+    let fd = buffered.rawValue
+    XCTAssertEqual(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM), 0)
+    XCTAssertTrue(
+      eventually {
+        posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED)
+        return clinux_cached_bytes(fd, 0, 65536) == 0
+      })
+    let read = bare.block(
+      IO_CMD_PREAD, fd, memory.baseAddress, 4096, at: 8192, flags: clinux_rwf_nowait)
+    XCTAssertEqual(bare.submit([read]), 1)
+    XCTAssertEqual(bare.results(1), [-Int(EAGAIN)])
+    XCTAssertTrue(eventually { clinux_cached_bytes(fd, 8192, 4096) == 4096 })
+    XCTAssertEqual(clinux_cached_bytes(fd, 0, 65536), 4096, "more than was asked for")
+  }
+
+  /// RWF_NOWAIT past the page cache refuses a range of which a page is dirty, and none far from it.
+  func testADirectReadOfDirtyPagesIsRefused() throws {
+    let path = try directory.makeFile("large", size: 4 << 20)
+    let buffered = try FileDescriptor.open(path, .readWrite)
+    let direct = try FileDescriptor.open(
+      path, .readOnly, options: .init(rawValue: clinux_o_direct), permissions: nil)
+    defer { for each in [buffered, direct] { try? each.close() } }
+    XCTAssertEqual(pwrite(buffered.rawValue, "x", 1, 20_000), 1)
+    for (offset, answer) in [(16384, -Int(EAGAIN)), (3 << 20, 4096)] as [(Int64, Int)] {
+      let read = bare.block(
+        IO_CMD_PREAD, direct.rawValue, memory.baseAddress, 4096, at: offset,
+        flags: clinux_rwf_nowait)
+      XCTAssertEqual(bare.submit([read]), 1)
+      XCTAssertEqual(bare.results(1), [answer], "at \(offset)")
+    }
+  }
+
   // MARK: io_submit
 
   func testWhatSubmissionRefuses() throws {

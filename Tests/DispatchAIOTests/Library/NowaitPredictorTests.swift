@@ -76,7 +76,7 @@ final class NowaitPredictorTests: XCTestCase {
     }
   }
 
-  /// Reads of a file opened `.automatic` are direct where they are not tried, once that is possible;
+  /// Reads of an `.automatic` file are direct where they are not tried, once that is possible;
   /// those that were read so of late are tried.
   func testAutomaticFiles() throws {
     let traits = Traits(isDirect: false, isAutomatic: true)
