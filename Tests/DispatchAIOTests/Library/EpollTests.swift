@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Dispatch
 import XCTest
+
+@testable import DispatchAIO
 
 /// What the kernel answers about a descriptor that is to be watched reaches the caller, and the
 /// epoll set is closed after its poll has ended.
@@ -44,6 +47,45 @@ final class EpollTests: XCTestCase {
     XCTAssertTrue(lines.dropFirst().first?.hasPrefix("second: exists \(EEXIST) ") == true)
     XCTAssertTrue(lines.dropFirst(3).first?.contains("context has been closed") == true, run.output)
     XCTAssertEqual(lines.last, "closed")
+  }
+
+  /// Goal: polls and sources of a context that is busy with events while another thread closes it
+  /// end all the same: a turn in between must not take the context for idle.
+  func testClosingWhileTurnsRun() {
+    onThreads(4) { thread in
+      for round in 0..<40 {
+        var ends: [Int32] = [0, 0]
+        let type = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+        guard socketpair(AF_UNIX, type, 0, &ends) == 0, let context = try? AIOContext(queueDepth: 1)
+        else { return XCTFail("no sockets, or no context") }
+        let (near, far) = (ends[0], ends[1])
+        let (isBusy, ended) = (DispatchSemaphore(value: 0), DispatchGroup())
+        for _ in 0..<3 { ended.enter() }
+        do {
+          let source = try context.makeReadSource(fileDescriptor: near)
+          source.setEventHandler {
+            var byte: UInt8 = 0
+            _ = read(near, &byte, 1)
+            isBusy.signal()
+            // The next turn.
+            _ = write(far, "x", 1)
+          }
+          source.setCancelHandler { ended.leave() }
+          source.activate()
+          try context.poll(near, for: .priority) { _ in ended.leave() }
+        } catch {
+          return XCTFail("\(error)")
+        }
+        _ = write(far, "x", 1)
+        for _ in 0..<(1 + round % 5) { isBusy.wait() }
+        context.close { ended.leave() }
+        guard ended.wait(timeout: .now() + 20) == .success else {
+          return XCTFail("thread \(thread), round \(round): something has not ended")
+        }
+        close(near)
+        close(far)
+      }
+    }
   }
 
   /// Goal: the epoll set is closed after its poll has ended, as the event of a poll in flight would

@@ -588,8 +588,9 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// Ends the loop if every slot is free, which means that no request is left anywhere.
   private func endIfIdle() {
+    // A thread that closes the context may not have cancelled the sources yet: its turn follows.
     guard life == .open, table.free.count == table.capacity, admission.isEmpty,
-      !readiness.hasHandlers, submitHooks.isEmpty, blocks.close()
+      readiness.isClosed, !readiness.hasHandlers, submitHooks.isEmpty, blocks.close()
     else { return }
     life = .ending
     scheduler.prepareToClose()

@@ -309,6 +309,9 @@ final class Readiness: Sendable {
     state.withLock { !$0.handlers.isEmpty || !$0.endedPolls.isEmpty || !$0.retired.isEmpty }
   }
 
+  /// Whether `close` has been called.
+  var isClosed: Bool { state.withLock { $0.isClosed } }
+
   /// Cancels all sources and polls, and refuses new ones.
   func close() {
     state.withLock { state in
