@@ -48,8 +48,8 @@ final class GreedyClientTests: XCTestCase {
   }
 
   /// Has `count` clients send `flood` and take replies of so many bytes; meanwhile another makes a
-  /// request again and again, the slowest of which has to take no more than a tenth of the time
-  /// that the flood takes, unless that is short.
+  /// request again and again, the slowest of which has to take less than half of the time that the
+  /// flood takes, unless that is short: behind all of the flood it would take nearly all.
   private func assertOthersAreServed(
     _ server: NBDServer, _ flood: [UInt8], replies: Int, clients count: Int,
     _ request: (NBDClient) throws -> Void, file: StaticString = #filePath, line: UInt = #line
@@ -74,7 +74,7 @@ final class GreedyClientTests: XCTestCase {
         $0
       }
     }
-    XCTAssertLessThan(slowest, max(total / 10, 0.5), "of \(total) s", file: file, line: line)
+    XCTAssertLessThan(slowest, max(total / 2, 2), "of \(total) s", file: file, line: line)
   }
 
   // MARK: Clients that have gone
