@@ -138,6 +138,7 @@ final class FileServerLoadTests: XCTestCase {
   /// The memory for each of many such clients is what is documented, whatever it is that they do
   /// not take: parts of a large file from the disk, or many small answers from the page cache.
   func testTheMemoryOfSlowReaders() throws {
+    try XCTSkipIf(Sanitizer.isBuiltIn, "a sanitizer has memory of its own")
     let directory = try temporaryDirectory()
     for (caching, size) in [("direct", 9_000_000), ("buffered", 20_000)] {
       let server = try HTTPServer(directory, ["--caching", caching])
