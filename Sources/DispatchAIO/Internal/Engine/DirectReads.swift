@@ -27,8 +27,8 @@ internal import Synchronization
 /// The second descriptor of one file, and the blocks read lately through it; shared by every
 /// context that uses the file.
 ///
-/// - Safety: `@unchecked Sendable` because `recent` is allocated by `init`, freed by `deinit`, and
-///   has atomic elements, and the rest are constants and atomics.
+/// - Safety: `@unchecked Sendable` because `recent` is allocated once, before there is a
+///   descriptor, freed by `deinit`, and has atomic elements; the rest are constants and atomics.
 @safe
 final class DirectReads: @unchecked Sendable {
   /// The most bytes of a read that is brought into the page cache.
@@ -54,8 +54,9 @@ final class DirectReads: @unchecked Sendable {
   private let isWanted = Atomic<Bool>(false)
   /// Whether an offload thread brings a range into the page cache.
   private let isFilling = Atomic<Bool>(false)
-  /// The numbers of blocks, plus 1, each in the place that its hash has.
-  private let recent: UnsafeMutablePointer<Atomic<UInt32>>
+  /// The numbers of blocks, plus 1, each in the place that its hash has; allocated with the
+  /// descriptor, because most files that are opened for a moment are cached.
+  private let recent = unsafe Atomic<UnsafeMutablePointer<Atomic<UInt32>>?>(nil)
   private let isBlockDevice: Bool
   private let fileSystem: FileSystemKind
 
@@ -71,12 +72,11 @@ final class DirectReads: @unchecked Sendable {
     offsetAlignment = Atomic(1)
     isBlockDevice = traits.isBlockDevice
     fileSystem = traits.fileSystem
-    unsafe recent = .allocate(capacity: Self.recentCount)
-    for index in 0..<Self.recentCount { unsafe (recent + index).initialize(to: Atomic(0)) }
   }
 
   deinit {
     close()
+    guard let recent = unsafe recent.load(ordering: .acquiring) else { return }
     unsafe recent.deinitialize(count: Self.recentCount)
     unsafe recent.deallocate()
   }
@@ -145,6 +145,9 @@ final class DirectReads: @unchecked Sendable {
       state.store(Self.unavailable, ordering: .releasing)
       return
     }
+    let recent = UnsafeMutablePointer<Atomic<UInt32>>.allocate(capacity: Self.recentCount)
+    for index in 0..<Self.recentCount { unsafe (recent + index).initialize(to: Atomic(0)) }
+    unsafe self.recent.store(recent, ordering: .releasing)
     memoryAlignment.store(alignment.memory, ordering: .relaxed)
     offsetAlignment.store(alignment.offset, ordering: .relaxed)
     state.store(descriptor, ordering: .releasing)
@@ -176,6 +179,7 @@ final class DirectReads: @unchecked Sendable {
   /// where it is not so: reads are correct either way.
   @inline(__always)
   func wasRead(at offset: Int64) -> Bool {
+    guard let recent = unsafe recent.load(ordering: .acquiring) else { return false }
     let (index, number) = Self.place(of: offset)
     return unsafe recent[index].load(ordering: .relaxed) == number
   }
@@ -183,6 +187,7 @@ final class DirectReads: @unchecked Sendable {
   /// Remembers that a direct read begins in the block at `offset`.
   @inline(__always)
   func remember(_ offset: Int64) {
+    guard let recent = unsafe recent.load(ordering: .acquiring) else { return }
     let (index, number) = Self.place(of: offset)
     unsafe recent[index].store(number, ordering: .relaxed)
   }
