@@ -12,11 +12,14 @@ internal import Glibc
 ///   everything that enters or leaves it is `sending`, so that nothing else refers to it.
 @safe
 final class Lock<Value>: @unchecked Sendable {
-  private var value: Value
+  /// Behind a pointer, because the runtime would check each access of a class's property for
+  /// exclusivity, which the mutex guarantees.
+  private let value: UnsafeMutablePointer<Value>
   private let mutex: UnsafeMutablePointer<pthread_mutex_t>
 
   init(_ value: sending Value) {
-    self.value = value
+    unsafe self.value = .allocate(capacity: 1)
+    unsafe self.value.initialize(to: value)
     unsafe mutex = .allocate(capacity: 1)
     unsafe pthread_mutex_init(mutex, nil)
   }
@@ -24,13 +27,15 @@ final class Lock<Value>: @unchecked Sendable {
   deinit {
     unsafe pthread_mutex_destroy(mutex)
     unsafe mutex.deallocate()
+    unsafe value.deinitialize(count: 1)
+    unsafe value.deallocate()
   }
 
   /// Calls `body` with the value, under the mutex.
   func withLock<Result>(_ body: (inout sending Value) -> sending Result) -> sending Result {
     unsafe pthread_mutex_lock(mutex)
     defer { unsafe pthread_mutex_unlock(mutex) }
-    return body(&value)
+    return unsafe body(&value.pointee)
   }
 
   /// Calls `body` with the value unless the mutex is locked, in which case it returns `nil`. It is
@@ -40,6 +45,6 @@ final class Lock<Value>: @unchecked Sendable {
   ) -> sending Result? {
     guard unsafe pthread_mutex_trylock(mutex) == 0 else { return nil }
     defer { unsafe pthread_mutex_unlock(mutex) }
-    return body(&value)
+    return unsafe body(&value.pointee)
   }
 }
