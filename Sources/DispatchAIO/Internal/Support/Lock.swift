@@ -6,18 +6,20 @@ internal import Glibc
 /// that can sleep. It has `package` access because it is the examples' lock, too.
 ///
 /// `Synchronization.Mutex` is not used, because the Thread Sanitizer does not see it synchronize,
-/// and reports races that do not exist. It reports one as well where `Value` has no size (`Void`),
-/// so what a lock guards is its value, not something beside it.
+/// and reports races that do not exist.
 ///
 /// - Safety: `@unchecked Sendable` because the value is touched under the mutex only, and
 ///   everything that enters or leaves it is `sending`, so that nothing else refers to it.
 @safe
 package final class Lock<Value>: @unchecked Sendable {
-  private var value: Value
+  /// Behind a pointer, because the runtime would check each access of a class's property for
+  /// exclusivity, which the mutex guarantees.
+  private let value: UnsafeMutablePointer<Value>
   private let mutex: UnsafeMutablePointer<pthread_mutex_t>
 
   package init(_ value: sending Value) {
-    self.value = value
+    unsafe self.value = .allocate(capacity: 1)
+    unsafe self.value.initialize(to: value)
     unsafe mutex = .allocate(capacity: 1)
     unsafe pthread_mutex_init(mutex, nil)
   }
@@ -25,6 +27,8 @@ package final class Lock<Value>: @unchecked Sendable {
   deinit {
     unsafe pthread_mutex_destroy(mutex)
     unsafe mutex.deallocate()
+    unsafe value.deinitialize(count: 1)
+    unsafe value.deallocate()
   }
 
   /// Calls `body` with the value, under the mutex.
@@ -33,7 +37,7 @@ package final class Lock<Value>: @unchecked Sendable {
   ) throws(Failure) -> sending Result {
     unsafe pthread_mutex_lock(mutex)
     defer { unsafe pthread_mutex_unlock(mutex) }
-    return try body(&value)
+    return try unsafe body(&value.pointee)
   }
 
   /// Calls `body` with the value unless the mutex is locked, in which case it returns `nil`. It is
@@ -43,6 +47,6 @@ package final class Lock<Value>: @unchecked Sendable {
   ) -> sending Result? {
     guard unsafe pthread_mutex_trylock(mutex) == 0 else { return nil }
     defer { unsafe pthread_mutex_unlock(mutex) }
-    return body(&value)
+    return unsafe body(&value.pointee)
   }
 }

@@ -87,8 +87,9 @@ class HTTPConnection {
 
   private static func number(_ text: UnsafeRawBufferPointer, _ index: inout Int) -> Int {
     var value = 0
+    // A number that is too large for a file is as good as any other.
     while index < text.count, case 0x30...0x39 = text[index] {
-      value = value &* 10 &+ Int(text[index] &- 0x30)
+      if value < 1 << 56 { value = value * 10 + Int(text[index] - 0x30) }
       index += 1
     }
     return value

@@ -65,6 +65,10 @@ struct Plugged: ParsableCommand {
   func validate() throws {
     try require("rounds", rounds, 0...1000)
     for count in connections.values { try require("connections", count, 1...1000) }
+    let names = servers.all.map(\.server)
+    guard Set(names).count == names.count else {
+      throw ValidationError("--servers: each of them once, with one way of reading or the best")
+    }
     guard rounds > 0 || json != nil else { throw ValidationError("--rounds 0 prints a --json") }
   }
 
