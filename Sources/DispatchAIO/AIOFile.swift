@@ -38,10 +38,11 @@ public final class AIOFile: Sendable {
     ///   thread makes it.
     /// - After four refusals in a row reads are direct at once, and one in sixteen is tried in the
     ///   page cache, which notices when the file is cached, and has the kernel cache what it tries
-    ///   (Linux 5.10). A range that was read directly of late (256 are remembered) and is
-    ///   refused again is read through the page cache by a thread: one at a time for each file, of
-    ///   at most 16 MiB. So what is read often ends up in the page cache, and what is read once
-    ///   does not push out the rest.
+    ///   (Linux 5.10); one in two while blocks are read again, as those of a working set of up to
+    ///   some 2 GiB of 4 KiB blocks. A range that was read directly of late (256 are remembered)
+    ///   and is refused again is read through the page cache by a thread: one at a time for each
+    ///   file, of at most 16 MiB. So what is read often ends up in the page cache, and what is read
+    ///   once does not push out the rest.
     /// - A read whose offset, length or memory is not aligned for the device is copied: 128 KiB at
     ///   a time, with at most 128 such reads (16 MiB) under way in a context, and 512 KiB a turn.
     ///   More of them, and unaligned reads into memory of the caller's own (the `@unsafe` verbs),

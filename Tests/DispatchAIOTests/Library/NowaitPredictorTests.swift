@@ -101,6 +101,24 @@ final class NowaitPredictorTests: XCTestCase {
     XCTAssertEqual(predictor.route(read, offset: 0, length: 1 << 20), .syscall)
   }
 
+  /// A working set is told from a file that is read once, and from one that is far larger than what
+  /// is remembered.
+  func testAWorkingSetIsToldFromAScan() throws {
+    var generator = SeededGenerator(seed: Seeds.one)
+    for (blocks, isRereading) in [(1000, true), (65536, true), (4_000_000, false)] {
+      let direct = try XCTUnwrap(DirectReads(Traits(isDirect: false, isAutomatic: true)))
+      var known = 0
+      for read in 0..<300_000 {
+        direct.look(at: Int64.random(in: 0..<Int64(blocks), using: &generator) << 12)
+        if read >= 200_000, direct.isRereading { known += 1 }
+      }
+      XCTAssertEqual(known > 70_000, isRereading, "\(blocks) blocks; \(Seeds.replay(Seeds.one))")
+    }
+    let direct = try XCTUnwrap(DirectReads(Traits(isDirect: false, isAutomatic: true)))
+    for block in 0..<1_000_000 as Range<Int64> { direct.look(at: block << 12) }
+    XCTAssertFalse(direct.isRereading, "a scan")
+  }
+
   func testReadsAndWritesLearnApart() {
     let predictor = NowaitPredictor(Traits(), size: .max)
     for _ in 0..<10 { predictor.refused(write) }

@@ -36,6 +36,9 @@ final class NowaitPredictor: Sendable {
   private static var refusalThreshold: UInt32 { 4 }
   /// The interval at which one request is then tried all the same.
   private static var retryInterval: UInt32 { 16 }
+  /// The same for reads of a working set: see `DirectReads`. It tries one in two, because the
+  /// refusal of a trial counts, too.
+  private static var rereadInterval: UInt32 { 3 }
 
   private let isDirect: Bool
   private let isMemory: Bool
@@ -101,7 +104,9 @@ final class NowaitPredictor: Sendable {
   private func automaticRoute(
     _ directReads: DirectReads, _ offset: Int64, _ length: Int, _ counts: Bool
   ) -> Route {
-    if length == 0 || tries(readsAreOffloaded, readRefusals, counts) { return .nowait }
+    if counts { directReads.look(at: offset) }
+    let interval = directReads.isRereading ? Self.rereadInterval : Self.retryInterval
+    if length == 0 || tries(readsAreOffloaded, readRefusals, counts, interval) { return .nowait }
     guard directReads.descriptor != nil else { return .syscall }
     return directReads.wasRead(at: offset) && !readsAreOffloaded.load(ordering: .relaxed)
       ? .nowait : .direct
@@ -114,13 +119,14 @@ final class NowaitPredictor: Sendable {
 
   @inline(__always)
   private func tries(
-    _ isOffloaded: borrowing Atomic<Bool>, _ refusals: borrowing Atomic<UInt32>, _ counts: Bool
+    _ isOffloaded: borrowing Atomic<Bool>, _ refusals: borrowing Atomic<UInt32>, _ counts: Bool,
+    _ interval: UInt32 = retryInterval
   ) -> Bool {
     if isOffloaded.load(ordering: .relaxed) { return false }
     let seen = refusals.load(ordering: .relaxed)
     if seen < Self.refusalThreshold { return true }
     let number = counts ? refusals.wrappingAdd(1, ordering: .relaxed).newValue : seen &+ 1
-    return number % Self.retryInterval == 0
+    return number % interval == 0
   }
 
   // MARK: Learning
