@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <linux/openat2.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -30,14 +29,14 @@ const int clinux_o_path = O_PATH;
 const int clinux_o_tmpfile = O_TMPFILE;
 const int clinux_rwf_nowait = RWF_NOWAIT;
 
-#ifndef RESOLVE_CACHED
-#define RESOLVE_CACHED 0x20
+// linux/openat2.h, which distributions with headers older than Linux 5.6 do not have.
+#ifndef SYS_openat2
+#define SYS_openat2 437
 #endif
-
-const uint64_t clinux_resolve_cached = RESOLVE_CACHED;
-const uint64_t clinux_resolve_beneath = RESOLVE_BENEATH;
-const uint64_t clinux_resolve_no_mounts = RESOLVE_NO_XDEV;
-const uint64_t clinux_resolve_no_magic_links = RESOLVE_NO_MAGICLINKS;
+const uint64_t clinux_resolve_no_mounts = 0x01;       // RESOLVE_NO_XDEV
+const uint64_t clinux_resolve_no_magic_links = 0x02;  // RESOLVE_NO_MAGICLINKS
+const uint64_t clinux_resolve_beneath = 0x08;         // RESOLVE_BENEATH
+const uint64_t clinux_resolve_cached = 0x20;          // RESOLVE_CACHED
 const int clinux_at_cwd = AT_FDCWD;
 
 uint64_t clinux_monotonic_nanoseconds(void) {
@@ -151,7 +150,9 @@ struct statx_with_dioalign {
 };
 _Static_assert(sizeof(struct statx_with_dioalign) == 256, "struct statx is 256 bytes");
 
-static const unsigned statx_mount = 0x1000, statx_dioalign = 0x2000, statx_unique_mount = 0x4000;
+static const unsigned statx_type = 1, statx_basic_stats = 0x7ff, statx_mount = 0x1000,
+                      statx_dioalign = 0x2000, statx_unique_mount = 0x4000;
+static const int at_statx_dont_sync = 0x4000;
 
 static uint64_t mount_name(const struct statx_with_dioalign *answer) {
   if (answer->mask & statx_unique_mount) return answer->mnt_id | (uint64_t)1 << 63;
@@ -180,8 +181,8 @@ static int status_by_fstat(int fd, struct clinux_status *status) {
 
 int clinux_status(int fd, int asks_nobody, struct clinux_status *status) {
   struct statx_with_dioalign answer = {0};
-  const unsigned mask = asks_nobody ? STATX_TYPE : STATX_BASIC_STATS | statx_dioalign;
-  const int flags = AT_EMPTY_PATH | (asks_nobody ? AT_STATX_DONT_SYNC : 0);
+  const unsigned mask = asks_nobody ? statx_type : statx_basic_stats | statx_dioalign;
+  const int flags = AT_EMPTY_PATH | (asks_nobody ? at_statx_dont_sync : 0);
   if (syscall(SYS_statx, fd, "", flags, mask | statx_mount | statx_unique_mount, &answer) < 0) {
     // fstat may ask the file's server.
     return asks_nobody ? -errno : status_by_fstat(fd, status);
@@ -210,13 +211,16 @@ int64_t clinux_link_count(int fd) {
 }
 
 int clinux_openat2(int directory, const char *path, int flags, uint32_t mode, uint64_t resolve) {
-  struct open_how how = {.flags = (uint64_t)flags, .mode = mode, .resolve = resolve};
+  // struct open_how.
+  struct {
+    uint64_t flags, mode, resolve;
+  } how = {.flags = (uint64_t)flags, .mode = mode, .resolve = resolve};
   int attempts = 0;
   while (1) {
     long fd = syscall(SYS_openat2, directory, path, &how, sizeof how);
     if (fd >= 0) return (int)fd;
     if (errno == EINTR) continue;
-    if (errno == EAGAIN && !(resolve & RESOLVE_CACHED) && ++attempts < 64) continue;
+    if (errno == EAGAIN && !(resolve & clinux_resolve_cached) && ++attempts < 64) continue;
     return -errno;
   }
 }

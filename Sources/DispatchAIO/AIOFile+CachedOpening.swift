@@ -35,7 +35,7 @@ extension FileOpening {
   /// - Returns: `nil` if it might, or if only `run` can tell what is wrong.
   /// - Throws: `.notFound`.
   func runCached() throws(AIOError) -> Opened? {
-    guard options.isDisjoint(with: [.create, .truncate, .directory]), !(path.isEmpty) else {
+    guard options.isDisjoint(with: [.create, .truncate, .directory]), !path.isEmpty else {
       return nil
     }
     if let directory, !directory.mount.kind.isLocal { return nil }

@@ -35,10 +35,12 @@ final class CachedOpeningTests: XCTestCase {
       tracing: Self.calls, ChildProcess.built("dispatch-aio-probe"),
       ["open-cached", directory.path.string], in: directory)
     XCTAssertEqual(log.run.output, "done\n", log.run.errors)
-    let steps = steps(log)
-    guard steps["open-neighbour-buffered"]?.contains("openat2 elsewhere") == false,
-      steps["open-neighbour-buffered"]?.contains("openat elsewhere") == false
-    else { throw XCTSkip("this kernel does not tell mounts apart (STATX_MNT_ID_UNIQUE)") }
+    let all = steps(log)
+    // A thread that starts meanwhile makes calls of its own.
+    let steps = all.mapValues { $0.filter { !$0.hasSuffix(" elsewhere") } }
+    guard all["open-neighbour-buffered"]?.contains("openat elsewhere") == false else {
+      throw XCTSkip("this kernel does not tell mounts apart (STATX_MNT_ID_UNIQUE)")
+    }
     let lookUp = ["openat2", "statx", "openat", "statx", "close"]
     XCTAssertEqual(steps["open-looked-up-buffered"], lookUp)
     XCTAssertEqual(steps["open-beneath-looked-up-buffered"], lookUp)
@@ -54,8 +56,10 @@ final class CachedOpeningTests: XCTestCase {
     }
     // What is missing is known to be, the second time.
     XCTAssertEqual(steps["open-missing-direct"], ["openat2"])
-    XCTAssertEqual(steps["close-written"]?.first, "close elsewhere")
-    XCTAssertEqual(steps["close-unlinked"]?.last, "close elsewhere")
+    XCTAssertFalse(steps["close-written"]?.contains("close") == true)
+    XCTAssertTrue(all["close-written"]?.contains("close elsewhere") == true)
+    XCTAssertEqual(steps["close-unlinked"]?.count, 1, "more than a look at its names")
+    XCTAssertTrue(all["close-unlinked"]?.contains("close elsewhere") == true)
   }
 
   /// Where there is no openat2, or no RESOLVE_CACHED, or a sandbox forbids either, files open all
