@@ -85,11 +85,13 @@ struct AdaptiveWait {
     mode == .spin ? settings.spinBound : settings.sleepBound
   }
 
-  mutating func waited(_ nanoseconds: UInt64, successfully: Bool) {
+  mutating func waited(_ nanoseconds: UInt64, successfully: Bool, mode: Mode) {
     waits += 1
     if successfully { successes += 1 }
-    // After a wait in vain the time is unknown, and estimated at twice as long.
-    let sample = successfully ? nanoseconds : 2 * nanoseconds
+    // After a wait in vain the time is unknown, and estimated at twice as long. One that took far
+    // longer than its bound says that this thread was not run, for example because the process had
+    // used up its quota, and not that waiting does not pay: it counts as one in vain.
+    let sample = min(successfully ? nanoseconds : 2 * nanoseconds, 2 * longest(mode))
     expected = expected - expected / 8 + sample / 8
   }
 }

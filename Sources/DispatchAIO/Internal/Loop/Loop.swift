@@ -546,11 +546,11 @@ final class Loop: SlotOwner, @unchecked Sendable {
       }
       waited = clinux_monotonic_nanoseconds() &- began
       if unsafe engine.pointee.hasCompletions || engine.pointee.isPollReady || hasArrivals() {
-        wait.waited(waited, successfully: true)
+        wait.waited(waited, successfully: true, mode: mode)
         return .something
       }
     }
-    wait.waited(waited, successfully: false)
+    wait.waited(waited, successfully: false, mode: mode)
     return .nothing
   }
 
