@@ -165,8 +165,6 @@ extension Connection {
     guard command.missing(of: 1) > 0, let next = command.nextBuffer else { return true }
     guard hasMemory(next) else {
       isBlocked = true
-      // The client is not to blame.
-      payloadDeadline = nil
       return false
     }
     charge(next, to: command)
