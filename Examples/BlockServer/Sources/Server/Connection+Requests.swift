@@ -83,7 +83,8 @@ extension Connection {
   @inline(__always)
   private func admits(_ request: Request, _ cost: Int) -> Bool {
     guard budget.admits(cost) else { return false }
-    return hasMemory(memoryAtOnce(request, cost))
+    let memory = memoryAtOnce(request, cost)
+    return memory == 0 || hasMemory(memory)
   }
 
   /// Whether the loop has so many bytes more for this connection; if not, the connection continues
