@@ -50,7 +50,12 @@ extension Connection {
     }
     if isClosed { return }
     if filled > 0 { unparsed.append(contentsOf: loop.scratch[..<filled]) }
-    if incomingWrite != nil { expectPayload() }
+    if isBlocked {
+      // What has to be answered before is this server's to do.
+      payloadDeadline = nil
+    } else if incomingWrite != nil {
+      expectPayload()
+    }
     closeIfDone()
   }
 

@@ -83,7 +83,8 @@ extension Connection {
   @inline(__always)
   private func admits(_ request: Request, _ cost: Int) -> Bool {
     guard budget.admits(cost) else { return false }
-    return hasMemory(memoryAtOnce(request, cost))
+    let memory = memoryAtOnce(request, cost)
+    return memory == 0 || hasMemory(memory)
   }
 
   /// Whether the loop has so many bytes more for this connection; if not, the connection continues
@@ -165,8 +166,6 @@ extension Connection {
     guard command.missing(of: 1) > 0, let next = command.nextBuffer else { return true }
     guard hasMemory(next) else {
       isBlocked = true
-      // The client is not to blame.
-      payloadDeadline = nil
       return false
     }
     charge(next, to: command)

@@ -41,7 +41,7 @@ struct LoopMemory {
   let limit: Int
   private(set) var used = 0
   /// The connection that may have what its own budget allows.
-  private(set) weak var favoured: Connection?
+  private(set) var favoured: Connection?
   /// The connections that wait until memory is given back.
   private(set) var waiting: [Connection] = []
 
@@ -70,7 +70,9 @@ struct LoopMemory {
     used -= cost
     connection.memoryUsed -= cost
     assert(used >= 0 && connection.memoryUsed >= 0, "more was refunded than was charged")
-    if favoured != nil && favoured === connection && connection.memoryUsed <= limit - used {
+    if favoured === connection
+      && (connection.memoryUsed == 0 || connection.memoryUsed <= limit - used)
+    {
       favoured = nil
     }
   }

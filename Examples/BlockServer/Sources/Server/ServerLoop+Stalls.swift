@@ -11,7 +11,7 @@ extension Connection {
   /// Sets the time by which payload has to be there that has not arrived in one go: that of one
   /// buffer, after which it is set anew.
   func expectPayload() {
-    guard payloadDeadline == nil, !isBlocked, let limit = loop.stallLimit else { return }
+    guard payloadDeadline == nil, let limit = loop.stallLimit else { return }
     payloadDeadline = ContinuousClock.now + limit
     loop.planStallCheck()
   }
@@ -51,7 +51,7 @@ extension ServerLoop {
   private func checkStalls(_ limit: Duration) {
     isStallCheckPlanned = false
     let now = ContinuousClock.now
-    let othersWait = !memory.waiting.isEmpty
+    let othersWait = memory.waiting.contains { !$0.isClosed }
     var isNeeded = othersWait
     for connection in Array(connections.values) {
       connection.checkStall(now, limit, othersWait: othersWait)
