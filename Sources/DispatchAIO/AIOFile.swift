@@ -36,7 +36,7 @@ public final class AIOFile: Sendable {
     /// - A read sees what was written before it, through this file or by others, a mapping
     ///   included: the kernel refuses a direct read of pages that are not written back, and a
     ///   thread makes it.
-    /// - After four refusals in a row reads are direct at once, and one in sixteen is tried in the
+    /// - After four refusals in a row reads are direct at once, and one in 64 is tried in the
     ///   page cache, which notices when the file is cached, and has the kernel cache what it tries
     ///   (Linux 5.10); one in two while blocks are read again, as those of a working set of up to
     ///   some 2 GiB of 4 KiB blocks. A range that was read directly of late (256 are remembered)

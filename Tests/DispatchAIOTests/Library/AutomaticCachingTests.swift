@@ -141,7 +141,7 @@ final class AutomaticCachingTests: XCTestCase {
 
     var bytes = [UInt8](repeating: 0, count: 4 << 20)
     XCTAssertEqual(pread(file.fileDescriptor.rawValue, &bytes, bytes.count, 0), bytes.count)
-    for block in 300..<317 { try read(block) }
+    for block in 300..<365 { try read(block) }
     let cached = try work(context) { for block in 400..<600 { try read(block) } }
     XCTAssertTrue(cached.direct == 0 && cached.offloaded == 0, "\(cached)")
     try context.closeAndWait()

@@ -13,9 +13,9 @@ extension Connection {
   private static let sendfileThreshold: Int64 = 24 << 10
   /// The most bytes of one sendfile, and of one handler.
   private static let (piece, share): (Int64, Int64) = (512 << 10, 4 << 20)
-  /// So many reads after one that the page cache refused, it is not asked: who reads what is not
-  /// there mostly goes on to.
-  private static let readsAfterRefusal = 16
+  /// The most reads after those that the page cache refused for which it is not asked: who reads
+  /// what is not there mostly goes on to. After the first refusal it is 4, then twice as many each.
+  private static let mostReadsToSkip = 256
 
   private enum Progress {
     case done
@@ -143,9 +143,11 @@ extension Connection {
     guard answer == size else {
       output.removeAll(after: before)
       reply.isHeadPending = wasHeadPending
-      readsToSkip = Self.readsAfterRefusal
+      readsAfterRefusal = min(Self.mostReadsToSkip, max(4, readsAfterRefusal * 2))
+      readsToSkip = readsAfterRefusal
       return 0
     }
+    readsAfterRefusal = 0
     count(size)
     return size
   }

@@ -63,8 +63,8 @@ final class Connection: @unchecked Sendable {
   var chunk: AIOBuffer?
   var chunkRange = 0..<0
   var isReading = false
-  /// For how many reads the page cache is not asked.
-  var readsToSkip = 0
+  /// For how many reads the page cache is not asked, and for how many it was not the last time.
+  var (readsToSkip, readsAfterRefusal) = (0, 0)
 
   var upload: UploadInProgress?
 

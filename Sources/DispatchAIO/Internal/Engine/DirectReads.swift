@@ -8,9 +8,9 @@
 //     by no other: the loop never waits for it. Where it cannot be had, the file is a buffered one;
 //     where descriptors or memory are lacking, the next refusal after a second tries again.
 //   - A read is tried in the page cache first, with RWF_NOWAIT; after four refusals in a row one in
-//     sixteen is (see NowaitPredictor), and the others are direct at once. A trial that is refused
+//     64 is (see NowaitPredictor), and the others are direct at once. A trial that is refused
 //     makes the kernel read its bytes into the page cache (Linux 5.10), so that what is read
-//     sixteen times is cached, and noticed. Where a quarter of the reads is of blocks that were
+//     64 times is cached, and noticed. Where a quarter of the reads is of blocks that were
 //     read before, it is one in two: they are a working set, which memory may have room for. One
 //     block in 512 is looked at to know it, so that 256 numbers tell a set of up to some 500,000
 //     blocks from a file that is read once (spatial sampling: Waldspurger et al., "SHARDS", FAST

@@ -36,6 +36,9 @@ final class NowaitPredictor: Sendable {
   private static var refusalThreshold: UInt32 { 4 }
   /// The interval at which one request is then tried all the same.
   private static var retryInterval: UInt32 { 16 }
+  /// The same for reads of a file opened `.automatic`: a trial that is refused makes the kernel
+  /// begin to read a page, which costs as much as three direct reads.
+  private static var automaticInterval: UInt32 { 64 }
   /// The same for reads of a working set: see `DirectReads`. It tries one in two, because the
   /// refusal of a trial counts, too.
   private static var rereadInterval: UInt32 { 3 }
@@ -77,7 +80,7 @@ final class NowaitPredictor: Sendable {
   /// The route of a request's first attempt.
   ///
   /// - Parameter counts: Whether the request takes that route now. Each request counts once, or the
-  ///   one in sixteen to be tried might never be.
+  ///   one of many to be tried might never be.
   @inline(__always)
   func route(_ verb: Verb, offset: Int64, length: Int, counts: Bool = true) -> Route {
     if needsSystemCalls { return .syscall }
@@ -105,7 +108,7 @@ final class NowaitPredictor: Sendable {
     _ directReads: DirectReads, _ offset: Int64, _ length: Int, _ counts: Bool
   ) -> Route {
     if counts { directReads.look(at: offset) }
-    let interval = directReads.isRereading ? Self.rereadInterval : Self.retryInterval
+    let interval = directReads.isRereading ? Self.rereadInterval : Self.automaticInterval
     if length == 0 || tries(readsAreOffloaded, readRefusals, counts, interval) { return .nowait }
     guard directReads.descriptor != nil else { return .syscall }
     return directReads.wasRead(at: offset) && !readsAreOffloaded.load(ordering: .relaxed)
