@@ -112,12 +112,11 @@ final class Connection: @unchecked Sendable {
   }
 
   private func becameReadable() {
-    // It receives after the handlers of this turn.
-    if isMarkedReady { return }
     // Known already, and it may not be received yet.
     if isReadable { sources.awaitsInput = false }
     isReadable = true
-    receive()
+    // If it is marked, it receives after the handlers of this turn.
+    if !isMarkedReady { receive() }
   }
 
   // MARK: The end
