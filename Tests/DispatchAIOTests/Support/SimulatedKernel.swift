@@ -104,6 +104,8 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
   /// How often each fault was injected.
   private(set) var injected: [String: Int] = [:]
   private(set) var submitCalls = 0
+  /// No time passes.
+  let now: UInt64 = 1_000_000_000
   private(set) var isDestroyed = false
 
   init(capacity: Int, faults: Faults = .none, seed: UInt64 = 0) {

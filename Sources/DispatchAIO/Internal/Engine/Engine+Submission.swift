@@ -58,9 +58,9 @@ extension Engine {
 
   /// Makes one call of `io_submit(2)`, with the batch from an index on.
   private mutating func callKernel(from index: Int) -> Int {
-    let began = clinux_monotonic_nanoseconds()
+    let began = kernel.now
     let answer = batch.submit(from: index, to: kernel)
-    let ended = clinux_monotonic_nanoseconds()
+    let ended = kernel.now
     let took = ended &- began
     let hasPoll =
       answer > 0 && batch.tag(at: index + answer - 1) == LinuxKernel.pollTag

@@ -4,7 +4,6 @@
 // that the loop uses, too, or by the plain system call. A request that the kernel takes completes
 // like any other; every other one is returned to the loop through `table.offloadResults`.
 
-internal import CLinux
 internal import Glibc
 
 /// The state of one offload thread, not shared.
@@ -29,9 +28,9 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     guard table[request: slot].verb == .write else { return attempt(slot) }
     // The request, and so its file, may be gone when `attempt` returns.
     let predictor = table[request: slot].file.predictor
-    let start = clinux_monotonic_nanoseconds()
+    let start = kernel.now
     predictor.offloadedWriteBegins()
-    defer { predictor.offloadedWriteEnded(start: start, now: clinux_monotonic_nanoseconds()) }
+    defer { predictor.offloadedWriteEnded(start: start, now: kernel.now) }
     guard more.isEmpty else {
       writeContiguously(slot, more)
       return true

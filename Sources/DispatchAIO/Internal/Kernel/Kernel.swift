@@ -4,6 +4,7 @@
 // the tests have a simulated one that gives every answer that the real one can give, from a seed.
 
 internal import CLibAIO
+internal import CLinux
 
 /// A kernel AIO context: a bounded set of requests in flight and a ring of their completions.
 ///
@@ -24,6 +25,10 @@ protocol Kernel: Sendable {
     into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int
 
+  /// The time by the monotonic clock, in nanoseconds. The tests' kernel has a clock of its own, so
+  /// that a run of theirs does not depend on how fast it is.
+  var now: UInt64 { get }
+
   /// A completion of the kernel's own was taken out of the ring: that which bounds a wait.
   func waitTimerFired()
 
@@ -34,5 +39,9 @@ protocol Kernel: Sendable {
 }
 
 extension Kernel {
+  var now: UInt64 {
+    @inline(__always) get { clinux_monotonic_nanoseconds() }
+  }
+
   func waitTimerFired() {}
 }
