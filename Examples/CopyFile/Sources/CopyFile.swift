@@ -104,6 +104,6 @@ struct CopyFile: ParsableCommand {
       Glibc.exit(128 + number)
     }
     Self.signals = signals
-    dispatchMain()
+    ShutdownSignals.runQueuesForever()
   }
 }

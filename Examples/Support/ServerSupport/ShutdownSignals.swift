@@ -64,6 +64,20 @@ public final class ShutdownSignals {
     for source in sources { source.cancel() }
   }
 
+  /// Leaves the process to its queues, as `dispatchMain()` does, for programs that handle these
+  /// signals. On the main thread.
+  ///
+  /// `dispatchMain()` ends the main thread, and has it handle signals on what was the stack of its
+  /// caller, in memory that the Address Sanitizer still takes for the caller's. Here the thread
+  /// stays, and these signals are blocked in it, so that they go where Dispatch waits for them.
+  public static func runQueuesForever() -> Never {
+    var set = sigset_t()
+    sigemptyset(&set)
+    for (number, _) in signals { sigaddset(&set, number) }
+    pthread_sigmask(SIG_BLOCK, &set, nil)
+    while true { pause() }
+  }
+
   private static func isIgnored(_ number: Int32) -> Bool {
     var action = sigaction()
     guard sigaction(number, nil, &action) == 0 else { return false }

@@ -173,6 +173,6 @@ struct Serve: ParsableCommand {
       LogRateLimit.shared.reportAll()
       Glibc.exit($0)
     }
-    dispatchMain()
+    ShutdownSignals.runQueuesForever()
   }
 }

@@ -111,6 +111,6 @@ struct Serve: ParsableCommand {
         LogRateLimit.shared.reportAll()
         Glibc.exit(status)
       })
-    dispatchMain()
+    ShutdownSignals.runQueuesForever()
   }
 }

@@ -182,7 +182,7 @@ struct AIOHTTPD: ParsableCommand {
       LogRateLimit.shared.reportAll()
       Glibc.exit($0)
     }
-    dispatchMain()
+    ShutdownSignals.runQueuesForever()
   }
 
   static func main() { Program.run(Self.self) }
