@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A queue with a context and a share of the connections: sockets and disk in one loop. The server
-// calls `add`, `drain`, `forceClose` and `report`, from any thread; all else runs on the loop's
-// queue, called by its connections and commands.
+// calls `add`, `drain` and `report`, from any thread; all else runs on the loop's queue, called by
+// its connections and commands.
 //
 // The context turns: the bytes that sockets have received become commands, and completions become
 // replies; then each connection's replies are sent in one `sendmsg` (`work`), and all disk requests

@@ -7,7 +7,7 @@ import SystemPackage
 
 /// A regular file that is open for reading. It is closed with the last reference.
 final class ServedFile: Sendable {
-  private let aioFile: AIOFile
+  let file: AIOFile
   let type: MediaType
   /// What of the codings it is in, if any.
   let coding: ContentCoding?
@@ -15,15 +15,12 @@ final class ServedFile: Sendable {
   let varies: Bool
 
   init(_ file: AIOFile, type: MediaType, coding: ContentCoding?, varies: Bool) {
-    (aioFile, self.type, self.coding, self.varies) = (file, type, coding, varies)
+    (self.file, self.type, self.coding, self.varies) = (file, type, coding, varies)
   }
 
-  var descriptor: Int32 { aioFile.fileDescriptor.rawValue }
-  var status: AIOFile.Status { aioFile.status }
+  var descriptor: Int32 { file.fileDescriptor.rawValue }
+  var status: AIOFile.Status { file.status }
   var size: Int64 { status.size }
-
-  /// For the library's reads.
-  func file() throws(AIOError) -> AIOFile { aioFile }
 
   /// Whether the file is still as it was opened: not written to, not removed, not renamed or
   /// replaced, all of which change the time of its last change.
@@ -36,7 +33,7 @@ final class ServedFile: Sendable {
   }
 
   /// Whether bytes may be taken from the page cache without asking the library.
-  var isInPageCache: Bool { aioFile.caching != .direct }
+  var isInPageCache: Bool { file.caching != .direct }
 
   /// Its entity tag: the time of its last modification, and its size.
   func appendTag(to output: OutputBuffer) {

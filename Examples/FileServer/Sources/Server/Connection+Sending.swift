@@ -170,7 +170,7 @@ extension Connection {
     guard phase == .sending, let served = reply.file else { return }
     waitForDisk()
     do throws(AIOError) {
-      let file = try served.file()
+      let file = served.file
       let unit = Int64(file.alignment.offset)
       let start = reply.position / unit * unit
       let wanted = min((reply.end - start + unit - 1) / unit * unit, Int64(BufferPool.large))
