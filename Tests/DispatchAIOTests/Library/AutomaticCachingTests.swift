@@ -97,6 +97,14 @@ final class AutomaticCachingTests: XCTestCase {
       refused: after.nowaitRefusals - before.nowaitRefusals)
   }
 
+  /// Reads a block of 4 KiB, and checks its bytes.
+  private func readBlock(_ block: Int, _ file: AIOFile, _ context: AIOContext) throws {
+    let buffer = AIOBuffer(count: 4096)
+    XCTAssertEqual(
+      try context.readAndWait(file, at: Int64(block) * 4096, into: buffer), .success(4096))
+    assertBytes(buffer, block * 4096, 4096)
+  }
+
   // MARK: Where reads go
 
   func testColdReadsTakeNoThread() throws {
@@ -127,12 +135,7 @@ final class AutomaticCachingTests: XCTestCase {
     let directory = try temporaryDirectory()
     let context = try AIOContext(queueDepth: 8)
     let file = try coldFile(directory, context, size: 4 << 20, .readOnly)
-    let buffer = AIOBuffer(count: 4096)
-    func read(_ block: Int) throws {
-      XCTAssertEqual(
-        try context.readAndWait(file, at: Int64(block) * 4096, into: buffer), .success(4096))
-      assertBytes(buffer, block * 4096, 4096)
-    }
+    func read(_ block: Int) throws { try readBlock(block, file, context) }
     for block in 0..<8 { try read(block) }
     let cold = try work(context) { for block in 100..<260 { try read(block) } }
     XCTAssertLessThanOrEqual(cold.refused, 20, "\(cold)")
@@ -201,12 +204,7 @@ final class AutomaticCachingTests: XCTestCase {
     let directory = try temporaryDirectory()
     let context = try AIOContext(queueDepth: 8)
     let file = try coldFile(directory, context, size: 16 << 20, .readOnly)
-    let buffer = AIOBuffer(count: 4096)
-    func read(_ block: Int) throws {
-      XCTAssertEqual(
-        try context.readAndWait(file, at: Int64(block) * 4096, into: buffer), .success(4096))
-      assertBytes(buffer, block * 4096, 4096)
-    }
+    func read(_ block: Int) throws { try readBlock(block, file, context) }
     for block in 0..<8 { try read(block) }
     var counted: [Work] = []
     for round in 0..<20 {
@@ -230,16 +228,13 @@ final class AutomaticCachingTests: XCTestCase {
     let directory = try temporaryDirectory()
     let context = try AIOContext(queueDepth: 8)
     let file = try coldFile(directory, context, size: 4 << 20, .readOnly)
-    let buffer = AIOBuffer(count: 4096)
     var generator = SeededGenerator(seed: Seeds.one)
     var direct = 1024
     for _ in 0..<60 where direct > 0 {
       direct = try work(context) {
         for _ in 0..<1024 {
           let block = Int.random(in: 0..<1024, using: &generator)
-          XCTAssertEqual(
-            try context.readAndWait(file, at: Int64(block) * 4096, into: buffer), .success(4096))
-          assertBytes(buffer, block * 4096, 4096)
+          try readBlock(block, file, context)
         }
       }.direct
     }
