@@ -14,10 +14,27 @@ let package = Package(
   name: "DispatchAIO",
   products: [
     .library(name: "DispatchAIO", targets: ["DispatchAIO"]),
+    // Each plug has what it is made of behind the trait of its name, and is empty without it.
+    .library(name: "DispatchAIOFlyingFox", targets: ["DispatchAIOFlyingFox"]),
+    .library(name: "DispatchAIOHummingbird", targets: ["DispatchAIOHummingbird"]),
+    .library(name: "DispatchAIOMetrics", targets: ["DispatchAIOMetrics"]),
+    .library(name: "DispatchAIONIO", targets: ["DispatchAIONIO"]),
+    .library(name: "DispatchAIOServiceLifecycle", targets: ["DispatchAIOServiceLifecycle"]),
     .executable(name: "echo-to-disk", targets: ["EchoToDisk"]),
     .executable(name: "aio-nbd", targets: ["BlockServer"]),
     .executable(name: "aio-copy", targets: ["CopyFile"]),
     .executable(name: "aio-httpd", targets: ["FileServer"]),
+  ],
+  traits: [
+    .trait(name: "FlyingFox", description: "DispatchAIOFlyingFox: FlyingFox on the ring"),
+    .trait(
+      name: "Hummingbird", description: "DispatchAIOHummingbird: files for Hummingbird 2",
+      enabledTraits: ["NIO"]),
+    .trait(
+      name: "Metrics", description: "DispatchAIOMetrics: statistics and spans of a context"),
+    .trait(name: "NIO", description: "DispatchAIONIO: files for SwiftNIO"),
+    .trait(
+      name: "ServiceLifecycle", description: "DispatchAIOServiceLifecycle: a context as a service"),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -27,6 +44,13 @@ let package = Package(
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
     .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0"),
+    // What only the plugs need; nothing of it is fetched without their traits.
+    .package(url: "https://github.com/apple/swift-distributed-tracing", from: "1.7.3"),
+    .package(url: "https://github.com/apple/swift-metrics", from: "2.13.0"),
+    .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+    .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
+    .package(url: "https://github.com/swhitty/FlyingFox", from: "0.27.1"),
+    .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
   ],
   targets: [
     .systemLibrary(name: "CLibAIO", providers: [.apt(["libaio-dev"])]),
@@ -40,6 +64,53 @@ let package = Package(
       ],
       // Lifetimes: what the borrowed spans of AIOBuffer are declared with.
       swiftSettings: strict + [.enableExperimentalFeature("Lifetimes")]),
+
+    // Plugs
+    .target(
+      name: "DispatchAIONIO",
+      dependencies: [
+        "DispatchAIO",
+        .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["NIO"])),
+      ],
+      swiftSettings: strict),
+    .target(
+      name: "DispatchAIOHummingbird",
+      dependencies: [
+        "DispatchAIO",
+        .target(name: "DispatchAIONIO", condition: .when(traits: ["Hummingbird"])),
+        .product(
+          name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
+      ],
+      swiftSettings: strict),
+    .target(
+      name: "DispatchAIOFlyingFox",
+      dependencies: [
+        "DispatchAIO",
+        .product(name: "FlyingFox", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
+        .product(
+          name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
+      ],
+      swiftSettings: strict),
+    .target(
+      name: "DispatchAIOServiceLifecycle",
+      dependencies: [
+        "DispatchAIO",
+        .product(
+          name: "ServiceLifecycle", package: "swift-service-lifecycle",
+          condition: .when(traits: ["ServiceLifecycle"])),
+      ],
+      swiftSettings: strict),
+    .target(
+      name: "DispatchAIOMetrics",
+      dependencies: [
+        "DispatchAIO",
+        .product(
+          name: "CoreMetrics", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
+        .product(
+          name: "Tracing", package: "swift-distributed-tracing",
+          condition: .when(traits: ["Metrics"])),
+      ],
+      swiftSettings: strict),
 
     // Examples
     .target(name: "CSockets", path: "Examples/Support/CSockets"),
@@ -111,6 +182,12 @@ let package = Package(
         "FileServer", "first-write", "one-queue", "ServerSupport",
         .product(name: "Logging", package: "swift-log"),
       ]),
+    .testTarget(name: "DispatchAIOFlyingFoxTests", dependencies: ["DispatchAIOFlyingFox"]),
+    .testTarget(name: "DispatchAIOHummingbirdTests", dependencies: ["DispatchAIOHummingbird"]),
+    .testTarget(name: "DispatchAIOMetricsTests", dependencies: ["DispatchAIOMetrics"]),
+    .testTarget(name: "DispatchAIONIOTests", dependencies: ["DispatchAIONIO"]),
+    .testTarget(
+      name: "DispatchAIOServiceLifecycleTests", dependencies: ["DispatchAIOServiceLifecycle"]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),
     .target(name: "CProbe", path: "Tests/CProbe"),
     .executableTarget(
