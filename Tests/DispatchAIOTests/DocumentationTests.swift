@@ -5,8 +5,8 @@ import XCTest
 
 /// Whether the code in the documentation compiles, without a warning, with the library as it is.
 ///
-/// A block of Swift that begins with an import is a program; one of declarations is put into a file,
-/// and one of statements into a function. A comment before it declares what the block is given:
+/// A block of Swift that begins with an import is a program; one of declarations is put into a
+/// file, and one of statements into a function. A comment before it declares what it is given:
 /// `<!-- given context: AIOContext, file: AIOFile -->`.
 final class DocumentationTests: XCTestCase {
   private static let catalog = Compiler.package.appendingPathComponent(
