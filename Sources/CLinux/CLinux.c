@@ -275,6 +275,30 @@ int64_t clinux_cached_bytes(int fd, int64_t offset, int64_t length) {
   return (int64_t)answer.cached * sysconf(_SC_PAGESIZE);
 }
 
+int clinux_is_cached(int fd, int64_t offset, int64_t length, int64_t known_size) {
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  const int64_t cached = clinux_cached_bytes(fd, offset, length);
+  if (cached < 0) return (int)cached;
+  int64_t end = offset + length;
+  const int64_t start = offset / page * page;
+  // The last page may be cut off by the largest offset there is.
+  if (cached >= end - start) return 1;
+  if (cached == 0 && offset < known_size) return 0;
+  struct stat status;
+  if (fstat(fd, &status) < 0) return -errno;
+  if (S_ISREG(status.st_mode) && status.st_size < end) end = status.st_size;
+  return end <= offset || cached >= end - start;
+}
+
+int64_t clinux_read_at(int fd, void *memory, uintptr_t length, int64_t offset, int is_nowait) {
+  const struct iovec vector = {memory, length};
+  ssize_t count;
+  do {
+    count = preadv2(fd, &vector, 1, offset, is_nowait ? RWF_NOWAIT : 0);
+  } while (count < 0 && errno == EINTR);
+  return count < 0 ? -errno : count;
+}
+
 int clinux_block_device_sector_size(int fd) {
   int size;
   return ioctl(fd, BLKSSZGET, &size) < 0 ? -errno : size;

@@ -5,7 +5,7 @@ public import SystemPackage
 
 extension AIOContext {
   /// Opens a file, and calls back with it: without leaving the calling thread if that takes no
-  /// waiting (see ``AIOFile/openIfCached(_:_:beneath:options:caching:)``), and otherwise by a
+  /// waiting (see ``AIOFile/openNow(_:_:beneath:options:caching:)``), and otherwise by a
   /// thread that may sleep. May be called from any thread, and never blocks. Corresponds to
   /// `openat2(2)` and `open(2)`.
   ///
@@ -43,7 +43,7 @@ extension AIOContext {
       }
     }
     do throws(AIOError) {
-      if let file = try AIOFile.openIfCached(
+      if let file = try AIOFile.openNow(
         path, mode, beneath: directory, options: options, caching: caching)
       {
         return complete(.success(file))

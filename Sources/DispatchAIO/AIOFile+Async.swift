@@ -18,7 +18,7 @@ extension AIOFile {
   }
 
   /// Opens a file: on the caller's thread if that takes no waiting (see
-  /// ``openIfCached(_:_:beneath:options:caching:)``), and otherwise off it. Everything else is as
+  /// ``openNow(_:_:beneath:options:caching:)``), and otherwise off it. Everything else is as
   /// for ``open(_:_:beneath:options:permissions:caching:)-(_,_,_,_,_,_)``. Corresponds to
   /// `openat2(2)` and `open(2)`.
   public static func open(
@@ -28,7 +28,7 @@ extension AIOFile {
     caching: Caching = .direct,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> AIOFile {
-    if let file = try openIfCached(
+    if let file = try openNow(
       path, mode, beneath: directory, options: options, caching: caching)
     {
       return file

@@ -10,8 +10,9 @@ public import SystemPackage
 /// Opening, ``size()-()``, ``preallocate(_:)-(_)`` and ``truncate(to:)-(_)`` are blocking system
 /// calls, which may sleep in the disk: they are for other threads than the loop's, or for `await`.
 /// What the kernel's lookup cache knows is opened without blocking by
-/// ``openIfCached(_:_:beneath:options:caching:)``, and so by
+/// ``openNow(_:_:beneath:options:caching:)``, and so by
 /// ``AIOContext/open(_:_:beneath:options:permissions:caching:queue:completion:)`` and by `await`.
+/// What the page cache has is read without blocking by ``readNow(at:into:)-(_,AIOBuffer)``.
 /// ``close(queue:completion:)`` never blocks.
 ///
 /// A file stays open until it has been closed, or its last reference is gone, and every accepted
@@ -138,7 +139,7 @@ public final class AIOFile: Sendable {
   ///   says what is wrong. A direct file of more than 1 MiB on ext4 is always opened so, because
   ///   the map of its blocks may have to be read.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/notFound``.
-  public static func openIfCached(
+  public static func openNow(
     _ path: FilePath, _ mode: FileDescriptor.AccessMode, beneath directory: AIODirectory? = nil,
     options: FileDescriptor.OpenOptions = [], caching: Caching = .direct
   ) throws(AIOError) -> AIOFile? {

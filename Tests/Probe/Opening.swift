@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the probe opens for who counts its system calls: each step begins with a look at a path that
-// does not exist and that names the step.
+// What the probe opens and reads in place for who counts its system calls: each step begins with a
+// look at a path that does not exist and that names the step.
 
+import CProbe
 import Dispatch
 import DispatchAIO
 import Foundation
 import SystemPackage
 
-private func step(_ name: String) {
+func step(_ name: String) {
   _ = access("/step/\(name)", F_OK)
 }
 
@@ -78,6 +79,39 @@ private func closeOthers() async throws {
   unlink(directory.appending("three").string)
   step("close-unlinked")
   await unlinked.close()
+}
+
+/// Reads what is in the page cache, and what is not.
+///
+/// - Parameter isOthers: Whether the file is another user's, of which the kernel does not tell what
+///   is cached.
+func readNow(isOthers: Bool) throws {
+  let path = directory.appending("cached")
+  try Data(repeating: 1, count: 65536).write(to: URL(fileURLWithPath: path.string))
+  let file = try AIOFile.open(path, .readOnly, caching: .buffered)
+  let direct = try AIOFile.open(path, .readOnly)
+  fsync(file.fileDescriptor.rawValue)
+  if isOthers { cprobe_become_nobody() }
+  let buffer = AIOBuffer(count: 8192)
+  func read(_ what: String, _ file: AIOFile, at offset: Int64) throws -> Int? {
+    step(what)
+    let count = try file.readNow(at: offset, into: buffer)
+    step("none")
+    return count
+  }
+  func show(_ what: String, _ file: AIOFile, at offset: Int64) throws {
+    print("\(what): \(try read(what, file, at: offset).map(String.init) ?? "nil")")
+  }
+  try show("cached", file, at: 100)
+  try show("at-end", file, at: 65536 - 100)
+  try show("beyond-end", file, at: 65536)
+  try show("direct", direct, at: 0)
+  // A page may be on its way to the list from which it can be evicted.
+  let deadline = DispatchTime.now() + 10
+  while DispatchTime.now() < deadline {
+    posix_fadvise(file.fileDescriptor.rawValue, 0, 0, POSIX_FADV_DONTNEED)
+    if try read("evicted", file, at: 0) == nil { return print("evicted: nil") }
+  }
 }
 
 extension Result where Failure == any Error {

@@ -31,6 +31,8 @@ enum Command: String {
   case open
   case openWithoutProc = "open-without-proc"
   case openCached = "open-cached"
+  case readNow = "read-now"
+  case readNowOthers = "read-now-others"
   case watchPipe = "watch-pipe"
   case alignment
   case lease
@@ -170,6 +172,8 @@ case .appends: try appendTogether(try file())
 case .open: openPath(directory)
 case .openWithoutProc: try openWithoutProc()
 case .openCached: try openCached()
+case .readNow: try readNow(isOthers: false)
+case .readNowOthers: try readNow(isOthers: true)
 case .watchPipe: try watchPipe()
 case .alignment: try printAlignment(directory)
 case .lease: try holdLease()

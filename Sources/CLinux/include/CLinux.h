@@ -118,6 +118,15 @@ int clinux_reopen_direct(int fd);
 // for a file that the caller may neither write nor owns.
 int64_t clinux_cached_bytes(int fd, int64_t offset, int64_t length);
 
+// Whether all pages of a range of a file, up to the end of the file, are in the page cache: 1 or 0;
+// or what clinux_cached_bytes answers if the kernel does not tell. Starts no reading. A page that
+// is being read counts. If there is none, the known size tells whether the range is beyond it.
+int clinux_is_cached(int fd, int64_t offset, int64_t length, int64_t known_size);
+
+// preadv2(2) into one piece of memory, with RWF_NOWAIT if is_nowait: -EAGAIN if it would wait, and
+// -EOPNOTSUPP on a file system that has no NOWAIT.
+int64_t clinux_read_at(int fd, void *memory, uintptr_t length, int64_t offset, int is_nowait);
+
 // The logical sector size of a block device (BLKSSZGET), in bytes.
 int clinux_block_device_sector_size(int fd);
 

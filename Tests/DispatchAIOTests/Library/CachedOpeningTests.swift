@@ -13,20 +13,6 @@ final class CachedOpeningTests: XCTestCase {
   private static let calls =
     "openat2,openat,open,statx,newfstatat,fstat,fstatfs,close,fcntl,ioctl,access,faccessat"
 
-  /// The names of the calls of each step, with those by another thread than the step's marked.
-  private func steps(_ log: SystemCallLog) -> [String: [String]] {
-    var steps: [String: [String]] = [:]
-    var (step, thread) = ("none", "")
-    for (call, caller) in zip(log.calls, log.threads) {
-      if let name = call.firstMatch(of: #/^f?access(?:at)?\(.*"/step/([^"]+)"/#) {
-        (step, thread) = (String(name.1), caller)
-      } else if let name = call.firstMatch(of: #/^(\w+)\(/#) {
-        steps[step, default: []].append(String(name.1) + (caller == thread ? "" : " elsewhere"))
-      }
-    }
-    return steps
-  }
-
   /// Goal: two system calls for a file whose neighbour was opened just before, and none on another
   /// thread, to open it and to close it.
   func testSystemCalls() throws {
@@ -35,7 +21,7 @@ final class CachedOpeningTests: XCTestCase {
       tracing: Self.calls, ChildProcess.built("dispatch-aio-probe"),
       ["open-cached", directory.path.string], in: directory)
     XCTAssertEqual(log.run.output, "done\n", log.run.errors)
-    let all = steps(log)
+    let all = log.steps
     // A thread that starts meanwhile makes calls of its own.
     let steps = all.mapValues { $0.filter { !$0.hasSuffix(" elsewhere") } }
     guard all["open-neighbour-buffered"]?.contains("openat elsewhere") == false else {
@@ -98,13 +84,13 @@ final class CachedOpeningTests: XCTestCase {
     XCTAssertTrue(
       eventually {
         try? "2".write(toFile: "/proc/sys/vm/drop_caches", atomically: false, encoding: .ascii)
-        return (try? AIOFile.openIfCached(path, .readOnly)) == nil
+        return (try? AIOFile.openNow(path, .readOnly)) == nil
       }, "a look-up waited for the disk")
     let context = try AIOContext(queueDepth: 4)
     let opened = Promise<Result<AIOFile, AIOError>>()
     try context.open(path, .readOnly) { opened.fulfil($0) }
     XCTAssertEqual(try opened.wait().get().status.size, 4096)
-    XCTAssertNotNil(try AIOFile.openIfCached(path, .readOnly), "it is in the cache now")
+    XCTAssertNotNil(try AIOFile.openNow(path, .readOnly), "it is in the cache now")
   }
 
   /// Goal: a file of FUSE is never opened in place, whatever is known: its server may hang.
@@ -121,12 +107,12 @@ final class CachedOpeningTests: XCTestCase {
     let root = try AIODirectory.open(fault.path)
     let above = try AIODirectory.open(directory.path)
     for _ in 0..<3 {
-      XCTAssertNotNil(try AIOFile.openIfCached(local, .readOnly))
-      XCTAssertNil(try AIOFile.openIfCached(fault["plain"], .readOnly))
-      XCTAssertNil(try AIOFile.openIfCached(fault["hangopen"], .readOnly))
-      XCTAssertNil(try AIOFile.openIfCached(directory.path.appending("link"), .readOnly))
-      XCTAssertNil(try AIOFile.openIfCached("hangopen", .readOnly, beneath: root))
-      XCTAssertNil(try AIOFile.openIfCached("fault/hangopen", .readOnly, beneath: above))
+      XCTAssertNotNil(try AIOFile.openNow(local, .readOnly))
+      XCTAssertNil(try AIOFile.openNow(fault["plain"], .readOnly))
+      XCTAssertNil(try AIOFile.openNow(fault["hangopen"], .readOnly))
+      XCTAssertNil(try AIOFile.openNow(directory.path.appending("link"), .readOnly))
+      XCTAssertNil(try AIOFile.openNow("hangopen", .readOnly, beneath: root))
+      XCTAssertNil(try AIOFile.openNow("fault/hangopen", .readOnly, beneath: above))
     }
     XCTAssertEqual(fault.hanging, 0)
 
@@ -150,7 +136,7 @@ final class CachedOpeningTests: XCTestCase {
     let directory = try temporaryDirectory()
     let path = try directory.makeFile(size: 4096)
     try teach(path)
-    _ = try AIOFile.openIfCached(path, .readOnly)
+    _ = try AIOFile.openNow(path, .readOnly)
     let descriptor = try FileDescriptor.open(path, .readWrite)
     defer { try? descriptor.close() }
     let handler = signal(SIGIO, SIG_IGN)
@@ -159,9 +145,9 @@ final class CachedOpeningTests: XCTestCase {
     guard fcntl(descriptor.rawValue, setLease, F_WRLCK) == 0 else {
       throw XCTSkip("no lease: \(Errno(rawValue: errno))")
     }
-    XCTAssertNil(try AIOFile.openIfCached(path, .readOnly))
+    XCTAssertNil(try AIOFile.openNow(path, .readOnly))
     XCTAssertEqual(fcntl(descriptor.rawValue, setLease, F_UNLCK), 0)
-    XCTAssertNotNil(try AIOFile.openIfCached(path, .readOnly))
+    XCTAssertNotNil(try AIOFile.openNow(path, .readOnly))
   }
 
   /// Has a file opened by this thread, so that its file system is known.
@@ -179,7 +165,7 @@ final class CachedOpeningTests: XCTestCase {
     let path = try directory.makeFile(size: 12_345)
     link(path.string, directory.path.appending("other").string)
     let files = [
-      try AIOFile.open(path, .readOnly), try XCTUnwrap(AIOFile.openIfCached(path, .readOnly)),
+      try AIOFile.open(path, .readOnly), try XCTUnwrap(AIOFile.openNow(path, .readOnly)),
       try AIOFile(adopting: FileDescriptor.open(path, .readWrite)),
     ]
     for file in files {
@@ -208,9 +194,9 @@ final class CachedOpeningTests: XCTestCase {
     let file = try directory.makeFile(size: 4096)
     try teach(file)
     // Nothing is known of the directory: it is looked at first.
-    XCTAssertNil(try AIOFile.openIfCached(fifo, .readOnly))
-    XCTAssertNotNil(try AIOFile.openIfCached(file, .readOnly))
-    XCTAssertNil(try AIOFile.openIfCached(fifo, .readOnly))
+    XCTAssertNil(try AIOFile.openNow(fifo, .readOnly))
+    XCTAssertNotNil(try AIOFile.openNow(file, .readOnly))
+    XCTAssertNil(try AIOFile.openNow(fifo, .readOnly))
     // A writer finds no reader: the pipe is closed.
     XCTAssertTrue(
       eventually {
@@ -220,8 +206,8 @@ final class CachedOpeningTests: XCTestCase {
       })
     let before = descriptors()
     for _ in 0..<10 {
-      XCTAssertNil(try AIOFile.openIfCached(fifo, .readOnly))
-      XCTAssertNotNil(try AIOFile.openIfCached(file, .readOnly))
+      XCTAssertNil(try AIOFile.openNow(fifo, .readOnly))
+      XCTAssertNotNil(try AIOFile.openNow(file, .readOnly))
     }
     XCTAssertTrue(eventually { descriptors() == before }, "descriptors are left open")
   }
@@ -393,10 +379,10 @@ final class CachedOpeningTests: XCTestCase {
     let file = try AIOFile.open("below/file", .readOnly, beneath: root, caching: .buffered)
     XCTAssertEqual(file.status.size, 42)
     XCTAssertNil(
-      try AIOFile.openIfCached("below/file", .readOnly, beneath: root, caching: .buffered))
+      try AIOFile.openNow("below/file", .readOnly, beneath: root, caching: .buffered))
     // By its own path it is like any other.
     XCTAssertNotNil(
-      try AIOFile.openIfCached(below.appending("file"), .readOnly, caching: .buffered))
+      try AIOFile.openNow(below.appending("file"), .readOnly, caching: .buffered))
   }
 
   /// Goal: a large direct file on ext4 is opened by a thread that may sleep, which reads the map of
@@ -408,8 +394,8 @@ final class CachedOpeningTests: XCTestCase {
     let file = try AIOFile.open(path, .readOnly)
     var mount = clinux_file_system()
     XCTAssertEqual(clinux_file_system(file.fileDescriptor.rawValue, &mount), 0)
-    XCTAssertEqual(try AIOFile.openIfCached(path, .readOnly) == nil, mount.magic == 0xef53)
-    XCTAssertNotNil(try AIOFile.openIfCached(path, .readOnly, caching: .buffered))
+    XCTAssertEqual(try AIOFile.openNow(path, .readOnly) == nil, mount.magic == 0xef53)
+    XCTAssertNotNil(try AIOFile.openNow(path, .readOnly, caching: .buffered))
   }
 
   /// Goal: files that others make, replace and remove all the time are opened, or not there, and
@@ -432,7 +418,7 @@ final class CachedOpeningTests: XCTestCase {
           }
         } else {
           do throws(AIOError) {
-            let file = try AIOFile.openIfCached(
+            let file = try AIOFile.openNow(
               thread == 1 ? FilePath(name) : directory.path.appending(name), .readOnly,
               beneath: thread == 1 ? root : nil)
             if let file { XCTAssertEqual(file.status.size, 4096) }

@@ -55,6 +55,21 @@ struct SystemCallLog {
     calls.filter { call in parts.allSatisfy(call.contains) }
   }
 
+  /// The names of the calls of each step of the probe's, which begins with a look at a path that
+  /// names it (`access` must be traced), with those by another thread than the step's marked.
+  var steps: [String: [String]] {
+    var steps: [String: [String]] = [:]
+    var (step, thread) = ("none", "")
+    for (call, caller) in zip(calls, threads) {
+      if let name = call.firstMatch(of: #/^f?access(?:at)?\(.*"/step/([^"]+)"/#) {
+        (step, thread) = (String(name.1), caller)
+      } else if let name = call.firstMatch(of: #/^(\w+)\(/#) {
+        steps[step, default: []].append(String(name.1) + (caller == thread ? "" : " elsewhere"))
+      }
+    }
+    return steps
+  }
+
   /// What all reads of an eventfd counted together.
   func counted(on event: some StringProtocol) -> Int {
     calls.reduce(0) { sum, call in

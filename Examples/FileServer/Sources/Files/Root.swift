@@ -122,7 +122,7 @@ final class Root: Sendable {
   /// - Returns: `nil` if it cannot be told without waiting.
   private func openFile(_ name: FilePath, _ mayWait: Bool) throws(AIOError) -> AIOFile? {
     guard mayWait else {
-      return try AIOFile.openIfCached(name, .readOnly, beneath: directory, caching: caching)
+      return try AIOFile.openNow(name, .readOnly, beneath: directory, caching: caching)
     }
     do throws(AIOError) {
       return try AIOFile.open(name, .readOnly, beneath: directory, caching: caching)

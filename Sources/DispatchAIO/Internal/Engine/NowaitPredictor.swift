@@ -132,6 +132,9 @@ final class NowaitPredictor: Sendable {
     return number % interval == 0
   }
 
+  /// Whether reads of the file may be tried with RWF_NOWAIT, as far as is known.
+  var hasNowaitReads: Bool { !readsAreOffloaded.load(ordering: .relaxed) }
+
   // MARK: Learning
 
   /// Learns that a request with RWF_NOWAIT was refused (-EAGAIN).
