@@ -181,7 +181,7 @@ let package = Package(
       name: "DispatchAIOTests",
       dependencies: [
         "BlockServer", "CopyFile", "CProbe", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk",
-        "FileServer", "first-write", "one-queue", "ServerSupport",
+        "FileServer", "first-write", "one-queue", "ring-check", "ServerSupport",
         .product(name: "Logging", package: "swift-log"),
       ]),
     .testTarget(name: "DispatchAIOFlyingFoxTests", dependencies: ["DispatchAIOFlyingFox"]),
@@ -192,6 +192,7 @@ let package = Package(
       name: "DispatchAIOServiceLifecycleTests", dependencies: ["DispatchAIOServiceLifecycle"]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),
     .target(name: "CProbe", path: "Tests/CProbe"),
+    .executableTarget(name: "ring-check", dependencies: ["CLinux"], path: "Tests/RingCheck"),
     .executableTarget(
       name: "dispatch-aio-probe", dependencies: ["CFaultFS", "CProbe", "DispatchAIO"],
       path: "Tests/Probe"),

@@ -7,6 +7,11 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 
+// The kernel's completion ring is read in user space, by a layout that is known for these machines.
+#if !defined(__LP64__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "DispatchAIO takes a 64-bit little-endian machine: it reads the kernel's completion ring itself"
+#endif
+
 #include <signal.h>
 #include <stdint.h>
 
