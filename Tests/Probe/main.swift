@@ -50,6 +50,7 @@ enum Command: String {
   case trapOffExecutor = "trap-off-executor"
   case actorThreads = "actor-threads"
   case faultFileSystem = "fault-file-system"
+  case powerCutDisk = "power-cut-disk"
 }
 
 /// Makes one request and waits for its completion.
@@ -336,6 +337,10 @@ case .actorThreads:
 case .faultFileSystem:
   // Serves a file system at DIRECTORY until standard input ends.
   exit(cfaultfs_run(directory.string))
+
+case .powerCutDisk:
+  // Serves a disk at DIRECTORY, which begins as the file of the same name and `.contents`.
+  exit(cpowercut_run(directory.string, "\(directory.string).contents"))
 }
 
 /// 64 appends in one turn, of which the file may have 50 and a bit.
