@@ -16,7 +16,7 @@ final class CopyPowerCutTests: XCTestCase {
   }
 }
 
-/// Copies under few names, so that most replace one.
+/// Copies under few names, so that most replace one. Some have a hole, some end with it.
 private final class CopyWorkload: PowerCutWorkload {
   /// The copy under a name, by its number among those of that name.
   struct Copy {
@@ -41,8 +41,7 @@ private final class CopyWorkload: PowerCutWorkload {
     let sources = try TemporaryDirectory()
     let source = sources.path.appending("source")
     for _ in 0..<16 {
-      let contents = ArraySlice.random(upTo: 1_500_000, &random)
-      try Data(contents).write(to: URL(fileURLWithPath: source.string))
+      let contents = try Self.make(source, &random)
       let name = "copy\(Int.random(in: 0..<5, using: &random))"
       copies[name, default: []].append(contents)
       let number = (copies[name]?.count ?? 0) - 1
@@ -52,6 +51,27 @@ private final class CopyWorkload: PowerCutWorkload {
       XCTAssertEqual(run.status, 0, run.errors)
       durable.record(Copy(name: name, number: number))
     }
+  }
+
+  /// Makes a file; returns its contents.
+  private static func make(
+    _ path: FilePath, _ random: inout SeededGenerator
+  ) throws -> ArraySlice<UInt8> {
+    var contents = [UInt8](ArraySlice.random(upTo: 1_500_000, &random))
+    var hole = contents.count..<contents.count
+    if random.oneIn(2) {
+      hole = Int.random(in: 0...contents.count, using: &random)..<contents.count
+      if Bool.random(using: &random) { hole = hole.lowerBound / 2..<hole.lowerBound }
+    }
+    contents.replaceSubrange(hole, with: repeatElement(0, count: hole.count))
+    let file = try FileDescriptor.open(
+      path, .writeOnly, options: [.create, .truncate], permissions: .ownerReadWrite)
+    try file.closeAfter {
+      try file.resize(to: Int64(contents.count))
+      try file.writeAll(contents[..<hole.lowerBound])
+      try file.writeAll(toAbsoluteOffset: Int64(hole.upperBound), contents[hole.upperBound...])
+    }
+    return contents[...]
   }
 
   func losses(in path: FilePath, after cut: PowerCutDisk.Cut) throws -> [String] {

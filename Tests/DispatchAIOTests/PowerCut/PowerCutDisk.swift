@@ -56,6 +56,13 @@ final class PowerCutDisk: Sendable {
     try Data(contentsOf: URL(fileURLWithPath: served["log"].string)).map { $0 == UInt8(ascii: "f") }
   }
 
+  /// While `body` runs, no request of the disk is read.
+  func paused(_ body: () throws -> Void) rethrows {
+    served.signal(SIGSTOP)
+    defer { served.signal(SIGCONT) }
+    try body()
+  }
+
   /// What the disk has after a power failure. It is gone when the next one is asked for.
   func image(_ cut: Cut) -> FilePath { served["cut-\(cut.position)-\(cut.seed)"] }
 
@@ -72,9 +79,13 @@ final class PowerCutDisk: Sendable {
   func mount(_ cut: Cut) throws -> Mount { try mount(image(cut)) }
 
   private func mount(_ file: FilePath) throws -> Mount {
-    // Direct, so that the requests of the filesystem come as they are, and its flushes as an fsync.
-    let device = try LoopDevice(over: file.string, options: ["--direct-io=on"])
-    return try Mount(device, at: directory.path.appending("mounted"), type: type)
+    try Mount(Self.device(file), at: directory.path.appending("mounted"), type: type)
+  }
+
+  /// A loop device over the disk, or over an image. It is direct, so that the requests of the
+  /// filesystem arrive as they are; its flushes arrive as an fsync.
+  static func device(_ file: FilePath) throws -> LoopDevice {
+    try LoopDevice(over: file.string, options: ["--direct-io=on"])
   }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import DispatchAIO
 import Foundation
 import SystemPackage
 import XCTest
@@ -61,5 +62,73 @@ final class PowerCutDiskTests: XCTestCase {
     XCTAssertEqual(try sectors(4, 7).count, 32)
     XCTAssertEqual(try sectors(2, 0), all(1, 0))
     withExtendedLifetime(directory) {}
+  }
+
+  /// Goal: a flush does not cover a write that had no answer when the flush was asked for. Method:
+  /// both wait, beneath a loop device, for the disk to go on.
+  func testAFlushDoesNotCoverWhatIsUnderWay() throws {
+    let directory = try temporaryDirectory()
+    let disk = try PowerCutDisk(in: directory, type: nil, megabytes: 1)
+    let device = try PowerCutDisk.device(disk.path)
+    let waiting = try WaitingRequests(disk.path, in: directory)
+    let file = try AIOFile.open(FilePath(device.path), .readWrite)
+    let context = try AIOContext(queueDepth: 4)
+    let ended = DispatchGroup()
+    let first = disk.position
+    try disk.paused {
+      ended.enter()
+      try context.write(file, at: 0, from: AIOBuffer([UInt8](repeating: 1, count: 4096))) {
+        XCTAssertEqual($0, .success(4096))
+        ended.leave()
+      }
+      XCTAssertTrue(eventually { waiting.count == 1 })
+      ended.enter()
+      try context.fsync(file) {
+        XCTAssertEqual($0.code, nil)
+        ended.leave()
+      }
+      XCTAssertTrue(eventually { waiting.count == 2 })
+    }
+    ended.wait()
+    XCTAssertEqual(Array(try disk.flushes()[first...].prefix(2)), [false, true])
+    func firstBytes(_ position: Int) throws -> Set<UInt8> {
+      Set(
+        try (0..<100 as Range<UInt64>).map { seed in
+          let image = try FileDescriptor.open(
+            disk.image(.init(position: position, seed: seed)), .readOnly)
+          defer { try? image.close() }
+          var byte: UInt8 = 9
+          _ = try withUnsafeMutableBytes(of: &byte) { try image.read(into: $0) }
+          return byte
+        })
+    }
+    XCTAssertEqual(try firstBytes(first + 2), [0, 1])
+    XCTAssertEqual(try context.outcome { try context.fsync(file, completion: $0) }.code, nil)
+    XCTAssertEqual(try firstBytes(disk.position), [1])
+    try context.closeAndWait()
+  }
+}
+
+/// How many requests of a FUSE file system have no answer, by the kernel's count.
+private final class WaitingRequests {
+  private let path: FilePath
+  private let file: String
+
+  /// - Parameter place: a file of the file system.
+  init(_ place: FilePath, in directory: TemporaryDirectory) throws {
+    path = directory.path.appending("connections")
+    var status = stat()
+    guard stat(place.string, &status) == 0, mkdir(path.string, 0o700) == 0,
+      mount("fusectl", path.string, "fusectl", 0, nil) == 0
+    else { throw XCTSkip("no fusectl: \(Errno(rawValue: errno))") }
+    let minor = status.st_dev & 0xff | status.st_dev >> 12 & 0xfff00
+    file = path.appending("\(minor)").appending("waiting").string
+  }
+
+  deinit { umount2(path.string, Int32(MNT_DETACH)) }
+
+  var count: Int? {
+    let text = try? String(contentsOfFile: file, encoding: .utf8)
+    return text.flatMap { Int($0.trimmingCharacters(in: .whitespacesAndNewlines)) }
   }
 }

@@ -53,6 +53,9 @@ final class ServedFileSystem: @unchecked Sendable {
 
   subscript(name: String) -> FilePath { path.appending(name) }
 
+  /// Sends the process a signal.
+  func signal(_ number: Int32) { kill(process.processIdentifier, number) }
+
   /// Tells the process something; it reads until it is told to end.
   func send(_ command: String) {
     try? commands.fileHandleForWriting.write(contentsOf: Data(command.utf8))
