@@ -65,12 +65,13 @@ private final class BlockWorkload: PowerCutWorkload {
     let durable = Acknowledgements<[Write]>(disk)
     self.durable = durable
     // A hole, so that blocks have to be allocated.
-    let image = path.appending("image").string
-    guard FileManager.default.createFile(atPath: image, contents: nil),
-      truncate(image, Self.imageSize) == 0
+    let image = path.appending("image")
+    guard FileManager.default.createFile(atPath: image.string, contents: nil),
+      truncate(image.string, Self.imageSize) == 0
     else { throw Errno(rawValue: errno) }
-    sync()
-    let server = try NBDServer(sockets, ["disk=\(image)"], ["--loops", "2"])
+    try synchronize(image)
+    try synchronize(path)
+    let server = try NBDServer(sockets, ["disk=\(image.string)"], ["--loops", "2"])
     durable.record([])
     let (seed, flushes, state) = (random.next(), flushes, state)
     onThreads(Self.clients) { number in

@@ -18,17 +18,9 @@ final class CopyPowerCutTests: XCTestCase {
 
 /// Copies under few names, so that most replace one. Some have a hole, some end with it.
 private final class CopyWorkload: PowerCutWorkload {
-  /// The copy under a name, by its number among those of that name.
-  struct Copy {
-    var name: String
-    var number: Int
-  }
-
   let name: String
   private let options: [String]
-  private var durable: Acknowledgements<Copy>?
-  /// What was copied to each name, one after the other.
-  private var copies: [String: [ArraySlice<UInt8>]] = [:]
+  private var copies: NamedFiles?
 
   init(syncs: Bool = true) {
     name = syncs ? "aio-copy --fsync" : "aio-copy without --fsync"
@@ -36,20 +28,19 @@ private final class CopyWorkload: PowerCutWorkload {
   }
 
   func run(in path: FilePath, on disk: PowerCutDisk, random: inout SeededGenerator) throws {
-    let durable = Acknowledgements<Copy>(disk)
-    self.durable = durable
+    let copies = NamedFiles(disk)
+    self.copies = copies
     let sources = try TemporaryDirectory()
     let source = sources.path.appending("source")
     for _ in 0..<16 {
       let contents = try Self.make(source, &random)
       let name = "copy\(Int.random(in: 0..<5, using: &random))"
-      copies[name, default: []].append(contents)
-      let number = (copies[name]?.count ?? 0) - 1
-      let run = try ChildProcess.run(
-        ChildProcess.built("aio-copy"),
-        [source.string, path.appending(name).string] + options + (number > 0 ? ["--force"] : []))
-      XCTAssertEqual(run.status, 0, run.errors)
-      durable.record(Copy(name: name, number: number))
+      try copies.replace(name, by: contents) { isThere in
+        let run = try ChildProcess.run(
+          ChildProcess.built("aio-copy"),
+          [source.string, path.appending(name).string] + options + (isThere ? ["--force"] : []))
+        XCTAssertEqual(run.status, 0, run.errors)
+      }
     }
   }
 
@@ -75,16 +66,6 @@ private final class CopyWorkload: PowerCutWorkload {
   }
 
   func losses(in path: FilePath, after cut: PowerCutDisk.Cut) throws -> [String] {
-    let promised = durable?.promised(at: cut.position) ?? []
-    return try copies.compactMap { name, copies in
-      let oldest = promised.filter { $0.name == name }.map(\.number).max()
-      let file = path.appending(name).string
-      guard access(file, F_OK) == 0 else {
-        return oldest == nil ? nil : "\(name) is not there"
-      }
-      let bytes = [UInt8](try Data(contentsOf: URL(fileURLWithPath: file)))
-      return copies[(oldest ?? 0)...].contains { bytes[...].isSame(as: $0) }
-        ? nil : "\(name) has \(bytes.count) bytes, and is none of the last copies"
-    }
+    try copies?.losses(in: path, after: cut) ?? []
   }
 }

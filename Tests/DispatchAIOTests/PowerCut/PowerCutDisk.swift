@@ -89,6 +89,13 @@ final class PowerCutDisk: Sendable {
   }
 }
 
+/// Makes a file durable, or the names in a directory.
+func synchronize(_ path: FilePath) throws {
+  let descriptor = try FileDescriptor.open(path, .readOnly)
+  defer { try? descriptor.close() }
+  guard fsync(descriptor.rawValue) == 0 else { throw Errno(rawValue: errno) }
+}
+
 /// What a program has acknowledged as durable, by the position of the disk's log.
 ///
 /// The position is asked for when the acknowledgement has been received. The disk answers one

@@ -65,10 +65,3 @@ private final class WriterWorkload: PowerCutWorkload {
     }
   }
 }
-
-/// Makes the names in a directory durable.
-private func synchronize(_ directory: FilePath) throws {
-  let descriptor = try FileDescriptor.open(directory, .readOnly, options: .directory)
-  defer { try? descriptor.close() }
-  guard fsync(descriptor.rawValue) == 0 else { throw Errno(rawValue: errno) }
-}
