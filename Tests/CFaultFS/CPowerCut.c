@@ -32,6 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -269,7 +270,7 @@ static int serve_batch(void) {
   return is_mounted;
 }
 
-int cpowercut_run(const char *mountpoint, const char *contents) {
+int cpowercut_run(const char *mountpoint, const char *contents, const char *mounted) {
   struct stat status;
   base = open(contents, O_RDONLY | O_CLOEXEC);
   if (base < 0 || fstat(base, &status) != 0) {
@@ -288,5 +289,7 @@ int cpowercut_run(const char *mountpoint, const char *contents) {
     if (polled[0].revents && !serve_batch()) break;
   }
   fuse_channel_close(channel, mountpoint);
+  // If the parent was killed, it is still there. It does not wait for the disk, which fails now.
+  umount2(mounted, MNT_DETACH);
   return 0;
 }

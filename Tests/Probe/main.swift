@@ -339,8 +339,10 @@ case .faultFileSystem:
   exit(cfaultfs_run(directory.string))
 
 case .powerCutDisk:
-  // Serves a disk at DIRECTORY, which begins as the file of the same name and `.contents`.
-  exit(cpowercut_run(directory.string, "\(directory.string).contents"))
+  // Serves a disk at DIRECTORY, which begins as the file of the same name and `.contents`; its
+  // filesystem is mounted at the same name and `.mounted`.
+  let name = directory.string
+  exit(cpowercut_run(name, "\(name).contents", "\(name).mounted"))
 }
 
 /// 64 appends in one turn, of which the file may have 50 and a bit.

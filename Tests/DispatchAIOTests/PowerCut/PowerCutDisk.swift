@@ -79,7 +79,11 @@ final class PowerCutDisk: Sendable {
   func mount(_ cut: Cut) throws -> Mount { try mount(image(cut)) }
 
   private func mount(_ file: FilePath) throws -> Mount {
-    try Mount(Self.device(file), at: directory.path.appending("mounted"), type: type)
+    let mount = try Mount(
+      Self.device(file), at: directory.path.appending("disk.mounted"), type: type)
+    // If this process is killed, the disk's unmounts it.
+    mount.device.detachWhenUnused()
+    return mount
   }
 
   /// A loop device over the disk, or over an image. It is direct, so that the requests of the

@@ -32,6 +32,14 @@ final class LoopDevice {
   }
 
   deinit {
-    _ = try? ChildProcess.run("/sbin/losetup", ["--detach", path])
+    if !isLeftToTheKernel { detachWhenUnused() }
   }
+
+  /// Leaves it to the kernel to detach the device, at once or when nothing of it is mounted or open
+  /// any more, whatever happens to this process.
+  func detachWhenUnused() {
+    _ = try? ChildProcess.run("/sbin/losetup", ["--detach", path])
+    isLeftToTheKernel = true
+  }
+  private var isLeftToTheKernel = false
 }
