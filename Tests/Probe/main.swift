@@ -52,6 +52,7 @@ enum Command: String {
   case trapOffExecutor = "trap-off-executor"
   case actorThreads = "actor-threads"
   case faultFileSystem = "fault-file-system"
+  case powerCutDisk = "power-cut-disk"
 }
 
 /// Makes one request and waits for its completion.
@@ -340,6 +341,12 @@ case .actorThreads:
 case .faultFileSystem:
   // Serves a file system at DIRECTORY until standard input ends.
   exit(cfaultfs_run(directory.string))
+
+case .powerCutDisk:
+  // Serves a disk at DIRECTORY, which begins as the file of the same name and `.contents`; its
+  // filesystem is mounted at the same name and `.mounted`.
+  let name = directory.string
+  exit(cpowercut_run(name, "\(name).contents", "\(name).mounted"))
 }
 
 /// 64 appends in one turn, of which the file may have 50 and a bit.

@@ -15,15 +15,23 @@ final class HTTPServer: ServerProcess, @unchecked Sendable {
   /// Starts a server and waits until it is ready.
   ///
   /// - Parameter under: another program to run it, and that one's arguments.
-  init(
+  convenience init(
     _ directory: TemporaryDirectory, _ options: [String] = [],
     address: [String] = ["--port", "0"], under: [String] = []
   ) throws {
-    root = directory.path.appending("www")
+    try self.init(
+      root: directory.path.appending("www"), options, address: address,
+      log: directory.path.appending("log"), under: under)
+  }
+
+  init(
+    root: FilePath, _ options: [String] = [], address: [String] = ["--port", "0"], log: FilePath,
+    under: [String] = []
+  ) throws {
+    self.root = root
     try FileManager.default.createDirectory(atPath: root.string, withIntermediateDirectories: true)
     try super.init(
-      "aio-httpd", [root.string] + address + options, log: directory.path.appending("log"),
-      under: under)
+      "aio-httpd", [root.string] + address + options, log: log, under: under)
     socketsAtFirst = sockets
   }
 
