@@ -573,23 +573,4 @@ final class BlockServerTests: XCTestCase {
     XCTAssertEqual(try NBDClient(server).read(0..<512).count, 512)
     XCTAssertEqual(server.stop(), 0, server.logged)
   }
-
-  /// Mutated sessions against the daemon: it answers or closes, and goes on serving.
-  func testMutatedSessionsDoNoHarm() throws {
-    let server = try serve([UInt8](repeating: 9, count: 1_000_000), ["--log-level", "error"])
-    try Seeds.run(default: 150) { seed in
-      var generator = SeededGenerator(seed: seed)
-      let bytes = Message.mutated(
-        Message.conversation(&generator, exports: ["disk"]), &generator)
-      let client = try NBDClient(connect: server.socket)
-      try? client.send(bytes)
-      if generator.oneIn(2) {
-        shutdown(client.socket, Int32(SHUT_WR))
-        XCTAssertTrue(client.isClosedSoon(), Seeds.replay(seed))
-      }
-      XCTAssertTrue(server.process.isRunning, Seeds.replay(seed))
-    }
-    XCTAssertEqual(try NBDClient(server).size, 1_000_000)
-    XCTAssertEqual(server.stop(), 0, server.logged)
-  }
 }

@@ -168,6 +168,34 @@ final class GreedyClientTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0, server.logged)
   }
 
+  /// A read waits neither for a write that has its range, nor for a zeroing that waits for it; a
+  /// write behind them does.
+  func testReadsWaitForNoRange() throws {
+    let directory = try temporaryDirectory()
+    let files = try FaultFileSystem(in: directory)
+    let server = try NBDServer(directory, ["disk=\(files["hangwrite-direct"])"])
+    let writer = try NBDClient(server)
+    try writer.ask(.write, at: 10, payload: [UInt8](repeating: 0xee, count: 5000))
+    XCTAssertTrue(eventually { files.hanging == 1 })
+    let zeroer = try NBDClient(server)
+    try zeroer.ask(.writeZeroes, at: 4096, count: 4096)
+    let client = try NBDClient(server)
+    for offset in [0, 100, 4096, 6000] {
+      XCTAssertEqual(
+        try client.read(offset..<offset + 3000), FaultFileSystem.contents(offset..<offset + 3000))
+    }
+    let second = try NBDClient(server)
+    try second.ask(.write, at: 4000, payload: [UInt8](repeating: 0xdd, count: 200))
+    XCTAssertEqual(try client.read(4000..<4001), FaultFileSystem.contents(4000..<4001))
+    XCTAssertEqual(files.hanging, 1)
+    files.release()
+    for waiting in [writer, zeroer, second] { XCTAssertEqual(try waiting.reply().error, 0) }
+    XCTAssertEqual(try client.read(10..<11), [0xee])
+    XCTAssertEqual(try client.read(4000..<4001), [0xdd])
+    XCTAssertEqual(try client.read(5000..<5001), [0])
+    XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
   func testManyReadsDoNotHoldUpOthers() throws {
     let server = try serve(megabytes: 64, data: [0..<32 << 20])
     try assertOthersAreServed(
