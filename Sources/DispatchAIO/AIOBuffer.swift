@@ -120,7 +120,4 @@ extension Memory {
   /// A buffer, which the request keeps alive.
   @inline(__always)
   static func buffer(_ buffer: AIOBuffer) -> Memory { .piece(buffer.piece) }
-
-  /// Several buffers. The array of pieces is the one allocation of a vectored request.
-  static func buffers(_ buffers: [AIOBuffer]) -> Memory { .pieces(buffers.map(\.piece)) }
 }

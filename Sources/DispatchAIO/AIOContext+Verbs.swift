@@ -149,8 +149,7 @@ extension AIOContext {
     _ file: AIOFile, at offset: Int64, from memory: [UnsafeRawBufferPointer],
     queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    let memory = unsafe memory.map { unsafe UnsafeMutableRawBufferPointer(mutating: $0) }
-    return try unsafe accept(.write(from: .raws(memory)), file, offset, queue, completion)
+    try unsafe accept(.write(from: .constants(memory)), file, offset, queue, completion)
   }
 
   /// Makes the data of a file durable, and its metadata. Corresponds to `fsync(2)`
@@ -187,27 +186,34 @@ extension AIOContext {
 
 extension AIOContext {
   @inline(__always)
-  func accept(
+  private func accept(
     _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ queue: DispatchQueue?,
     _ completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
+    let length = try operation.check(file.file, offset)
+    let delivery = Delivery.callback(completion, queue: queue === loop.queue ? nil : queue)
+    return AIORequest(id: try accept(operation, file, offset, length, delivery), context: number)
+  }
+
+  /// Accepts a request that has been checked.
+
+  @inline(__always)
+  func accept(
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ length: Int,
+    _ delivery: consuming Delivery, mayWait: Bool = true
+  ) throws(AIOError) -> RequestID {
     let file = file.file
-    let length = try operation.check(file, offset)
     guard file.retain() else {
-      throw .fileClosed(Subject(operation, file, offset, length))
+      throw .fileClosed(AIOError.Subject(operation, file, offset, length))
     }
     do {
-      let id = try loop.accept(
+      return try loop.accept(
         Request(
-          operation: operation, file: file, offset: offset, length: length,
-          attachment: Delivery(
-            completion: completion, queue: queue === loop.queue ? nil : queue)))
-      return AIORequest(id: id, context: number)
+          operation: operation, file: file, offset: offset, length: length, mayWait: mayWait,
+          attachment: delivery))
     } catch {
       file.release()
       throw error
     }
   }
-
-  private typealias Subject = AIOError.Subject
 }

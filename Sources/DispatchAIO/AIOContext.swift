@@ -181,7 +181,7 @@ public final class AIOContext: Sendable {
       }
       self.loop = loop
       executor = AIOExecutor(loop.jobs)
-      taskExecutor = AIOTaskExecutor(executor)
+      taskExecutor = AIOTaskExecutor(executor, loop.jobs)
     } catch {
       throw .settingUp(errno: error, queueDepth: queueDepth)
     }

@@ -66,8 +66,12 @@ private final class Simulation {
     var operation: DispatchAIO.Operation
     var file: OpenFile
     var submission: SimulatedKernel.Submission
+    var mayWait: Bool
     var wasCancelled = false
     var outcome: Int?
+
+    /// Whether it ended because it would have had to wait.
+    var wasTurnedAway: Bool { outcome == Request<Int>.wouldWait }
   }
 
   let kernel: SimulatedKernel
@@ -237,10 +241,11 @@ private final class Simulation {
     guard file.retain() else { throw Violation("an open file cannot be retained") }
     let (operation, opcode, memory) = randomOperation()
     let offset = memory.isEmpty ? 0 : Int64.random(in: 0...1000, using: &generator) * 512
+    let mayWait = !generator.oneIn(4)
     let id = table.accept(
       Request(
         operation: operation, file: file, offset: offset,
-        length: memory.reduce(0) { $0 + $1.count }, attachment: number),
+        length: memory.reduce(0) { $0 + $1.count }, mayWait: mayWait, attachment: number),
       in: slot)
     inInbox += 1
     let tag = table.tag(of: slot)
@@ -250,7 +255,7 @@ private final class Simulation {
         id: id, operation: operation, file: file,
         submission: .init(
           tag: tag, opcode: Int32(opcode.rawValue), descriptor: file.descriptor, offset: offset,
-          memory: memory, event: event)))
+          memory: memory, event: event), mayWait: mayWait))
   }
 
   private func randomOperation() -> (
@@ -275,6 +280,8 @@ private final class Simulation {
 
   private func cancel() throws {
     guard let number = asks.indices.randomElement(using: &generator) else { return }
+    // Nobody has the ID of one that may not wait.
+    guard asks[number].mayWait else { return }
     let phase = table.phase(of: asks[number].id)
     let cancelled = table.cancel(asks[number].id)
     guard cancelled == (phase == .waiting) else {
@@ -348,7 +355,8 @@ private final class Simulation {
     while !engine.collect() {}
     inInbox = 0
     try checkAccounts()
-    _ = engine.submit()
+    let submission = engine.submit()
+    if submission != .overBudget { try checkWaiting() }
     if policy == .inline, engine.hasOffloaded { throw Violation("the inline policy offloads") }
     try checkAccounts()
     _ = engine.reap()
@@ -383,7 +391,9 @@ private final class Simulation {
       throw Violation("\(number): completed, its ID is not stale")
     }
     let told = kernel.results[ask.submission.tag]?.last
-    if ask.wasCancelled {
+    if asks[number].wasTurnedAway {
+      guard !ask.mayWait else { throw Violation("\(number): might have waited") }
+    } else if ask.wasCancelled {
       guard result == -Int(ECANCELED) else {
         throw Violation("\(number): was told it is cancelled, and got \(result)")
       }
@@ -432,6 +442,16 @@ private final class Simulation {
     }
     guard !kernel.hasPoll || unseen == 0 && engine.isPollArmed && kernel.isPollArmed else {
       throw Violation("\(unseen) became ready, and nobody heard of it after \(seen) times")
+    }
+  }
+
+  /// After a submission, nothing waits that may not.
+  private func checkWaiting() throws {
+    for ask in asks where !ask.mayWait && ask.outcome == nil {
+      let place = table[ask.id.slot].place
+      guard place == .inKernel || place == .ended else {
+        throw Violation("\(ask.id): may not wait, and is \(place)")
+      }
     }
   }
 
@@ -487,6 +507,7 @@ private final class Simulation {
 
   private func checkCounts() throws {
     let counts = engine.counts
+    let asks = asks.filter { !$0.wasTurnedAway }
     let succeeded = asks.count { $0.outcome! >= 0 }
     let cancelled = asks.count { $0.wasCancelled }
     guard counts.accepted == asks.count, counts.succeeded == succeeded,

@@ -4,7 +4,7 @@
 // one by one under the inode's lock, and wait for the disk for each that extends the file. Each
 // request has its own result, also if the kernel transfers only a part, or refuses.
 
-extension RequestTable {
+extension RequestTable where Attachment: ~Copyable {
   /// The most bytes that one call writes for several requests.
   static var largestContiguousWrite: Int { 1 << 20 }
 

@@ -5,7 +5,7 @@
 internal import CLibAIO
 internal import Glibc
 
-extension Engine {
+extension Engine where Attachment: ~Copyable {
   /// The number of completions to deliver before the requests that their handlers make are
   /// submitted.
   ///
@@ -78,6 +78,10 @@ extension Engine {
   private mutating func conclude(_ slot: UInt32, _ answer: Int) -> Completion? {
     noLongerUnsignalled(slot)
     endFill(slot)
+    if answer == Request<Attachment>.wouldWait {
+      counts.accepted -= 1
+      return retire(slot, answer)
+    }
     var (answer, isFileEnd) = (answer, false)
     switch table[request: slot].route {
     case .nowait: learn(slot, answer)

@@ -7,7 +7,7 @@
 internal import Glibc
 
 /// The state of one offload thread, not shared.
-struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
+struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
   private let kernel: K
   private let table: RequestTable<Attachment>
   private let event: Int32

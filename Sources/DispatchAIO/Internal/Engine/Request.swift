@@ -62,10 +62,18 @@ struct Piece {
 
 /// The memory of a read or a write. No existential is in here: it would make each move of a request
 /// a call, which doubles the library's own time.
+///
+/// The pieces of a vectored request are the array that the caller gave, so that no other one is
+/// allocated.
+///
+/// - Safety: `@safe` for the reason that `Piece` is.
+@safe
 enum Memory {
   case piece(Piece)
-  /// The pieces of a vectored request.
-  case pieces([Piece])
+  case buffers([AIOBuffer])
+  case raws([UnsafeMutableRawBufferPointer])
+  /// Those of a write.
+  case constants([UnsafeRawBufferPointer])
 
   /// One piece of the caller's own memory.
   @inline(__always)
@@ -73,17 +81,14 @@ enum Memory {
     unsafe .piece(Piece(bytes: memory, owner: nil))
   }
 
-  /// Several pieces of the caller's own memory.
-  static func raws(_ memory: [UnsafeMutableRawBufferPointer]) -> Memory {
-    unsafe .pieces(memory.map { unsafe Piece(bytes: $0, owner: nil) })
-  }
-
   /// The number of pieces.
   var elements: Int {
     @inline(__always) get {
       switch self {
       case .piece: 1
-      case .pieces(let pieces): pieces.count
+      case .buffers(let buffers): buffers.count
+      case .raws(let raws): unsafe raws.count
+      case .constants(let constants): unsafe constants.count
       }
     }
   }
@@ -93,7 +98,11 @@ enum Memory {
   subscript(index: Int) -> UnsafeMutableRawBufferPointer {
     switch self {
     case .piece(let piece): unsafe piece.bytes
-    case .pieces(let pieces): unsafe pieces[index].bytes
+    case .buffers(let buffers): unsafe buffers[index].unsafeBytes
+    case .raws(let raws): unsafe raws[index]
+    // The memory is mutable in name only: a write does not change it.
+    case .constants(let constants):
+      unsafe UnsafeMutableRawBufferPointer(mutating: constants[index])
     }
   }
 
@@ -102,7 +111,7 @@ enum Memory {
     @inline(__always) get {
       switch self {
       case .piece: false
-      case .pieces: true
+      case .buffers, .raws, .constants: true
       }
     }
   }
@@ -113,7 +122,9 @@ enum Memory {
     @inline(__always) get {
       switch self {
       case .piece(let piece): piece.owner == nil
-      case .pieces(let pieces): pieces.contains { $0.owner == nil }
+      case .buffers: false
+      case .raws(let raws): unsafe !raws.isEmpty
+      case .constants(let constants): unsafe !constants.isEmpty
       }
     }
   }
@@ -124,7 +135,7 @@ enum Memory {
 ///
 /// Not copyable, because each copy would retain and release three references, which took a third of
 /// the library's own time.
-struct Request<Attachment>: ~Copyable {
+struct Request<Attachment: ~Copyable>: ~Copyable {
   let operation: Operation
   let verb: Verb
   let file: OpenFile
@@ -134,6 +145,13 @@ struct Request<Attachment>: ~Copyable {
   let length: Int
   /// A value of the driver's, which it gets back with the completion.
   let attachment: Attachment
+
+  /// Whether it may wait for room or for an offload thread. If not, it ends where it would have to,
+  /// with `wouldWait`: its maker has no way to cancel it, and makes another that may wait.
+  let mayWait: Bool
+
+  /// The result of a request that would have to wait.
+  static var wouldWait: Int { .min }
 
   /// The route of the last attempt; of the next one if `isRouteForced`.
   var route = Route.inline
@@ -160,13 +178,15 @@ struct Request<Attachment>: ~Copyable {
   var chunkLimit: Int
 
   init(
-    operation: Operation, file: OpenFile, offset: Int64, length: Int, attachment: Attachment
+    operation: Operation, file: OpenFile, offset: Int64, length: Int,
+    mayWait: Bool = true, attachment: consuming Attachment
   ) {
     self.operation = operation
     verb = operation.verb
     self.file = file
     self.offset = offset
     self.length = length
+    self.mayWait = mayWait
     self.attachment = attachment
     chunkLimit = file.traits.maximumTransfer
   }

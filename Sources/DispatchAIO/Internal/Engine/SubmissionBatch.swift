@@ -55,7 +55,7 @@ struct SubmissionBatch: ~Copyable {
   ///   - event: The eventfd that counts the completion; if `nil`, none does.
   ///   - isNowait: Whether the kernel is to refuse what it would have to sleep for.
   @inline(__always)
-  mutating func append<Attachment>(
+  mutating func append<Attachment: ~Copyable>(
     _ request: borrowing Request<Attachment>, to descriptor: Int32? = nil, tag: UInt64,
     event: Int32?, isNowait: Bool
   ) {
@@ -143,7 +143,7 @@ struct SubmissionBatch: ~Copyable {
   }
 
   /// Adds the elements of what is left of a write's memory, for `withVectors`.
-  mutating func appendVectors<Attachment>(of request: borrowing Request<Attachment>) {
+  mutating func appendVectors<Attachment: ~Copyable>(of request: borrowing Request<Attachment>) {
     guard case .write(let memory) = request.operation else { return }
     _ = append(memory, from: request.resumeOffset, most: request.chunkLimit)
   }
@@ -155,7 +155,7 @@ struct SubmissionBatch: ~Copyable {
 
   /// Calls `body` with the elements of what is left of a request's memory, as system calls take
   /// them.
-  mutating func withVectors<Attachment, Result>(
+  mutating func withVectors<Attachment: ~Copyable, Result>(
     of memory: Memory, _ request: borrowing Request<Attachment>,
     _ body: (UnsafePointer<iovec>, Int) -> Result
   ) -> Result {

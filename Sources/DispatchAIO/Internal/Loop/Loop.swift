@@ -179,6 +179,16 @@ final class Loop: SlotOwner, @unchecked Sendable {
     return id
   }
 
+  /// Whether a request that is made now goes to the kernel with the next submission: the caller is
+  /// within a turn, and the request has to wait neither for a slot nor for room, nor for an offload
+  /// thread.
+  @inline(__always)
+  func submitsNext(_ verb: Verb, _ file: OpenFile, offset: Int64, length: Int) -> Bool {
+    unsafe turnThread.load(ordering: .relaxed) == Self.thread && !admission.hasWaiters
+      && table.free.count > 0
+      && engine.pointee.submitsNext(verb, file, offset: offset, length: length)
+  }
+
   private static var thread: UInt {
     @inline(__always) get { UInt(pthread_self()) }
   }
@@ -191,15 +201,17 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
   }
 
-  /// Adds a request that waits for a slot. In a forked child it would wait forever, and is refused.
+  /// Adds a request that waits for a slot; one that is refused ends in this call. In a forked child
+  /// it would wait forever.
   ///
   /// - Parameter request: The request, which holds its file.
-  /// - Returns: `nil`; or the reason of a refusal, after which the caller releases the file.
-  func admit(_ request: consuming Request<Delivery>, _ waiter: Waiter) -> AIOError? {
-    if Fork.isChild { return .forked(request.subject) }
-    if let error = admission.add(request, waiter) { return error }
+  func admit(_ request: consuming Request<Delivery>, _ waiter: Waiter) {
+    if Fork.isChild {
+      let error = AIOError.forked(request.subject)
+      return request.end(error)
+    }
+    admission.add(request, waiter)
     scheduler.scheduleTurn()
-    return nil
   }
 
   func cancel(_ id: RequestID) -> AIOCancellation {
@@ -281,7 +293,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
         """)
     }
     defer { turnThread.store(0, ordering: .releasing) }
-    guard life == .open else { return 0 }
+    guard life == .open else {
+      leaveJobs()
+      return 0
+    }
     scheduler.turnBegins()
     if byHand { scheduler.turnByHandBegins() }
     turns += 1
@@ -290,13 +305,18 @@ final class Loop: SlotOwner, @unchecked Sendable {
     var budget = TurnBudget(byHand: byHand)
     unsafe engine.pointee.beginTurn()
     while iterate(&budget) {}
-    if !byHand {
-      jobs.leave(outerPass)
-      if jobs.hasJobs { jobs.runLater() }
-    }
+    if !byHand { jobs.leave(outerPass) }
     flush()
     if isClosing.load(ordering: .sequentiallyConsistent) { endIfIdle() }
+    if !byHand { leaveJobs() }
     return budget.completions
+  }
+
+  /// Makes sure that the jobs that are left run: in a turn, where their requests are submitted
+  /// together, unless the loop has ended.
+  private func leaveJobs() {
+    guard jobs.hasJobs else { return }
+    if life == .open { scheduler.yield() } else { jobs.runLater() }
   }
 
   /// One iteration of a turn.
@@ -462,17 +482,24 @@ final class Loop: SlotOwner, @unchecked Sendable {
   @inline(__always)
   private func deliver(_ completion: consuming Engine<LinuxKernel, Delivery>.Completion) {
     let result: Result<Int, AIOError> =
-      completion.result >= 0
+      completion.result >= 0 || completion.result == Request<Delivery>.wouldWait
       ? .success(completion.result)
       : .failure(.failed(completion.request, errno: Int32(-completion.result)))
-    let (delivery, slot) = (completion.request.attachment, completion.slot)
+    let slot = completion.slot
     // The request's buffers and file are released before the handler runs.
-    _ = consume completion
-    if let queue = delivery.queue {
-      crossQueueBatch.add(delivery.completion, result, slot: slot, to: queue)
-    } else {
+    switch completion.takeAttachment() {
+    case .callback(let callback, let queue?):
+      crossQueueBatch.add(callback, result, slot: slot, to: queue)
+    case .callback(let callback, nil):
       table.free.give(slot)
-      delivery.completion(result)
+      callback(result)
+    case .task(let resumption, let isIsolated):
+      table.free.give(slot)
+      if isIsolated {
+        resumption.resume(returning: result)
+      } else {
+        jobs.resumeNonisolated { resumption.resume(returning: result) }
+      }
     }
   }
 
