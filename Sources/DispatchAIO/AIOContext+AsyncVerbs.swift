@@ -35,14 +35,15 @@ extension AIOContext {
   ///     ``AIOFile/alignment``.
   ///   - buffer: The buffer to read into.
   ///   - range: The part of the buffer to read into; all of it unless given.
+  ///   - options: What the read is to do beside reading.
   /// - Returns: The number of bytes read: fewer than asked for only if the file ends there, 0
   ///   beyond its end.
   public func read(
     _ file: AIOFile, at offset: Int64, into buffer: inout AIOUniqueBuffer,
-    range: Range<Int>? = nil,
+    range: Range<Int>? = nil, options: AIOReadOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.read(into: .buffer(buffer.part(range))), file, offset)
+    try await perform(.read(into: .buffer(buffer.part(range))), file, offset, options.request)
   }
 
   /// Reads from a file into several buffers, one after the other. Corresponds to `preadv(2)`
@@ -54,13 +55,15 @@ extension AIOContext {
   ///     ``AIOFile/alignment``.
   ///   - buffers: The buffers to read into, up to 1024, which must not be touched until the call
   ///     returns.
+  ///   - options: What the read is to do beside reading.
   /// - Returns: The number of bytes read: fewer than asked for only if the file ends there, 0
   ///   beyond its end.
   public func read(
     _ file: AIOFile, at offset: Int64, into buffers: [AIOBuffer],
+    options: AIOReadOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.read(into: .buffers(buffers)), file, offset)
+    try await perform(.read(into: .buffers(buffers)), file, offset, options.request)
   }
 
   /// Writes to a file. Corresponds to `pwrite(2)` (`IOCB_CMD_PWRITE`).
@@ -71,14 +74,15 @@ extension AIOContext {
   ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
   ///   - buffer: The bytes to write.
   ///   - range: The part of the buffer to write; all of it unless given.
+  ///   - options: What the write is to do beside writing.
   /// - Returns: The number of bytes written, which is all that was asked for.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffer: borrowing AIOUniqueBuffer,
-    range: Range<Int>? = nil,
+    range: Range<Int>? = nil, options: AIOWriteOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.write(from: .buffer(buffer.part(range))), file, offset)
+    try await perform(.write(from: .buffer(buffer.part(range))), file, offset, options.request)
   }
 
   /// Writes several buffers to a file, one after the other. Corresponds to `pwritev(2)`
@@ -90,13 +94,15 @@ extension AIOContext {
   ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
   ///   - buffers: The bytes to write, in up to 1024 buffers, which must not be changed until the
   ///     call returns.
+  ///   - options: What the write is to do beside writing.
   /// - Returns: The number of bytes written, which is all that was asked for.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffers: [AIOBuffer],
+    options: AIOWriteOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.write(from: .buffers(buffers)), file, offset)
+    try await perform(.write(from: .buffers(buffers)), file, offset, options.request)
   }
 
   /// Makes the data of a file durable, and its metadata. Corresponds to `fsync(2)`
@@ -138,23 +144,24 @@ extension AIOContext {
 extension AIOContext {
   /// Makes a request, and waits for its completion.
   @inline(__always)
-  private func perform(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64,
+  func perform(
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ options: RequestOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
     guard loop.jobs.needsPreference else {
-      return try await performHere(operation, file, offset, isolation: isolation)
+      return try await performHere(operation, file, offset, options, isolation: isolation)
     }
     return try await withTaskExecutorPreference(taskExecutor, isolation: isolation) {
       () throws(AIOError) in
-      try await performHere(operation, file, offset, isolation: isolation)
+      try await performHere(operation, file, offset, options, isolation: isolation)
     }
   }
 
   /// Makes a request, and waits for its completion. Swift resumes the task on its preferred
   /// executor.
   private func performHere(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, isolation: isolated (any Actor)?
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ options: RequestOptions,
+    isolation: isolated (any Actor)?
   ) async throws(AIOError) -> Int {
     let loop = loop
     let state = CancellationState()
@@ -162,10 +169,10 @@ extension AIOContext {
       // Resumed once: by the one completion of an accepted request, or here if it is not accepted.
       await suspended(isolation: isolation) { (resumption: Resumption<Result<Int, AIOError>>) in
         if state.isCancelled {
-          return resumption.resume(returning: .failure(cancelled(operation, file, offset)))
+          return resumption.resume(returning: .failure(cancelled(operation, file, offset, options)))
         }
         do throws(AIOError) {
-          let request = try accept(operation, file, offset, nil) {
+          let request = try accept(operation, file, offset, options, nil) {
             resumption.resume(returning: $0)
           }
           state.accepted(request.id, by: loop)
@@ -175,7 +182,7 @@ extension AIOContext {
           }
           // In this call and not in a later one, so that waiters are in the order of the calls.
           let waiter = Waiter()
-          acceptLater(operation, file, offset, waiter) { resumption.resume(returning: $0) }
+          acceptLater(operation, file, offset, options, waiter) { resumption.resume(returning: $0) }
           state.waits(waiter, for: loop)
         }
       }
@@ -185,11 +192,13 @@ extension AIOContext {
     return try result.get()
   }
 
-  private func cancelled(_ operation: Operation, _ file: AIOFile, _ offset: Int64) -> AIOError {
+  private func cancelled(
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ options: RequestOptions
+  ) -> AIOError {
     // A request with a mistake in it is refused for that, cancelled or not.
     do throws(AIOError) {
-      let length = try operation.check(file.file, offset)
-      return .cancelled(.init(operation, file.file, offset, length), transferred: 0)
+      let length = try operation.check(file.file, offset, options)
+      return .cancelled(.init(operation, file.file, offset, length, options), transferred: 0)
     } catch {
       return error
     }
@@ -200,21 +209,22 @@ extension AIOContext {
   /// - Parameter completion: Called once: on the loop with the result of the request, or on the
   ///   thread that ends it before it has a slot, which may be this one.
   func acceptLater(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ waiter: Waiter,
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ options: RequestOptions,
+    _ waiter: Waiter,
     _ completion: @escaping AIOCompletion
   ) {
     let file = file.file
     let length: Int
     do throws(AIOError) {
-      length = try operation.check(file, offset)
+      length = try operation.check(file, offset, options)
     } catch {
       return completion(.failure(error))
     }
     guard file.retain() else {
-      return completion(.failure(.fileClosed(.init(operation, file, offset, length))))
+      return completion(.failure(.fileClosed(.init(operation, file, offset, length, options))))
     }
     let request = Request(
-      operation: operation, file: file, offset: offset, length: length,
+      operation: operation, file: file, offset: offset, length: length, options: options,
       attachment: Delivery(completion: completion, queue: nil))
     if let error = loop.admit(request, waiter) {
       file.release()

@@ -22,7 +22,7 @@ final class PendingTransfer: Sendable {
     _ operation: Operation, _ file: AIOFile, at offset: Int64, on context: AIOContext
   ) {
     self.context = context
-    context.acceptLater(operation, file, offset, waiter) { [self] in
+    context.acceptLater(operation, file, offset, [], waiter) { [self] in
       completed($0)
     }
   }

@@ -463,7 +463,9 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private func deliver(_ completion: consuming Engine<LinuxKernel, Delivery>.Completion) {
     let result: Result<Int, AIOError> =
       completion.result >= 0
-      ? .success(completion.result)
+      ? .success(
+        completion.request.operation.isAppend
+          ? Int(completion.request.offset) : completion.result)
       : .failure(.failed(completion.request, errno: Int32(-completion.result)))
     let (delivery, slot) = (completion.request.attachment, completion.slot)
     // The request's buffers and file are released before the handler runs.
