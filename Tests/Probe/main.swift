@@ -21,6 +21,7 @@ let directory = FilePath(arguments[2])
 enum Command: String {
   case verbs
   case writeOptions = "write-options"
+  case replace
   case fileSizeLimit = "file-size-limit"
   case create
   case growPastLimit = "grow-past-limit"
@@ -178,6 +179,11 @@ case .writeOptions:
   let ended = DispatchSemaphore(value: 0)
   context.close { ended.signal() }
   ended.wait()
+
+case .replace:
+  let replacement = try AIOReplacement.begin(directory.appending("state"))
+  try replacement.commit()
+  print("replaced")
 
 case .fileSizeLimit:
   var limit = rlimit(rlim_cur: 8192, rlim_max: 8192)
