@@ -36,15 +36,16 @@ extension AIOContext {
   ///     ``AIOFile/alignment``.
   ///   - buffer: The buffer to read into.
   ///   - range: The part of the buffer to read into; all of it unless given.
+  ///   - options: What the read is to do beside reading.
   ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes read: fewer than asked for only if the file ends there, 0
   ///   beyond its end.
   public func read(
     _ file: AIOFile, at offset: Int64, into buffer: inout AIOUniqueBuffer,
-    range: Range<Int>? = nil,
+    range: Range<Int>? = nil, options: AIOReadOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.read(into: .buffer(buffer.part(range))), file, offset)
+    try await perform(.read(into: .buffer(buffer.part(range))), file, offset, options.request)
   }
 
   /// Reads from a file into several buffers, one after the other. Corresponds to `preadv(2)`
@@ -56,14 +57,16 @@ extension AIOContext {
   ///     ``AIOFile/alignment``.
   ///   - buffers: The buffers to read into, up to 1024, which must not be touched until the call
   ///     returns.
+  ///   - options: What the read is to do beside reading.
   ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes read: fewer than asked for only if the file ends there, 0
   ///   beyond its end.
   public func read(
     _ file: AIOFile, at offset: Int64, into buffers: [AIOBuffer],
+    options: AIOReadOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.read(into: .buffers(buffers)), file, offset)
+    try await perform(.read(into: .buffers(buffers)), file, offset, options.request)
   }
 
   /// Writes to a file. Corresponds to `pwrite(2)` (`IOCB_CMD_PWRITE`).
@@ -74,15 +77,16 @@ extension AIOContext {
   ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
   ///   - buffer: The bytes to write.
   ///   - range: The part of the buffer to write; all of it unless given.
+  ///   - options: What the write is to do beside writing.
   ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes written, which is all that was asked for.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffer: borrowing AIOUniqueBuffer,
-    range: Range<Int>? = nil,
+    range: Range<Int>? = nil, options: AIOWriteOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.write(from: .buffer(buffer.part(range))), file, offset)
+    try await perform(.write(from: .buffer(buffer.part(range))), file, offset, options.request)
   }
 
   /// Writes several buffers to a file, one after the other. Corresponds to `pwritev(2)`
@@ -94,14 +98,16 @@ extension AIOContext {
   ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
   ///   - buffers: The bytes to write, in up to 1024 buffers, which must not be changed until the
   ///     call returns.
+  ///   - options: What the write is to do beside writing.
   ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes written, which is all that was asked for.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffers: [AIOBuffer],
+    options: AIOWriteOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.write(from: .buffers(buffers)), file, offset)
+    try await perform(.write(from: .buffers(buffers)), file, offset, options.request)
   }
 
   /// Makes the data of a file durable, and its metadata. Corresponds to `fsync(2)`
@@ -143,19 +149,21 @@ extension AIOContext {
 extension AIOContext {
   /// Makes a request, and waits for its completion.
   @inline(__always)
-  private func perform(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64,
+  func perform(
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ options: RequestOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    let length = try operation.check(file.file, offset)
+    let length = try operation.check(file.file, offset, options)
     guard loop.jobs.needsPreference else {
-      return try await performHere(operation, file, offset, length, isolation: isolation)
+      return try await performHere(
+        operation, file, offset, length, options, isolation: isolation)
     }
     // Always in the same way, or Swift, which enqueues such a task at each step, would change the
     // order of the calls.
     return try await withTaskExecutorPreference(taskExecutor, isolation: isolation) {
       () throws(AIOError) in
-      try await performCancellably(operation, file, offset, length, isolation: isolation)
+      try await performCancellably(
+        operation, file, offset, length, options, isolation: isolation)
     }
   }
 
@@ -163,20 +171,23 @@ extension AIOContext {
   /// its preferred executor.
   private func performHere(
     _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ length: Int,
-    isolation: isolated (any Actor)?
+    _ options: RequestOptions, isolation: isolated (any Actor)?
   ) async throws(AIOError) -> Int {
     // A request that the kernel gets at once cannot be cancelled: it needs no cancellation handler,
     // which would take a third of the call's time.
-    if loop.submitsNext(operation.verb, file.file, offset: offset, length: length) {
+    if options.isEmpty, !operation.isAppend,
+      loop.submitsNext(operation.verb, file.file, offset: offset, length: length)
+    {
       let result = await suspended(isolation: isolation) {
         (resumption: Resumption<Result<Int, AIOError>>) in
         // Resumed once: by the one completion of an accepted request, or here if it is refused.
         guard !Task.isCancelled else {
-          return resumption.resume(returning: .failure(cancelled(operation, file, offset, length)))
+          return resumption.resume(
+            returning: .failure(cancelled(operation, file, offset, length, options)))
         }
         do throws(AIOError) {
           _ = try accept(
-            operation, file, offset, length,
+            operation, file, offset, length, options,
             .task(resumption, isIsolated: isolation != nil), mayWait: false)
         } catch {
           resumption.resume(
@@ -187,12 +198,14 @@ extension AIOContext {
       let count = try result.get()
       if count != Request<Delivery>.wouldWait { return count }
     }
-    return try await performCancellably(operation, file, offset, length, isolation: isolation)
+    return try await performCancellably(
+      operation, file, offset, length, options, isolation: isolation)
   }
 
   /// The same, for a request that may have to wait, and may be cancelled meanwhile.
   private func performCancellably(
     _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ length: Int,
+    _ options: RequestOptions,
     isolation: isolated (any Actor)?
   ) async throws(AIOError) -> Int {
     let loop = loop
@@ -201,12 +214,13 @@ extension AIOContext {
       // Resumed once: by the one completion of an accepted request, or here if it is not accepted.
       await suspended(isolation: isolation) { (resumption: Resumption<Result<Int, AIOError>>) in
         if state.isCancelled {
-          return resumption.resume(returning: .failure(cancelled(operation, file, offset, length)))
+          return resumption.resume(
+            returning: .failure(cancelled(operation, file, offset, length, options)))
         }
         let isIsolated = isolation != nil
         do throws(AIOError) {
           let id = try accept(
-            operation, file, offset, length, .task(resumption, isIsolated: isIsolated))
+            operation, file, offset, length, options, .task(resumption, isIsolated: isIsolated))
           state.accepted(id, by: loop)
         } catch {
           guard error.code == .full else {
@@ -215,7 +229,7 @@ extension AIOContext {
           // In this call and not in a later one, so that waiters are in the order of the calls.
           let waiter = Waiter()
           acceptLater(
-            operation, file, offset, waiter, .task(resumption, isIsolated: isIsolated))
+            operation, file, offset, options, waiter, .task(resumption, isIsolated: isIsolated))
           state.waits(waiter, for: loop)
         }
       }
@@ -226,9 +240,10 @@ extension AIOContext {
   }
 
   private func cancelled(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ length: Int
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ length: Int,
+    _ options: RequestOptions
   ) -> AIOError {
-    .cancelled(.init(operation, file.file, offset, length), transferred: 0)
+    .cancelled(.init(operation, file.file, offset, length, options), transferred: 0)
   }
 
   /// Adds a request behind those that wait for a slot.
@@ -236,22 +251,24 @@ extension AIOContext {
   /// - Parameter delivery: Gets, once, on the loop the result of the request, or an error on the
   ///   thread that ends it before it has a slot, which may be this one.
   func acceptLater(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ waiter: Waiter,
-    _ delivery: consuming Delivery
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ options: RequestOptions,
+    _ waiter: Waiter, _ delivery: consuming Delivery
   ) {
     let file = file.file
     let length: Int
     do throws(AIOError) {
-      length = try operation.check(file, offset)
+      length = try operation.check(file, offset, options)
     } catch {
       return delivery.complete(.failure(error))
     }
     guard file.retain() else {
-      return delivery.complete(.failure(.fileClosed(.init(operation, file, offset, length))))
+      return delivery.complete(
+        .failure(.fileClosed(.init(operation, file, offset, length, options))))
     }
     loop.admit(
       Request(
-        operation: operation, file: file, offset: offset, length: length, attachment: delivery),
+        operation: operation, file: file, offset: offset, length: length, options: options,
+        attachment: delivery),
       waiter)
   }
 }

@@ -23,7 +23,8 @@ final class PendingTransfer: Sendable {
   ) {
     self.context = context
     context.acceptLater(
-      operation, file, offset, waiter, .callback({ [self] in completed($0) }, queue: nil))
+      operation, file, offset, [], waiter,
+      .callback({ [self] in completed($0) }, queue: nil))
   }
 
   private func completed(_ result: Result<Int, AIOError>) {

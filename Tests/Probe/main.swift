@@ -20,6 +20,8 @@ let directory = FilePath(arguments[2])
 
 enum Command: String {
   case verbs
+  case writeOptions = "write-options"
+  case replace
   case fileSizeLimit = "file-size-limit"
   case create
   case growPastLimit = "grow-past-limit"
@@ -69,8 +71,8 @@ func outcome(
   return outcome!
 }
 
-func file() throws -> AIOFile {
-  try AIOFile.open(directory.appending("probe"), .readWrite, options: .create)
+func file(_ name: String = "probe", caching: AIOFile.Caching = .direct) throws -> AIOFile {
+  try AIOFile.open(directory.appending(name), .readWrite, options: .create, caching: caching)
 }
 
 /// An actor on a context's loop.
@@ -141,6 +143,50 @@ case .verbs:
   let closed = DispatchSemaphore(value: 0)
   context.close { closed.signal() }
   closed.wait()
+
+case .writeOptions:
+  let context = try AIOContext(queueDepth: 4)
+  let direct = try file()
+  let block = AIOBuffer(count: 4096)
+  for options in [AIOWriteOptions.dataSync, .dataSync, .sync] {
+    _ = try outcome {
+      try context.write(direct, at: 0, from: block, options: options, completion: $0)
+    }
+  }
+  let buffered = try file("buffered", caching: .buffered)
+  try buffered.preallocate(0..<(24 * 4096))
+  let group = DispatchGroup()
+  // Asked for in one turn of the loop, so that all wait for a thread together.
+  context.queue.sync {
+    for number in 0..<24 {
+      group.enter()
+      let options: AIOWriteOptions = number / 8 == 1 ? .dataSync : []
+      try! context.write(  // there is room, and nothing is wrong with it
+        buffered, at: Int64(number * 4096), from: block, options: options
+      ) { _ in group.leave() }
+    }
+  }
+  group.wait()
+  let places = (0..<8).map { _ in DispatchSemaphore(value: 0) }
+  nonisolated(unsafe) var offsets = [Int](repeating: -1, count: 8)  // written before the signals
+  context.queue.sync {
+    for number in 0..<8 {
+      try! context.append(buffered, from: block, options: .dataSync) {  // as above
+        offsets[number] = (try? $0.get()) ?? -1
+        places[number].signal()
+      }
+    }
+  }
+  for place in places { place.wait() }
+  print(offsets)
+  let ended = DispatchSemaphore(value: 0)
+  context.close { ended.signal() }
+  ended.wait()
+
+case .replace:
+  let replacement = try AIOReplacement.begin(directory.appending("state"))
+  try replacement.commit()
+  print("replaced")
 
 case .fileSizeLimit:
   var limit = rlimit(rlim_cur: 8192, rlim_max: 8192)

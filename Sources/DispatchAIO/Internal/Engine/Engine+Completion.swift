@@ -118,6 +118,10 @@ extension Engine where Attachment: ~Copyable {
       table[request: slot].chunkLimit = chunkLimit
       counts.continuations += 1
       requeue(slot, table[request: slot].route, isRetry: false, isFirst: true)
+    case .cached:
+      table[request: slot].options.remove(.uncached)
+      table[request: slot].file.predictor.uncachedIsUnsupported()
+      requeue(slot, nil, isRetry: false, isFirst: true)
     }
     return nil
   }
@@ -128,6 +132,7 @@ extension Engine where Attachment: ~Copyable {
       verb: table[request: slot].verb, route: table[request: slot].route, answer: answer,
       length: table[request: slot].length, resumeOffset: table[request: slot].resumeOffset,
       transferred: table[request: slot].transferred, chunkLimit: table[request: slot].chunkLimit,
+      options: table[request: slot].options, isAppend: table[request: slot].operation.isAppend,
       mayRetry: table[request: slot].retries < Self.maximumRetries,
       mayOffload: policy != .inline,
       refusalRoute: isRefused ? routeAfterRefusal(slot) : nil, isFileEnd: isFileEnd,
@@ -143,7 +148,7 @@ extension Engine where Attachment: ~Copyable {
     } else if answer == -Int(EAGAIN) {
       table[request: slot].file.predictor.refused(verb)
       counts.nowaitRefusals += 1
-    } else if answer == -Int(EOPNOTSUPP) {
+    } else if answer == -Int(EOPNOTSUPP), !table[request: slot].options.mayBeUnsupported {
       table[request: slot].file.predictor.unsupported(verb)
       counts.nowaitRefusals += 1
     }
@@ -152,6 +157,7 @@ extension Engine where Attachment: ~Copyable {
   /// Makes a request wait for another attempt.
   private mutating func requeue(_ slot: UInt32, _ route: Route?, isRetry: Bool, isFirst: Bool) {
     if isRetry { table[request: slot].retries += 1 }
+    let route = table[request: slot].requiredRoute ?? route
     table[request: slot].isRouteForced = route != nil
     if let route { table[request: slot].route = route }
     // A write's may be less because the disk is nearly full.

@@ -15,6 +15,11 @@ final class OpenFile: Sendable {
   /// The path as it was given, for error messages; `nil` for an adopted descriptor without one.
   let path: FilePath?
   let traits: Traits
+  /// The lengths of writes that the disk does not tear; `nil` if it has none.
+  let atomicWriteUnit: ClosedRange<Int>?
+  /// Held by whoever uses the descriptor's file position. Only threads that may sleep take it: it
+  /// is held during system calls.
+  let position = Lock(())
   /// A number that no other open file has.
   let number = FileNumbers.take()
   /// The predictor of the routes of its requests.
@@ -76,11 +81,13 @@ final class OpenFile: Sendable {
   /// - Parameter size: The size of the file when it was opened, in bytes.
   init(
     descriptor: Int32, path: FilePath?, traits: Traits, size: Int64 = .max,
+    atomicWriteUnit: ClosedRange<Int>? = nil,
     directReads: DirectReads? = nil, onLastRelease: @escaping @Sendable (Int32) -> Void
   ) {
     self.descriptor = descriptor
     self.path = path
     self.traits = traits
+    self.atomicWriteUnit = atomicWriteUnit
     self.directReads = directReads
     predictor = NowaitPredictor(traits, size: size, directReads: directReads)
     self.onLastRelease = onLastRelease

@@ -4,6 +4,8 @@
 enum Operation {
   case read(into: Memory)
   case write(from: Memory)
+  /// A write at the end of the file, wherever that is then.
+  case append(from: Memory)
   case fsync
   case fdatasync
 
@@ -11,7 +13,7 @@ enum Operation {
     @inline(__always) get {
       switch self {
       case .read: .read
-      case .write: .write
+      case .write, .append: .write
       case .fsync: .fsync
       case .fdatasync: .fdatasync
       }
@@ -19,7 +21,13 @@ enum Operation {
   }
 }
 
-/// An operation without its memory.
+extension Operation {
+  var isAppend: Bool {
+    @inline(__always) get { if case .append = self { true } else { false } }
+  }
+}
+
+/// An operation without its memory. To append is to write.
 enum Verb {
   case read, write, fsync, fdatasync
 
@@ -139,8 +147,8 @@ struct Request<Attachment: ~Copyable>: ~Copyable {
   let operation: Operation
   let verb: Verb
   let file: OpenFile
-  /// The offset in the file, in bytes; 0 for a sync.
-  let offset: Int64
+  /// The offset in the file, in bytes; 0 for a sync. That of an append is known once it was made.
+  var offset: Int64
   /// The number of bytes of all pieces; 0 for a sync.
   let length: Int
   /// A value of the driver's, which it gets back with the completion.
@@ -153,6 +161,8 @@ struct Request<Attachment: ~Copyable>: ~Copyable {
   /// The result of a request that would have to wait.
   static var wouldWait: Int { .min }
 
+  /// The options of each attempt.
+  var options: RequestOptions
   /// The route of the last attempt; of the next one if `isRouteForced`.
   var route = Route.inline
   /// Whether the next attempt must take `route`.
@@ -179,7 +189,7 @@ struct Request<Attachment: ~Copyable>: ~Copyable {
 
   init(
     operation: Operation, file: OpenFile, offset: Int64, length: Int,
-    mayWait: Bool = true, attachment: consuming Attachment
+    options: RequestOptions = [], mayWait: Bool = true, attachment: consuming Attachment
   ) {
     self.operation = operation
     verb = operation.verb
@@ -188,7 +198,31 @@ struct Request<Attachment: ~Copyable>: ~Copyable {
     self.length = length
     self.mayWait = mayWait
     self.attachment = attachment
+    self.options = options
     chunkLimit = file.traits.maximumTransfer
+    if !options.isEmpty { adaptOptions() }
+    if let route = requiredRoute {
+      self.route = route
+      isRouteForced = true
+    }
+  }
+
+  /// Removes what the file does not have, and does without.
+  private mutating func adaptOptions() {
+    if file.traits.isDirect || file.predictor.lacksUncached { options.remove(.uncached) }
+  }
+
+  /// The route that each attempt must take, if there is one. What waits for the disk within the
+  /// call, NOWAIT or not, is a system call on an offload thread: a durable or uncached write
+  /// through the page cache, and an append, whose place only the system call tells.
+  var requiredRoute: Route? {
+    @inline(__always) get {
+      if operation.isAppend { return .syscall }
+      guard !options.isEmpty, verb == .write, !file.traits.isDirect, !file.traits.isMemory else {
+        return nil
+      }
+      return .syscall
+    }
   }
 
   /// The number of bytes of the next attempt.

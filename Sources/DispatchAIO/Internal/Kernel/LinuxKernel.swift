@@ -117,7 +117,7 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
     _ descriptor: Int32, into memory: UnsafeMutableRawBufferPointer, waiting nanoseconds: UInt64
   ) -> ReadAnswer {
     var block = unsafe iocb(.read, descriptor, tag: 0, event: nil)
-    unsafe block.setTransfer(memory.baseAddress, memory.count, at: 0, isNowait: false)
+    unsafe block.setTransfer(memory.baseAddress, memory.count, at: 0, flags: 0)
     let submitted = unsafe withUnsafeMutablePointer(to: &block) { block in
       var pointer: UnsafeMutablePointer<iocb>? = unsafe block
       return unsafe submit(&pointer, count: 1)

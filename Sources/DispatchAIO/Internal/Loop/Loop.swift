@@ -483,7 +483,9 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private func deliver(_ completion: consuming Engine<LinuxKernel, Delivery>.Completion) {
     let result: Result<Int, AIOError> =
       completion.result >= 0 || completion.result == Request<Delivery>.wouldWait
-      ? .success(completion.result)
+      ? .success(
+        completion.request.operation.isAppend && completion.result >= 0
+          ? Int(completion.request.offset) : completion.result)
       : .failure(.failed(completion.request, errno: Int32(-completion.result)))
     let slot = completion.slot
     // The request's buffers and file are released before the handler runs.
