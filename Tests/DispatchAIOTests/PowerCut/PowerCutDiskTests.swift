@@ -61,6 +61,20 @@ final class PowerCutDiskTests: XCTestCase {
     XCTAssertEqual([UInt8](try Data(contentsOf: URL(fileURLWithPath: image.string)))[0], 9)
     XCTAssertEqual(try sectors(4, 7).count, 32)
     XCTAssertEqual(try sectors(2, 0), all(1, 0))
+
+    // The disk continues with what is there, which is durable then, and with what was promised.
+    try disk.restart(after: .init(position: 2, seed: 0))
+    XCTAssertEqual(try disk.flushes(), [])
+    XCTAssertEqual(acknowledged.promised(at: 0), [1])
+    let again = try FileDescriptor.open(disk.path, .readWrite)
+    defer { try? again.close() }
+    let bytes = [UInt8](repeating: 4, count: 512)
+    XCTAssertEqual(try again.writeAll(toAbsoluteOffset: 0, bytes), bytes.count)
+    XCTAssertEqual(fsync(again.rawValue), 0)
+    acknowledged.record(3)
+    XCTAssertEqual((0...2).map { acknowledged.promised(at: $0) }, [[1], [1], [1, 3]])
+    XCTAssertEqual(try sectors(0, 1), all(1, 0))
+    XCTAssertEqual(try sectors(2, 1), [4] + all(1, 0).dropFirst())
     withExtendedLifetime(directory) {}
   }
 
