@@ -91,12 +91,12 @@ final class PowerCutDisk: Sendable {
   /// What the disk has after a power failure. It is gone when the next one is asked for.
   func image(_ cut: Cut) -> FilePath { served["cut-\(cut.position)-\(cut.seed)"] }
 
-  /// Mounts the disk.
+  /// Mounts the disk; skips the test where its filesystem is unknown.
   func mount() throws -> Mount {
     do {
       return try mount(path)
-    } catch let error as Errno {
-      throw XCTSkip("cannot mount \(type): \(error)")
+    } catch Errno.operationNotSupportedByDevice {
+      throw XCTSkip("the kernel has no \(type)")
     }
   }
 
