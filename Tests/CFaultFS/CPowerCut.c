@@ -7,6 +7,9 @@
 //   log            a letter for each entry: w for a write, f for a flush
 //   cut-P-SEED     what may be on the disk when the power fails just before entry P is logged
 //
+// When an image is renamed to "disk", the power is back: the disk continues with what the image
+// has, all of it durable, and with an empty log.
+//
 // A write is durable with the first flush that was asked for after the write had been answered. All
 // durable writes of the first P entries are in the image of a cut; of the others an arbitrary part,
 // as the seed says, in the order of the log: by sectors of 512 bytes, by blocks of 4096, or by
@@ -19,6 +22,8 @@
 // The disk is a private mapping of the file that it begins with, and so is each image: only what
 // has been written takes memory. There is one image at a time: looking up the next one takes the
 // last one away.
+
+#define _GNU_SOURCE
 
 #include "CFaultFS.h"
 
@@ -141,6 +146,43 @@ static uint64_t look_up(const char *name) {
   return ++image_node;
 }
 
+// Whether a block has nothing but zeros.
+static int is_zero(const char *block, size_t count) {
+  return block[0] == 0 && memcmp(block, block + 1, count - 1) == 0;
+}
+
+// The disk continues with what the image has. Returns 0, or an errno.
+static int continue_from_image(void) {
+  const int contents = memfd_create("powercut", MFD_CLOEXEC);
+  if (contents < 0) return errno;
+  int error = ftruncate(contents, (off_t)size) == 0 ? 0 : errno;
+  for (size_t offset = 0; offset < size && !error; offset += 4096) {
+    const size_t count = size - offset < 4096 ? size - offset : 4096;
+    if (is_zero(image + offset, count)) continue;
+    if (pwrite(contents, image + offset, count, (off_t)offset) != (ssize_t)count) error = ENOSPC;
+  }
+  if (error) {
+    close(contents);
+    return error;
+  }
+  close(base);
+  base = contents;
+  munmap(image, size);
+  image = NULL;
+  munmap(disk, size);
+  disk = map_base();
+  for (size_t i = 0; i < entry_count; i++) free(entries[i].data);
+  entry_count = answered_count = 0;
+  return 0;
+}
+
+static void rename_image(const struct fuse_in_header *in, const struct fuse_rename_in *asked) {
+  const char *from = (const char *)(asked + 1);
+  const char *to = from + strlen(from) + 1;
+  const int is_image = image && strcmp(from, image_name) == 0 && strcmp(to, "disk") == 0;
+  answer(in, is_image ? continue_from_image() : EINVAL, NULL, 0);
+}
+
 // The bytes of a disk; NULL: it is no disk, or an image that was taken away.
 static char *bytes_of(uint64_t node) {
   return node == DISK ? disk : node == image_node && node >= FIRST_IMAGE ? image : NULL;
@@ -230,6 +272,7 @@ static void serve(const struct fuse_in_header *in, const void *body) {
     case FUSE_READ: return read_disk(in, body);
     case FUSE_WRITE: return write_disk(in, body);
     case FUSE_FSYNC: return flush_disk(in);
+    case FUSE_RENAME: return rename_image(in, body);
     case FUSE_STATFS: return fuse_answer_statfs(channel, in);
     case FUSE_FLUSH:
     case FUSE_RELEASE:

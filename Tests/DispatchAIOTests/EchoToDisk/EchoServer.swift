@@ -63,6 +63,8 @@ final class EchoServer: ServerProcess, @unchecked Sendable {
     process.executableURL = URL(fileURLWithPath: try ChildProcess.built("echo-to-disk"))
     process.arguments = ["replay", data.string, "--connection", "\(connection)"]
     process.standardOutput = FileHandle(fileDescriptor: output)
+    // What it says of damage, `verify` says, too.
+    process.standardError = FileHandle.nullDevice
     try process.run()
     process.waitUntilExit()
     let bytes = [UInt8](try Data(contentsOf: URL(fileURLWithPath: file)))

@@ -62,15 +62,16 @@ private final class BlockWorkload: PowerCutWorkload {
   private static let zeros = [UInt8](repeating: 0, count: size)[...]
 
   func run(in path: FilePath, on disk: PowerCutDisk, random: inout SeededGenerator) throws {
-    let durable = Acknowledgements<[Write]>(disk)
+    let durable = self.durable ?? Acknowledgements(disk)
     self.durable = durable
-    // A hole, so that blocks have to be allocated.
     let image = path.appending("image")
-    guard FileManager.default.createFile(atPath: image.string, contents: nil),
-      truncate(image.string, Self.imageSize) == 0
-    else { throw Errno(rawValue: errno) }
-    try synchronize(image)
-    try synchronize(path)
+    let promised = oldest(durable.promised(at: 0))
+    if promised == nil {
+      try make(image)
+      try synchronize(path)
+    }
+    // Of what was answered before a power failure, only this is known to be there.
+    state.withLock { $0.answered = promised ?? Array(repeating: 0, count: $0.contents.count) }
     let server = try NBDServer(sockets, ["disk=\(image.string)"], ["--loops", "2"])
     durable.record([])
     let (seed, flushes, state) = (random.next(), flushes, state)
@@ -85,6 +86,24 @@ private final class BlockWorkload: PowerCutWorkload {
       }
     }
     server.kill()
+  }
+
+  /// Makes an image that is a hole, so that blocks have to be allocated.
+  private func make(_ image: FilePath) throws {
+    guard FileManager.default.createFile(atPath: image.string, contents: nil),
+      truncate(image.string, Self.imageSize) == 0
+    else { throw Errno(rawValue: errno) }
+    try synchronize(image)
+  }
+
+  /// The oldest write of each place that may be there; `nil`: there may be no image.
+  private func oldest(_ promised: [[Write]]) -> [Int]? {
+    if promised.isEmpty { return nil }
+    var oldest = [Int](repeating: 0, count: Self.clients * Self.places)
+    for write in promised.joined() {
+      oldest[write.place] = max(oldest[write.place], write.number)
+    }
+    return oldest
   }
 
   /// One connection.
@@ -151,14 +170,8 @@ private final class BlockWorkload: PowerCutWorkload {
   }
 
   func losses(in path: FilePath, after cut: PowerCutDisk.Cut) throws -> [String] {
-    let promised = durable?.promised(at: cut.position) ?? []
-    // Before, there may be no image.
-    guard !promised.isEmpty else { return [] }
+    guard let oldest = oldest(durable?.promised(at: cut.position) ?? []) else { return [] }
     let state = state.withLock { $0 }
-    var oldest = [Int](repeating: 0, count: state.contents.count)
-    for write in promised.joined() {
-      oldest[write.place] = max(oldest[write.place], write.number)
-    }
     let server = try NBDServer(sockets, ["disk=\(path.appending("image").string)"])
     let client = try NBDClient(server)
     let bytes = try client.read(0..<Self.imageSize)

@@ -28,7 +28,7 @@ private final class CopyWorkload: PowerCutWorkload {
   }
 
   func run(in path: FilePath, on disk: PowerCutDisk, random: inout SeededGenerator) throws {
-    let copies = NamedFiles(disk)
+    let copies = self.copies ?? NamedFiles(disk)
     self.copies = copies
     let sources = try TemporaryDirectory()
     let source = sources.path.appending("source")

@@ -43,7 +43,7 @@ private final class EchoWorkload: PowerCutWorkload {
   }
 
   func run(in path: FilePath, on disk: PowerCutDisk, random: inout SeededGenerator) throws {
-    let echoes = Acknowledgements<Echo>(disk)
+    let echoes = self.echoes ?? Acknowledgements(disk)
     self.echoes = echoes
     for round in 0..<2 {
       let server = try EchoServer(path.appending("data"), options)

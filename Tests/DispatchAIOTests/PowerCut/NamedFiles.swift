@@ -20,7 +20,7 @@ final class NamedFiles: Sendable {
 
   /// Gives a name other contents by what `body` does, which returns when they are durable.
   ///
-  /// - Parameter body: its argument: whether there is a file of that name.
+  /// - Parameter body: its argument: whether there may be a file of that name.
   func replace(_ name: String, by bytes: ArraySlice<UInt8>, _ body: (Bool) throws -> Void) rethrows
   {
     let number = contents.withLock {

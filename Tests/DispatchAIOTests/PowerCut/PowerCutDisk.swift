@@ -20,6 +20,8 @@ final class PowerCutDisk: Sendable {
   private let directory: TemporaryDirectory
   private let served: ServedFileSystem
   private let positionFile: FileDescriptor
+  /// The positions of the cuts after which it continued.
+  private let earlierCuts = Locked<[Int]>([])
 
   /// - Parameter type: what to format the disk with; `nil`: it is all zeros.
   init(in directory: TemporaryDirectory, type: String?, megabytes: Int = 300) throws {
@@ -63,15 +65,38 @@ final class PowerCutDisk: Sendable {
     try body()
   }
 
+  /// The power fails and is back: the disk, which is not mounted, continues with what it has then,
+  /// and with an empty log.
+  func restart(after cut: Cut) throws {
+    guard rename(image(cut).string, path.string) == 0 else { throw Errno(rawValue: errno) }
+    earlierCuts.withLock { $0.append(cut.position) }
+  }
+
+  /// A moment since the test began.
+  struct Moment {
+    /// How often the disk had continued after a cut.
+    var restarts: Int
+    /// The number of entries in the log.
+    var position: Int
+  }
+
+  var now: Moment { Moment(restarts: earlierCuts.withLock { $0.count }, position: position) }
+
+  /// Whether something that was acknowledged at a moment was acknowledged before a cut. (Those that
+  /// came too late for an earlier cut are lost for good.)
+  func isBefore(_ moment: Moment, _ cut: Int) -> Bool {
+    earlierCuts.withLock { moment.position <= ($0 + [cut])[moment.restarts] }
+  }
+
   /// What the disk has after a power failure. It is gone when the next one is asked for.
   func image(_ cut: Cut) -> FilePath { served["cut-\(cut.position)-\(cut.seed)"] }
 
-  /// Mounts the disk.
+  /// Mounts the disk; skips the test where its filesystem is unknown.
   func mount() throws -> Mount {
     do {
       return try mount(path)
-    } catch let error as Errno {
-      throw XCTSkip("cannot mount \(type): \(error)")
+    } catch Errno.operationNotSupportedByDevice {
+      throw XCTSkip("the kernel has no \(type)")
     }
   }
 
@@ -109,18 +134,18 @@ func synchronize(_ path: FilePath) throws {
 /// If `n > p`, it may have been before, and nothing is demanded.
 final class Acknowledgements<Value: Sendable>: Sendable {
   private let disk: PowerCutDisk
-  private let values = Locked<[(position: Int, value: Value)]>([])
+  private let values = Locked<[(moment: PowerCutDisk.Moment, value: Value)]>([])
 
   init(_ disk: PowerCutDisk) { self.disk = disk }
 
   /// From any thread, after the acknowledgement has been received.
   func record(_ value: Value) {
-    let position = disk.position
-    values.withLock { $0.append((position, value)) }
+    let now = disk.now
+    values.withLock { $0.append((now, value)) }
   }
 
   /// What had been promised when the power failed.
   func promised(at position: Int) -> [Value] {
-    values.withLock { $0.filter { $0.position <= position }.map(\.value) }
+    values.withLock { $0.filter { disk.isBefore($0.moment, position) }.map(\.value) }
   }
 }

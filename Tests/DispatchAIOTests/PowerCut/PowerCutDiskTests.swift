@@ -32,9 +32,7 @@ final class PowerCutDiskTests: XCTestCase {
 
     /// The first byte of each sector.
     func sectors(_ position: Int, _ seed: UInt64) throws -> [UInt8] {
-      let image = disk.image(.init(position: position, seed: seed))
-      let bytes = [UInt8](try Data(contentsOf: URL(fileURLWithPath: image.string)))
-      XCTAssertEqual(bytes.count, 1 << 20)
+      let bytes = try firstBytes(disk.image(.init(position: position, seed: seed)), count: 16384)
       return stride(from: 0, to: 16384, by: 512).map { bytes[$0] }
     }
     func all(_ first: UInt8, _ second: UInt8) -> [UInt8] {
@@ -58,9 +56,23 @@ final class PowerCutDiskTests: XCTestCase {
     let image = disk.image(.init(position: 2, seed: 0))
     let changed = try FileDescriptor.open(image, .readWrite)
     _ = try changed.closeAfter { try changed.writeAll([UInt8](repeating: 9, count: 512)) }
-    XCTAssertEqual([UInt8](try Data(contentsOf: URL(fileURLWithPath: image.string)))[0], 9)
+    XCTAssertEqual(try firstBytes(image, count: 1), [9])
     XCTAssertEqual(try sectors(4, 7).count, 32)
     XCTAssertEqual(try sectors(2, 0), all(1, 0))
+
+    // The disk continues with what is there, which is durable then, and with what was promised.
+    try disk.restart(after: .init(position: 2, seed: 0))
+    XCTAssertEqual(try disk.flushes(), [])
+    XCTAssertEqual(acknowledged.promised(at: 0), [1])
+    let again = try FileDescriptor.open(disk.path, .readWrite)
+    defer { try? again.close() }
+    let bytes = [UInt8](repeating: 4, count: 512)
+    XCTAssertEqual(try again.writeAll(toAbsoluteOffset: 0, bytes), bytes.count)
+    XCTAssertEqual(fsync(again.rawValue), 0)
+    acknowledged.record(3)
+    XCTAssertEqual((0...2).map { acknowledged.promised(at: $0) }, [[1], [1], [1, 3]])
+    XCTAssertEqual(try sectors(0, 1), all(1, 0))
+    XCTAssertEqual(try sectors(2, 1), [4] + all(1, 0).dropFirst())
     withExtendedLifetime(directory) {}
   }
 
@@ -91,21 +103,24 @@ final class PowerCutDiskTests: XCTestCase {
     }
     ended.wait()
     XCTAssertEqual(Array(try disk.flushes()[first...].prefix(2)), [false, true])
-    func firstBytes(_ position: Int) throws -> Set<UInt8> {
+    func seen(_ position: Int) throws -> Set<[UInt8]> {
       Set(
-        try (0..<100 as Range<UInt64>).map { seed in
-          let image = try FileDescriptor.open(
-            disk.image(.init(position: position, seed: seed)), .readOnly)
-          defer { try? image.close() }
-          var byte: UInt8 = 9
-          _ = try withUnsafeMutableBytes(of: &byte) { try image.read(into: $0) }
-          return byte
+        try (0..<100 as Range<UInt64>).map {
+          try firstBytes(disk.image(.init(position: position, seed: $0)), count: 1)
         })
     }
-    XCTAssertEqual(try firstBytes(first + 2), [0, 1])
+    XCTAssertEqual(try seen(first + 2), [[0], [1]])
     XCTAssertEqual(try context.outcome { try context.fsync(file, completion: $0) }.code, nil)
-    XCTAssertEqual(try firstBytes(disk.position), [1])
+    XCTAssertEqual(try seen(disk.position), [[1]])
     try context.closeAndWait()
+  }
+}
+
+private func firstBytes(_ path: FilePath, count: Int) throws -> [UInt8] {
+  let descriptor = try FileDescriptor.open(path, .readOnly)
+  defer { try? descriptor.close() }
+  return try [UInt8](unsafeUninitializedCapacity: count) { bytes, initialized in
+    initialized = try descriptor.read(into: UnsafeMutableRawBufferPointer(bytes))
   }
 }
 

@@ -21,7 +21,7 @@ private final class UploadWorkload: PowerCutWorkload {
   init() throws { logs = try TemporaryDirectory() }
 
   func run(in path: FilePath, on disk: PowerCutDisk, random: inout SeededGenerator) throws {
-    let files = NamedFiles(disk)
+    let files = self.files ?? NamedFiles(disk)
     self.files = files
     let server = try HTTPServer(
       root: path.appending("www"), ["--writable"], log: logs.path.appending("log"))
@@ -35,11 +35,11 @@ private final class UploadWorkload: PowerCutWorkload {
         for _ in 0..<16 {
           let name = "file\(number).\(Int.random(in: 0..<3, using: &random))"
           let bytes = ArraySlice.random(upTo: 300_000, &random)
-          try files.replace(name, by: bytes) { isThere in
+          try files.replace(name, by: bytes) { _ in
             try client.send(
               "PUT /\(name) HTTP/1.1\r\nHost: a\r\nContent-Length: \(bytes.count)\r\n\r\n")
             try client.send([UInt8](bytes))
-            XCTAssertEqual(try client.answer().status, isThere ? 204 : 201)
+            XCTAssertTrue([201, 204].contains(try client.answer().status))
           }
         }
       } catch {

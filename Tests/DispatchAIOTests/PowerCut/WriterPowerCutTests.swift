@@ -30,10 +30,11 @@ private final class WriterWorkload: PowerCutWorkload {
   }
 
   func run(in path: FilePath, on disk: PowerCutDisk, random: inout SeededGenerator) async throws {
-    let durable = Acknowledgements<Int>(disk)
+    let durable = self.durable ?? Acknowledgements(disk)
     self.durable = durable
     let context = try AIOContext(queueDepth: 8)
-    for number in 0..<40 {
+    for _ in 0..<40 {
+      let number = files.count
       let contents = ArraySlice.random(upTo: 400_000, &random)
       files.append(contents)
       let file = try await AIOFile.open(
