@@ -214,6 +214,25 @@ final class GreedyClientTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0, server.logged)
   }
 
+  // MARK: The log
+
+  /// A client that reads from a bad disk again and again has every answer, and a few lines of the
+  /// log.
+  func testErrorsOfTheDiskDoNotFillTheLog() throws {
+    let directory = try temporaryDirectory()
+    let files = try FaultFileSystem(in: directory)
+    let server = try NBDServer(directory, ["disk=\(files["eioread-direct"])"])
+    let client = try NBDClient(server, structured: false)
+    let count = 3000
+    try client.send(flood(.read, count: count, length: 4096))
+    XCTAssertTrue(client.skip(count * 16))
+    XCTAssertEqual(server.stop(), 0, server.logged)
+    let lines = server.logged.split(separator: "\n")
+    XCTAssertTrue(lines.contains { $0.contains("Input/output error") }, server.logged)
+    XCTAssertTrue(lines.contains { $0.contains(" more of these in the last ") }, server.logged)
+    XCTAssertLessThan(lines.count, 200)
+  }
+
   // MARK: Memory
 
   /// Writes of which nearly nothing arrives cost nearly nothing, and do not last for ever.

@@ -299,6 +299,58 @@ final class FileServerLoadTests: XCTestCase {
     XCTAssertLessThan(lines.count, 60)
   }
 
+  /// Lines that cannot be written are missed where somebody looks: in the server's log, and in this
+  /// one once it can be written again.
+  func testAnAccessLogThatCannotBeWritten() throws {
+    let directory = try temporaryDirectory()
+    // More than the server's own log, so that one limit stops this one only.
+    let size = 100_000
+    let path = try directory.makeFile("access", size: size) { _ in 10 }.string
+    let server = try HTTPServer(directory, ["--access-log", path])
+    let client = try HTTPClient(server)
+    _ = try client.get("/first")
+    let file = URL(fileURLWithPath: path)
+    XCTAssertTrue(eventually { (try? Data(contentsOf: file))?.count ?? 0 > size })
+    try server.limitFiles(to: "\(size)")
+    for number in 1...3 {
+      _ = try client.get("/lost")
+      XCTAssertTrue(
+        eventually {
+          server.logged.components(separatedBy: "the access log cannot be written").count > number
+        }, server.logged)
+    }
+    XCTAssertTrue(server.logged.contains("File too large"), server.logged)
+    try server.limitFiles(to: "unlimited")
+    _ = try client.get("/last")
+    XCTAssertEqual(server.stop(), 0)
+    let lines = try String(contentsOf: file, encoding: .utf8).split(separator: "\n")
+    XCTAssertEqual(lines.count, 3)
+    XCTAssertTrue(lines[0].contains("/first"))
+    XCTAssertEqual(lines[1], "# 3 answers are not in the log")
+    XCTAssertTrue(lines[2].contains("/last"))
+  }
+
+  /// A line waits for the write of the one before, and the end for both.
+  func testTheEndWaitsForTheAccessLog() throws {
+    let directory = try temporaryDirectory()
+    let files = try FaultFileSystem(in: directory)
+    let log = "hangwrite-direct-empty"
+    let server = try HTTPServer(directory, ["--access-log", files[log].string])
+    let client = try HTTPClient(server)
+    _ = try client.get("/first")
+    XCTAssertTrue(eventually { files.hanging == 1 })
+    _ = try client.get("/second")
+    kill(server.process.processIdentifier, SIGTERM)
+    XCTAssertTrue(client.isClosedSoon())
+    XCTAssertTrue(server.process.isRunning)
+    files.release()
+    server.process.waitUntilExit()
+    XCTAssertEqual(server.process.terminationStatus, 0, server.logged)
+    let text = String(decoding: try files.contents(of: log), as: UTF8.self)
+    XCTAssertTrue(text.contains("/first"), text)
+    XCTAssertTrue(text.contains("/second"), text)
+  }
+
   func testBadOptions() throws {
     let program = try ChildProcess.built("aio-httpd")
     for (arguments, text) in [

@@ -80,6 +80,14 @@ class ServerProcess: @unchecked Sendable {
 
   func kill() { stop(SIGKILL) }
 
+  /// Sets the soft limit of the size of files; `RLIMIT_FSIZE` counts for each write.
+  func limitFiles(to size: String) throws {
+    let prlimit = try ChildProcess.run(
+      ChildProcess.installed("prlimit", package: "util-linux"),
+      ["--pid", "\(process.processIdentifier)", "--fsize=\(size):"])
+    XCTAssertEqual(prlimit.status, 0, prlimit.errors)
+  }
+
   /// The most memory it ever had resident, in bytes.
   var peakMemory: Int { memory("VmHWM") }
 

@@ -73,7 +73,9 @@ final class ServerLoop: @unchecked Sendable {
       queueDepth: settings.queueDepth, queue: queue, pendingLimit: settings.maxConnections + 16,
       options: options)
     timer = try context.makeTimerSource()
-    if let log { accessLog = AccessLog(log, context: context, rate: settings.accessLogRate) }
+    if let log {
+      accessLog = AccessLog(log, context: context, rate: settings.accessLogRate, logger: logger)
+    }
     timer.setEventHandler { [unowned self] in checkDeadlines() }
     timer.activate()
     refreshTime()
@@ -178,11 +180,16 @@ final class ServerLoop: @unchecked Sendable {
   func forceClose() {
     context.async { [self] in
       for connection in Array(connections.values) { connection.close() }
+      // For the access log nobody waits any more, either.
+      accessLog = nil
+      endIfDrained()
     }
   }
 
   private func endIfDrained() {
-    guard isDraining, connections.isEmpty, let completion = whenDrained else { return }
+    guard isDraining, connections.isEmpty, whenDrained != nil,
+      accessLog?.finish({ [self] in endIfDrained() }) ?? true, let completion = whenDrained
+    else { return }
     whenDrained = nil
     cache.removeAll()
     timer.cancel()
