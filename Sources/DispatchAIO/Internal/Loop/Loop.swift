@@ -57,6 +57,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private let isClosing = Atomic<Bool>(false)
   /// Whether the epoll set is polled.
   private let isPolling = Atomic<Bool>(false)
+  /// Whether there are descriptors of which the engine does not know yet.
+  private let isPollWanted = Atomic<Bool>(false)
   /// Marks `queue`, so that one can ask whether one is on it.
   private let onQueue = DispatchSpecificKey<Void>()
 
@@ -286,7 +288,6 @@ final class Loop: SlotOwner, @unchecked Sendable {
     if byHand { scheduler.turnByHandBegins() }
     turns += 1
     let outerPass = byHand ? 0 : jobs.enter()
-    preparePolling()
     var budget = TurnBudget(byHand: byHand)
     unsafe engine.pointee.beginTurn()
     while iterate(&budget) {}
@@ -339,6 +340,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     var isBehind = false
     if admission.hasWaiters { isBehind = !admitWaiters() }
     if !submitHooks.isEmpty { runSubmitHooks() }
+    if isPollWanted.load(ordering: .relaxed) { preparePolling() }
     if unsafe !engine.pointee.collect() { isBehind = true }
     switch unsafe engine.pointee.submit() {
     case .settled: scheduler.retrySucceeded()
@@ -359,7 +361,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Schedules a turn after a change for which one is needed: a first descriptor to poll, or a
   /// handler to run. From any thread.
   func readinessChanged(hasHandlers: Bool) {
-    if hasHandlers || !isPolling.load(ordering: .relaxed) { scheduler.scheduleTurn() }
+    if hasHandlers { return scheduler.scheduleTurn() }
+    guard !isPolling.load(ordering: .relaxed) else { return }
+    isPollWanted.store(true, ordering: .sequentiallyConsistent)
+    scheduler.scheduleTurn()
   }
 
   /// Runs a block in a turn. From any thread.
@@ -412,6 +417,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// Makes the engine poll the epoll set, once there is one.
   private func preparePolling() {
+    isPollWanted.store(false, ordering: .relaxed)
     guard !isPolling.load(ordering: .relaxed), let descriptor = readiness.descriptor else { return }
     isPolling.store(true, ordering: .relaxed)
     if pollsByDispatch {
@@ -511,7 +517,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Whether other threads have left work for the loop.
   private func hasArrivals() -> Bool {
     table.hasArrivals || !admission.isEmpty && table.free.count > 0 || !blocks.isEmpty
-      || readiness.hasHandlers
+      || readiness.hasHandlers || isPollWanted.load(ordering: .sequentiallyConsistent)
   }
 
   private enum Waited {
