@@ -85,7 +85,7 @@ public struct AIOError: Error, Sendable {
     private enum Name: String {
       case createContext = "create context"
       case open, adopt, size, preallocate, truncate
-      case read, write, fsync, fdatasync, poll
+      case read, write, send, fsync, fdatasync, poll
     }
 
     private let name: Name
@@ -109,6 +109,8 @@ public struct AIOError: Error, Sendable {
     public static var read: Operation { Operation(name: .read) }
     /// Writing, from one buffer or several.
     public static var write: Operation { Operation(name: .write) }
+    /// Sending a file to a socket.
+    public static var send: Operation { Operation(name: .send) }
     /// Making data and metadata durable.
     public static var fsync: Operation { Operation(name: .fsync) }
     /// Making data durable.
@@ -193,8 +195,8 @@ public struct AIOError: Error, Sendable {
   /// there were too many buffers to add up.
   public var length: Int? { storage.subject.length }
 
-  /// The number of bytes that a read or a write had transferred before it failed, counted from its
-  /// ``offset``; 0 for everything else. The bytes after those are unspecified.
+  /// The number of bytes that a read, a write or a send had transferred before it failed, counted
+  /// from its ``offset``; 0 for everything else. The bytes after those are unspecified.
   public var transferred: Int { storage.transferred }
 
   var detail: Detail { storage.detail }

@@ -31,6 +31,7 @@ enum Command: String {
   case open
   case openWithoutProc = "open-without-proc"
   case openCached = "open-cached"
+  case sendToClosed = "send-to-closed"
   case watchPipe = "watch-pipe"
   case alignment
   case lease
@@ -170,6 +171,7 @@ case .appends: try appendTogether(try file())
 case .open: openPath(directory)
 case .openWithoutProc: try openWithoutProc()
 case .openCached: try openCached()
+case .sendToClosed: try sendToClosed()
 case .watchPipe: try watchPipe()
 case .alignment: try printAlignment(directory)
 case .lease: try holdLease()

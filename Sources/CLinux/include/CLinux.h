@@ -118,6 +118,22 @@ int clinux_reopen_direct(int fd);
 // for a file that the caller may neither write nor owns.
 int64_t clinux_cached_bytes(int fd, int64_t offset, int64_t length);
 
+// preadv2(2) with RWF_NOWAIT: what the page cache has; -EAGAIN when it would have to wait. A memory
+// file has no RWF_NOWAIT, and needs none.
+int64_t clinux_read_cached(int fd, int is_memory, void *memory, uint64_t count, int64_t offset);
+
+// Whether a descriptor is a stream socket (SO_TYPE) that does not block (O_NONBLOCK): 0, -ENOTSOCK,
+// -EPROTOTYPE for another socket, -EWOULDBLOCK for one that blocks, or what the kernel says.
+int clinux_check_socket(int fd);
+
+// sendfile(2), without SIGPIPE. It waits for what is not in the page cache.
+int64_t clinux_sendfile(int socket, int fd, int64_t offset, uint64_t count);
+
+// sendmsg(2) of two pieces, without waiting and without SIGPIPE. has_more: more follows at once, to
+// go into the same packet.
+int64_t clinux_send(int socket, const void *first, uint64_t first_count, const void *second,
+                    uint64_t second_count, int has_more);
+
 // The logical sector size of a block device (BLKSSZGET), in bytes.
 int clinux_block_device_sector_size(int fd);
 

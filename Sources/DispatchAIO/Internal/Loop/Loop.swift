@@ -43,6 +43,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   let admission = AdmissionQueue()
   /// Runs what completions resume within the turn.
   let jobs: JobQueue
+  /// What is being sent from files to sockets.
+  var sends = FileSends()
   private let kernel: LinuxKernel
   /// Behind a pointer, because the compiler cannot know that turns never overlap, and would check
   /// each access of a class's property while the program runs. Allocated by `init`, freed by
@@ -373,6 +375,15 @@ final class Loop: SlotOwner, @unchecked Sendable {
       scheduler.scheduleTurn()
     } else {
       queue.async(execute: body)
+    }
+  }
+
+  /// Begins a send. From any thread.
+  func start(_ send: FileSend) {
+    if turnThread.load(ordering: .relaxed) == Self.thread {
+      send.start()
+    } else {
+      async { send.start() }
     }
   }
 
