@@ -14,6 +14,8 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
@@ -305,6 +307,49 @@ int64_t clinux_read_at(int fd, void *memory, uintptr_t length, int64_t offset, i
     count = preadv2(fd, &vector, 1, offset, is_nowait ? RWF_NOWAIT : 0);
   } while (count < 0 && errno == EINTR);
   return count < 0 ? -errno : count;
+}
+
+int clinux_check_socket(int fd) {
+  int type;
+  socklen_t size = sizeof type;
+  if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0) return -errno;
+  if (type != SOCK_STREAM) return -EPROTOTYPE;
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return -errno;
+  return flags & O_NONBLOCK ? 0 : -EWOULDBLOCK;
+}
+
+int64_t clinux_sendfile(int socket, int fd, int64_t offset, uint64_t count) {
+  sigset_t only, mask;
+  sigemptyset(&only);
+  sigaddset(&only, SIGPIPE);
+  pthread_sigmask(SIG_BLOCK, &only, &mask);
+  off_t at = offset;
+  ssize_t result;
+  do {
+    result = sendfile(socket, fd, &at, count);
+  } while (result < 0 && errno == EINTR);
+  int64_t answer = result < 0 ? -errno : result;
+  if (!sigismember(&mask, SIGPIPE)) {
+    // Where it was not masked, none was pending: this one is ours.
+    const struct timespec now = {0, 0};
+    while (answer == -EPIPE && sigtimedwait(&only, NULL, &now) < 0 && errno == EINTR) {
+    }
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
+  }
+  return answer;
+}
+
+int64_t clinux_send(int socket, const void *first, uint64_t first_count, const void *second,
+                    uint64_t second_count, int has_more) {
+  const int flags = MSG_NOSIGNAL | MSG_DONTWAIT | (has_more ? MSG_MORE : 0);
+  struct iovec pieces[2] = {{(void *)first, first_count}, {(void *)second, second_count}};
+  const struct msghdr message = {.msg_iov = pieces, .msg_iovlen = second_count ? 2 : 1};
+  ssize_t result;
+  do {
+    result = sendmsg(socket, &message, flags);
+  } while (result < 0 && errno == EINTR);
+  return result < 0 ? -errno : result;
 }
 
 int clinux_block_device_sector_size(int fd) {

@@ -100,7 +100,7 @@ public struct AIOError: Error, Sendable {
       case makeDirectory = "make directory"
       case removeDirectory = "remove directory"
       case rename, unlink, status, list, replace
-      case read, write, append, fsync, fdatasync, poll
+      case read, write, append, send, fsync, fdatasync, poll
     }
 
     private let name: Name
@@ -162,6 +162,8 @@ public struct AIOError: Error, Sendable {
     public static var write: Operation { Operation(name: .write) }
     /// Writing at the end of the file.
     public static var append: Operation { Operation(name: .append) }
+    /// Sending a file to a socket.
+    public static var send: Operation { Operation(name: .send) }
     /// Making data and metadata durable.
     public static var fsync: Operation { Operation(name: .fsync) }
     /// Making data durable.
@@ -248,8 +250,8 @@ public struct AIOError: Error, Sendable {
   /// there were too many buffers to add up.
   public var length: Int? { storage.subject.length }
 
-  /// The number of bytes that a read or a write had transferred before it failed, counted from its
-  /// ``offset``; 0 for everything else. The bytes after those are unspecified.
+  /// The number of bytes that a read, a write or a send had transferred before it failed, counted
+  /// from its ``offset``; 0 for everything else. The bytes after those are unspecified.
   public var transferred: Int { storage.transferred }
 
   var detail: Detail { storage.detail }

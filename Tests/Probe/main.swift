@@ -35,6 +35,7 @@ enum Command: String {
   case openCached = "open-cached"
   case readNow = "read-now"
   case readNowOthers = "read-now-others"
+  case sendToClosed = "send-to-closed"
   case watchPipe = "watch-pipe"
   case alignment
   case lease
@@ -221,6 +222,7 @@ case .openWithoutProc: try openWithoutProc()
 case .openCached: try openCached()
 case .readNow: try readNow(isOthers: false)
 case .readNowOthers: try readNow(isOthers: true)
+case .sendToClosed: try sendToClosed()
 case .watchPipe: try watchPipe()
 case .alignment: try printAlignment(directory)
 case .lease: try holdLease()

@@ -134,6 +134,18 @@ int clinux_is_cached(int fd, int64_t offset, int64_t length, int64_t known_size)
 // -EOPNOTSUPP on a file system that has no NOWAIT.
 int64_t clinux_read_at(int fd, void *memory, uintptr_t length, int64_t offset, int is_nowait);
 
+// Whether a descriptor is a stream socket (SO_TYPE) that does not block (O_NONBLOCK): 0, -ENOTSOCK,
+// -EPROTOTYPE for another socket, -EWOULDBLOCK for one that blocks, or what the kernel says.
+int clinux_check_socket(int fd);
+
+// sendfile(2), without SIGPIPE. It waits for what is not in the page cache.
+int64_t clinux_sendfile(int socket, int fd, int64_t offset, uint64_t count);
+
+// sendmsg(2) of two pieces, without waiting and without SIGPIPE. has_more: more follows at once, to
+// go into the same packet.
+int64_t clinux_send(int socket, const void *first, uint64_t first_count, const void *second,
+                    uint64_t second_count, int has_more);
+
 // The logical sector size of a block device (BLKSSZGET), in bytes.
 int clinux_block_device_sector_size(int fd);
 

@@ -109,6 +109,9 @@ final class OpenFile: Sendable {
     return false
   }
 
+  /// Holds the file once more, for a caller that holds it.
+  func retainHeld() { uses.add(1, ordering: .relaxed) }
+
   /// Ends the hold of a request.
   @inline(__always)
   func release() {

@@ -43,6 +43,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   let admission = AdmissionQueue()
   /// Runs what completions resume within the turn.
   let jobs: JobQueue
+  /// What is being sent from files to sockets.
+  var sends = FileSends()
   private let kernel: LinuxKernel
   /// Behind a pointer, because the compiler cannot know that turns never overlap, and would check
   /// each access of a class's property while the program runs. Allocated by `init`, freed by
@@ -57,6 +59,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private let isClosing = Atomic<Bool>(false)
   /// Whether the epoll set is polled.
   private let isPolling = Atomic<Bool>(false)
+  /// Whether there are descriptors of which the engine does not know yet.
+  private let isPollWanted = Atomic<Bool>(false)
   /// Marks `queue`, so that one can ask whether one is on it.
   private let onQueue = DispatchSpecificKey<Void>()
 
@@ -301,7 +305,6 @@ final class Loop: SlotOwner, @unchecked Sendable {
     if byHand { scheduler.turnByHandBegins() }
     turns += 1
     let outerPass = byHand ? 0 : jobs.enter()
-    preparePolling()
     var budget = TurnBudget(byHand: byHand)
     unsafe engine.pointee.beginTurn()
     while iterate(&budget) {}
@@ -359,6 +362,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     var isBehind = false
     if admission.hasWaiters { isBehind = !admitWaiters() }
     if !submitHooks.isEmpty { runSubmitHooks() }
+    if isPollWanted.load(ordering: .relaxed) { preparePolling() }
     if unsafe !engine.pointee.collect() { isBehind = true }
     switch unsafe engine.pointee.submit() {
     case .settled: scheduler.retrySucceeded()
@@ -379,7 +383,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Schedules a turn after a change for which one is needed: a first descriptor to poll, or a
   /// handler to run. From any thread.
   func readinessChanged(hasHandlers: Bool) {
-    if hasHandlers || !isPolling.load(ordering: .relaxed) { scheduler.scheduleTurn() }
+    if hasHandlers { return scheduler.scheduleTurn() }
+    guard !isPolling.load(ordering: .relaxed) else { return }
+    isPollWanted.store(true, ordering: .sequentiallyConsistent)
+    scheduler.scheduleTurn()
   }
 
   /// Runs a block in a turn. From any thread.
@@ -388,6 +395,15 @@ final class Loop: SlotOwner, @unchecked Sendable {
       scheduler.scheduleTurn()
     } else {
       queue.async(execute: body)
+    }
+  }
+
+  /// Begins a send. From any thread.
+  func start(_ send: FileSend) {
+    if turnThread.load(ordering: .relaxed) == Self.thread {
+      send.start()
+    } else {
+      async { send.start() }
     }
   }
 
@@ -432,6 +448,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// Makes the engine poll the epoll set, once there is one.
   private func preparePolling() {
+    isPollWanted.store(false, ordering: .relaxed)
     guard !isPolling.load(ordering: .relaxed), let descriptor = readiness.descriptor else { return }
     isPolling.store(true, ordering: .relaxed)
     if pollsByDispatch {
@@ -540,7 +557,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Whether other threads have left work for the loop.
   private func hasArrivals() -> Bool {
     table.hasArrivals || !admission.isEmpty && table.free.count > 0 || !blocks.isEmpty
-      || readiness.hasHandlers
+      || readiness.hasHandlers || isPollWanted.load(ordering: .sequentiallyConsistent)
   }
 
   private enum Waited {
