@@ -141,24 +141,27 @@ extension AIOContext {
 
 extension AIOContext {
   /// Makes a request, and waits for its completion.
+  ///
+  /// - Parameter isAnyRange: Whether it needs no alignment.
   @inline(__always)
-  private func perform(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64,
+  func perform(
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, isAnyRange: Bool = false,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
     guard loop.jobs.needsPreference else {
-      return try await performHere(operation, file, offset, isolation: isolation)
+      return try await performHere(operation, file, offset, isAnyRange, isolation: isolation)
     }
     return try await withTaskExecutorPreference(taskExecutor, isolation: isolation) {
       () throws(AIOError) in
-      try await performHere(operation, file, offset, isolation: isolation)
+      try await performHere(operation, file, offset, isAnyRange, isolation: isolation)
     }
   }
 
   /// Makes a request, and waits for its completion. Swift resumes the task on its preferred
   /// executor.
   private func performHere(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, isolation: isolated (any Actor)?
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ isAnyRange: Bool,
+    isolation: isolated (any Actor)?
   ) async throws(AIOError) -> Int {
     let loop = loop
     let state = CancellationState()
@@ -166,10 +169,11 @@ extension AIOContext {
       // Resumed once: by the one completion of an accepted request, or here if it is not accepted.
       await suspended(isolation: isolation) { (resumption: Resumption<Result<Int, AIOError>>) in
         if state.isCancelled {
-          return resumption.resume(returning: .failure(cancelled(operation, file, offset)))
+          return resumption.resume(
+            returning: .failure(cancelled(operation, file, offset, isAnyRange)))
         }
         do throws(AIOError) {
-          let request = try accept(operation, file, offset, nil) {
+          let request = try accept(operation, file, offset, nil, isAnyRange: isAnyRange) {
             resumption.resume(returning: $0)
           }
           state.accepted(request.id, by: loop)
@@ -179,7 +183,9 @@ extension AIOContext {
           }
           // In this call and not in a later one, so that waiters are in the order of the calls.
           let waiter = Waiter()
-          acceptLater(operation, file, offset, waiter) { resumption.resume(returning: $0) }
+          acceptLater(operation, file, offset, isAnyRange: isAnyRange, waiter) {
+            resumption.resume(returning: $0)
+          }
           state.waits(waiter, for: loop)
         }
       }
@@ -189,10 +195,12 @@ extension AIOContext {
     return try result.get()
   }
 
-  private func cancelled(_ operation: Operation, _ file: AIOFile, _ offset: Int64) -> AIOError {
+  private func cancelled(
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ isAnyRange: Bool
+  ) -> AIOError {
     // A request with a mistake in it is refused for that, cancelled or not.
     do throws(AIOError) {
-      let length = try operation.check(file.file, offset)
+      let length = try operation.check(file.file, offset, isAnyRange: isAnyRange)
       return .cancelled(.init(operation, file.file, offset, length), transferred: 0)
     } catch {
       return error
@@ -204,13 +212,14 @@ extension AIOContext {
   /// - Parameter completion: Called once: on the loop with the result of the request, or on the
   ///   thread that ends it before it has a slot, which may be this one.
   func acceptLater(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ waiter: Waiter,
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, isAnyRange: Bool = false,
+    _ waiter: Waiter,
     _ completion: @escaping AIOCompletion
   ) {
     let file = file.file
     let length: Int
     do throws(AIOError) {
-      length = try operation.check(file, offset)
+      length = try operation.check(file, offset, isAnyRange: isAnyRange)
     } catch {
       return completion(.failure(error))
     }
@@ -219,6 +228,7 @@ extension AIOContext {
     }
     let request = Request(
       operation: operation, file: file, offset: offset, length: length,
+      anyRangeWrite: isAnyRange ? operation.anyRangeWrite(file, offset) : nil,
       attachment: Delivery(completion: completion, queue: nil))
     if let error = loop.admit(request, waiter) {
       file.release()

@@ -189,10 +189,10 @@ extension AIOContext {
   @inline(__always)
   func accept(
     _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ queue: DispatchQueue?,
-    _ completion: @escaping AIOCompletion
+    isAnyRange: Bool = false, _ completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
     let file = file.file
-    let length = try operation.check(file, offset)
+    let length = try operation.check(file, offset, isAnyRange: isAnyRange)
     guard file.retain() else {
       throw .fileClosed(Subject(operation, file, offset, length))
     }
@@ -200,6 +200,7 @@ extension AIOContext {
       let id = try loop.accept(
         Request(
           operation: operation, file: file, offset: offset, length: length,
+          anyRangeWrite: isAnyRange ? operation.anyRangeWrite(file, offset) : nil,
           attachment: Delivery(
             completion: completion, queue: queue === loop.queue ? nil : queue)))
       return AIORequest(id: id, context: number)

@@ -12,6 +12,7 @@ extension RequestTable {
   /// Both are in the offload queue, whose lock the caller holds.
   func continues(_ first: UInt32, _ second: UInt32) -> Bool {
     canJoin(first) && canJoin(second)
+      && self[request: first].anyRangeWrite == self[request: second].anyRangeWrite
       // With O_APPEND, whatever their offsets.
       && (self[request: first].file.traits.appends
         || self[request: first].chunkOffset + Int64(self[request: first].chunkLength)

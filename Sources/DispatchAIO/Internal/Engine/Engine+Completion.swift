@@ -120,6 +120,10 @@ extension Engine {
 
   private mutating func attempt(_ slot: UInt32, _ answer: Int, _ isFileEnd: Bool) -> Attempt {
     let isRefused = table[request: slot].route == .nowait && answer == -Int(EAGAIN)
+    var traits = table[request: slot].file.traits
+    if table[request: slot].anyRangeWrite == .buffered {
+      (traits.isDirect, traits.alignment) = (false, .none)
+    }
     return Attempt(
       verb: table[request: slot].verb, route: table[request: slot].route, answer: answer,
       length: table[request: slot].length, resumeOffset: table[request: slot].resumeOffset,
@@ -127,7 +131,7 @@ extension Engine {
       mayRetry: table[request: slot].retries < Self.maximumRetries,
       mayOffload: policy != .inline,
       refusalRoute: isRefused ? routeAfterRefusal(slot) : nil, isFileEnd: isFileEnd,
-      file: table[request: slot].file.traits)
+      file: traits)
   }
 
   /// Records the answer to an attempt with RWF_NOWAIT.
@@ -147,6 +151,7 @@ extension Engine {
 
   /// Makes a request wait for another attempt.
   private mutating func requeue(_ slot: UInt32, _ route: Route?, isRetry: Bool, isFirst: Bool) {
+    let route = table[request: slot].anyRangeWrite != nil ? .syscall : route
     if isRetry { table[request: slot].retries += 1 }
     table[request: slot].isRouteForced = route != nil
     if let route { table[request: slot].route = route }

@@ -68,8 +68,9 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     batch.removeAll()
     for slot in slots { batch.appendVectors(of: table[request: slot]) }
     let (file, offset) = (
-      table[request: slots[0]].file.descriptor, off_t(table[request: slots[0]].chunkOffset)
+      table[request: slots[0]].descriptor, off_t(table[request: slots[0]].chunkOffset)
     )
+    guard file >= 0 else { return Int(file) }
     var answer: Int
     repeat {
       answer = unsafe batch.withVectors { vectors, count in
@@ -108,7 +109,8 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
 
   /// Carries out the request by `preadv(2)`, `pwritev(2)`, `fsync(2)` or `fdatasync(2)`.
   private mutating func callSystem(_ request: borrowing Request<Attachment>) -> Int {
-    let file = request.file.descriptor
+    let file = request.descriptor
+    guard file >= 0 else { return Int(file) }
     let offset = off_t(request.chunkOffset)
     var answer: Int
     repeat {
@@ -127,5 +129,15 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
       if answer < 0 { answer = -Int(errno) }
     } while answer == -Int(EINTR)
     return answer
+  }
+}
+
+extension Request {
+  /// The descriptor for a system call, which is opened if need be, or a negative errno.
+  fileprivate var descriptor: Int32 {
+    guard anyRangeWrite == .buffered, let writes = file.bufferedWrites else {
+      return file.descriptor
+    }
+    return writes.open(file.descriptor)
   }
 }

@@ -146,6 +146,9 @@ struct Request<Attachment>: ~Copyable {
   var isUnsignalled = false
   /// Whether the attempt brings its range into the page cache: see `DirectReads`.
   var fillsPageCache = false
+  /// If it is a write of any range to a direct file, how it is made: see `BufferedWrites`. Its
+  /// route is always `syscall`.
+  let anyRangeWrite: AnyRangeWrite?
   /// The number of its bounce buffer; -1 if it has none.
   var bounce: Int32 = -1
   /// The number of attempts repeated because the kernel answered that nothing was done.
@@ -160,7 +163,8 @@ struct Request<Attachment>: ~Copyable {
   var chunkLimit: Int
 
   init(
-    operation: Operation, file: OpenFile, offset: Int64, length: Int, attachment: Attachment
+    operation: Operation, file: OpenFile, offset: Int64, length: Int,
+    anyRangeWrite: AnyRangeWrite? = nil, attachment: Attachment
   ) {
     self.operation = operation
     verb = operation.verb
@@ -168,7 +172,12 @@ struct Request<Attachment>: ~Copyable {
     self.offset = offset
     self.length = length
     self.attachment = attachment
+    self.anyRangeWrite = anyRangeWrite
     chunkLimit = file.traits.maximumTransfer
+    if anyRangeWrite != nil {
+      route = .syscall
+      isRouteForced = true
+    }
   }
 
   /// The number of bytes of the next attempt.

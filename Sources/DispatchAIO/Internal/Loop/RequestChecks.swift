@@ -6,19 +6,23 @@
 extension Operation {
   /// Checks a request on a file.
   ///
+  /// - Parameter isAnyRange: Whether it needs no alignment.
   /// - Returns: The number of bytes that the operation transfers; 0 for a sync.
   /// - Throws: ``AIOError``, which refuses the request.
   @inline(__always)
-  func check(_ file: OpenFile, _ offset: Int64) throws(AIOError) -> Int {
+  func check(
+    _ file: OpenFile, _ offset: Int64, isAnyRange: Bool = false
+  ) throws(AIOError) -> Int {
+    let alignment = isAnyRange ? .none : file.traits.alignment
     switch self {
     case .fsync, .fdatasync:
       return 0
     case .read(let memory):
-      let length = try check(memory, file, offset)
+      let length = try check(memory, file, offset, alignment)
       guard file.traits.isReadable else { throw .notReadable(.init(self, file, offset, length)) }
       return length
     case .write(let memory):
-      let length = try check(memory, file, offset)
+      let length = try check(memory, file, offset, alignment)
       guard file.traits.isWritable else { throw .notWritable(.init(self, file, offset, length)) }
       return length
     }
@@ -26,7 +30,7 @@ extension Operation {
 
   @inline(__always)
   private func check(
-    _ memory: Memory, _ file: OpenFile, _ offset: Int64
+    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ alignment: BlockAlignment
   ) throws(AIOError) -> Int {
     let elements = memory.elements
     guard elements <= SubmissionBatch.maximumElements else {
@@ -38,7 +42,6 @@ extension Operation {
           \(SubmissionBatch.maximumElements): split it
           """))
     }
-    let alignment = file.traits.alignment
     let lengthMask = UInt(bitPattern: alignment.offset &- 1)
     let memoryMask = UInt(bitPattern: alignment.memory &- 1)
     // Everything that must be aligned is collected in one word each, so that a good request takes
@@ -64,6 +67,22 @@ extension Operation {
       if let error = misaligned(memory, file, offset, length) { throw error }
     }
     return length
+  }
+
+  /// The way of a write of any range; `nil` if the file takes it as it is.
+  func anyRangeWrite(_ file: OpenFile, _ offset: Int64) -> AnyRangeWrite? {
+    guard file.bufferedWrites != nil, case .write(let memory) = self else { return nil }
+    let (traits, alignment) = (file.traits, file.traits.alignment)
+    guard !traits.isBlockDevice, !traits.appends, alignment.hasMasks else { return .buffered }
+    var (lengths, addresses) = (Int(offset), UInt(0))
+    for index in 0..<memory.elements {
+      let bytes = unsafe memory[index]
+      lengths |= bytes.count
+      if bytes.count > 0 { addresses |= UInt(bitPattern: bytes.baseAddress) }
+    }
+    let isAligned =
+      lengths & (alignment.offset - 1) == 0 && addresses & UInt(alignment.memory - 1) == 0
+    return isAligned ? .wholeBlocks : .buffered
   }
 
   private func tooLarge(_ file: OpenFile, _ offset: Int64) -> AIOError {
