@@ -252,14 +252,15 @@ int clinux_cache_block_map(int fd) {
   return ioctl(fd, _IO('f', 18)) < 0 ? -errno : 0;
 }
 
-int clinux_reopen_direct(int fd) {
+// Opens the file of a descriptor once more, with those of its flags that are `kept`.
+static int reopen(int fd, int mode, int kept) {
   char path[32];
   snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
   const int flags = fcntl(fd, F_GETFL);
   if (flags < 0) return -errno;
   int again;
   do {
-    again = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC | (flags & O_NOATIME));
+    again = open(path, mode | O_CLOEXEC | (flags & kept));
   } while (again < 0 && errno == EINTR);
   if (again < 0) return -errno;
   // What is mounted at /proc may be something else.
@@ -270,6 +271,12 @@ int clinux_reopen_direct(int fd) {
   }
   close(again);
   return -ESTALE;
+}
+
+int clinux_reopen_direct(int fd) { return reopen(fd, O_RDONLY | O_DIRECT, O_NOATIME); }
+
+int clinux_reopen_buffered(int fd) {
+  return reopen(fd, O_WRONLY, O_NOATIME | O_APPEND | O_DSYNC | O_SYNC);
 }
 
 int64_t clinux_cached_bytes(int fd, int64_t offset, int64_t length) {

@@ -230,6 +230,11 @@ public struct AIOError: Error, Sendable {
       transferred: transferred)
   }
 
+  /// The same error of another call, which this one was a part of.
+  func with(_ subject: Subject, transferred: Int) -> AIOError {
+    AIOError(code, errno: errno, subject, detail, transferred: transferred)
+  }
+
   /// The kind of the error.
   public var code: Code { storage.code }
 

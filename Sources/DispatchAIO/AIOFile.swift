@@ -201,6 +201,7 @@ public final class AIOFile: Sendable {
     var traits = OpenFile.Traits(opened)
     traits.isAutomatic = isAutomatic && opened.flags & clinux_o_direct == 0
     let directReads = DirectReads(traits)
+    let bufferedWrites = BufferedWrites(traits)
     status = Status(opened.status)
     let device = traits.device
     // Nothing is written back, and no other machine is told.
@@ -210,7 +211,8 @@ public final class AIOFile: Sendable {
       traits: traits,
       size: traits.isBlockDevice ? .max : opened.status.size,
       atomicWriteUnit: traits.isDirect ? opened.status.atomicWriteUnit : nil,
-      directReads: directReads
+      directReads: directReads,
+      bufferedWrites: bufferedWrites
     ) { descriptor in
       if closesInPlace, clinux_link_count(descriptor) > 0 {
         directReads?.close()
@@ -222,6 +224,7 @@ public final class AIOFile: Sendable {
       // a completion on the loop may be the last to release it.
       BlockingCalls.run(on: device) {
         directReads?.close()
+        bufferedWrites?.close()
         Glibc.close(descriptor)
         isOpen.leave()
       }

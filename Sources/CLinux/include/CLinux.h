@@ -121,6 +121,9 @@ int clinux_cache_block_map(int fd);
 // Answers the new descriptor, which is close-on-exec. May sleep.
 int clinux_reopen_direct(int fd);
 
+// The same for writing without O_DIRECT, with the other flags of the descriptor.
+int clinux_reopen_buffered(int fd);
+
 // How many bytes of the pages of a range are in the page cache (cachestat(2), Linux 6.5); -EPERM
 // for a file that the caller may neither write nor owns.
 int64_t clinux_cached_bytes(int fd, int64_t offset, int64_t length);

@@ -128,6 +128,10 @@ extension Engine where Attachment: ~Copyable {
 
   private mutating func attempt(_ slot: UInt32, _ answer: Int, _ isFileEnd: Bool) -> Attempt {
     let isRefused = table[request: slot].route == .nowait && answer == -Int(EAGAIN)
+    var traits = table[request: slot].file.traits
+    if table[request: slot].anyRangeWrite == .buffered {
+      (traits.isDirect, traits.alignment) = (false, .none)
+    }
     return Attempt(
       verb: table[request: slot].verb, route: table[request: slot].route, answer: answer,
       length: table[request: slot].length, resumeOffset: table[request: slot].resumeOffset,
@@ -136,7 +140,7 @@ extension Engine where Attachment: ~Copyable {
       mayRetry: table[request: slot].retries < Self.maximumRetries,
       mayOffload: policy != .inline,
       refusalRoute: isRefused ? routeAfterRefusal(slot) : nil, isFileEnd: isFileEnd,
-      file: table[request: slot].file.traits)
+      file: traits)
   }
 
   /// Records the answer to an attempt with RWF_NOWAIT.

@@ -74,8 +74,9 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
     batch.removeAll()
     for slot in slots { batch.appendVectors(of: table[request: slot]) }
     let (file, offset) = (
-      table[request: slots[0]].file.descriptor, table[request: slots[0]].chunkOffset
+      table[request: slots[0]].descriptor, table[request: slots[0]].chunkOffset
     )
+    guard file >= 0 else { return Int(file) }
     // `continues` sees to it that all have the same.
     let flags = Int32(table[request: slots[0]].options.rawValue)
     var answer: Int
@@ -115,7 +116,8 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
 
   /// Carries out the request by `preadv2(2)`, `pwritev2(2)`, `fsync(2)` or `fdatasync(2)`.
   private mutating func callSystem(_ request: borrowing Request<Attachment>) -> Int {
-    let file = request.file.descriptor
+    let file = request.descriptor
+    guard file >= 0 else { return Int(file) }
     let (offset, flags) = (request.chunkOffset, Int32(request.options.rawValue))
     var answer: Int
     repeat {
@@ -135,5 +137,15 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
       }
     } while answer == -Int(EINTR)
     return answer
+  }
+}
+
+extension Request where Attachment: ~Copyable {
+  /// The descriptor for a system call, which is opened if need be, or a negative errno.
+  fileprivate var descriptor: Int32 {
+    guard anyRangeWrite == .buffered, let writes = file.bufferedWrites else {
+      return file.descriptor
+    }
+    return writes.open(file.descriptor)
   }
 }

@@ -27,6 +27,9 @@ final class OpenFile: Sendable {
   /// The second descriptor; `nil` if its reads are never made past the page cache. Whoever closes
   /// the file's descriptor closes this one, too.
   let directReads: DirectReads?
+  /// The descriptor of writes of any range; `nil` if the file's own takes them. Whoever closes the
+  /// file's descriptor closes this one, too.
+  let bufferedWrites: BufferedWrites?
 
   /// The properties that never change while the descriptor is open.
   struct Traits: Sendable {
@@ -82,13 +85,15 @@ final class OpenFile: Sendable {
   init(
     descriptor: Int32, path: FilePath?, traits: Traits, size: Int64 = .max,
     atomicWriteUnit: ClosedRange<Int>? = nil,
-    directReads: DirectReads? = nil, onLastRelease: @escaping @Sendable (Int32) -> Void
+    directReads: DirectReads? = nil, bufferedWrites: BufferedWrites? = nil,
+    onLastRelease: @escaping @Sendable (Int32) -> Void
   ) {
     self.descriptor = descriptor
     self.path = path
     self.traits = traits
     self.atomicWriteUnit = atomicWriteUnit
     self.directReads = directReads
+    self.bufferedWrites = bufferedWrites
     predictor = NowaitPredictor(traits, size: size, directReads: directReads)
     self.onLastRelease = onLastRelease
   }

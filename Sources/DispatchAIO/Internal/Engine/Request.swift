@@ -174,6 +174,9 @@ struct Request<Attachment: ~Copyable>: ~Copyable {
   var isUnsignalled = false
   /// Whether the attempt brings its range into the page cache: see `DirectReads`.
   var fillsPageCache = false
+  /// If it is a write of any range to a direct file, how it is made: see `BufferedWrites`. Its
+  /// route is always `syscall`.
+  let anyRangeWrite: AnyRangeWrite?
   /// The number of its bounce buffer; -1 if it has none.
   var bounce: Int32 = -1
   /// The number of attempts repeated because the kernel answered that nothing was done.
@@ -198,9 +201,10 @@ struct Request<Attachment: ~Copyable>: ~Copyable {
     self.length = length
     self.mayWait = mayWait
     self.attachment = attachment
-    self.options = options
+    anyRangeWrite = options.contains(.anyRange) ? operation.anyRangeWrite(file, offset) : nil
+    self.options = options.subtracting(.anyRange)
     chunkLimit = file.traits.maximumTransfer
-    if !options.isEmpty { adaptOptions() }
+    if !self.options.isEmpty { adaptOptions() }
     if let route = requiredRoute {
       self.route = route
       isRouteForced = true
@@ -217,7 +221,7 @@ struct Request<Attachment: ~Copyable>: ~Copyable {
   /// through the page cache, and an append, whose place only the system call tells.
   var requiredRoute: Route? {
     @inline(__always) get {
-      if operation.isAppend { return .syscall }
+      if operation.isAppend || anyRangeWrite != nil { return .syscall }
       guard !options.isEmpty, verb == .write, !file.traits.isDirect, !file.traits.isMemory else {
         return nil
       }

@@ -15,6 +15,10 @@ struct RequestOptions: OptionSet {
   /// RWF_DONTCACHE: the page cache does not keep the bytes.
   static var uncached: RequestOptions { RequestOptions(rawValue: 0x80) }
 
+  /// A write whose offset, length and memory need no alignment, whatever the file. Not one of the
+  /// kernel's (which has RWF_HIPRI there): a request takes it away when it is made.
+  static var anyRange: RequestOptions { RequestOptions(rawValue: 0x01) }
+
   static var all: RequestOptions { [.dataSync, .sync, .atomic, .uncached] }
 
   /// Whether a write completes only once it is durable.

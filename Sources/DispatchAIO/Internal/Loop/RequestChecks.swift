@@ -5,27 +5,27 @@
 
 extension Operation {
   /// Checks a request on a file.
-  ///
   /// - Returns: The number of bytes that the operation transfers; 0 for a sync.
   /// - Throws: ``AIOError``, which refuses the request.
   @inline(__always)
   func check(
     _ file: OpenFile, _ offset: Int64, _ options: RequestOptions = []
   ) throws(AIOError) -> Int {
+    let alignment = options.contains(.anyRange) ? .none : file.traits.alignment
     switch self {
     case .fsync, .fdatasync:
       return 0
     case .read(let memory):
-      let length = try check(memory, file, offset)
+      let length = try check(memory, file, offset, alignment)
       guard file.traits.isReadable else { throw .notReadable(.init(self, file, offset, length)) }
       return length
     case .write(let memory):
-      let length = try check(memory, file, offset)
+      let length = try check(memory, file, offset, alignment)
       guard file.traits.isWritable else { throw .notWritable(.init(self, file, offset, length)) }
       if options.contains(.atomic) { try checkAtomic(memory, file, offset, length, options) }
       return length
     case .append(let memory):
-      let length = try check(memory, file, 0)
+      let length = try check(memory, file, 0, alignment)
       guard file.traits.isWritable else { throw .notWritable(.init(self, file, 0, length)) }
       try checkAppend(file, length, options)
       return length
@@ -86,7 +86,7 @@ extension Operation {
 
   @inline(__always)
   private func check(
-    _ memory: Memory, _ file: OpenFile, _ offset: Int64
+    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ alignment: BlockAlignment
   ) throws(AIOError) -> Int {
     let elements = memory.elements
     guard elements <= SubmissionBatch.maximumElements else {
@@ -98,7 +98,6 @@ extension Operation {
           \(SubmissionBatch.maximumElements): split it
           """))
     }
-    let alignment = file.traits.alignment
     let lengthMask = UInt(bitPattern: alignment.offset &- 1)
     let memoryMask = UInt(bitPattern: alignment.memory &- 1)
     // Everything that must be aligned is collected in one word each, so that a good request takes
