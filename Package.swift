@@ -71,6 +71,9 @@ let package = Package(
       dependencies: [
         "DispatchAIO",
         .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "NIOPosix", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "_NIOFileSystem", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
     .target(
@@ -185,7 +188,15 @@ let package = Package(
     .testTarget(name: "DispatchAIOFlyingFoxTests", dependencies: ["DispatchAIOFlyingFox"]),
     .testTarget(name: "DispatchAIOHummingbirdTests", dependencies: ["DispatchAIOHummingbird"]),
     .testTarget(name: "DispatchAIOMetricsTests", dependencies: ["DispatchAIOMetrics"]),
-    .testTarget(name: "DispatchAIONIOTests", dependencies: ["DispatchAIONIO"]),
+    .testTarget(
+      name: "DispatchAIONIOTests",
+      dependencies: [
+        "DispatchAIONIO",
+        .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "NIOPosix", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "_NIOFileSystem", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
     .testTarget(
       name: "DispatchAIOServiceLifecycleTests", dependencies: ["DispatchAIOServiceLifecycle"]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),
