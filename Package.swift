@@ -79,10 +79,14 @@ let package = Package(
     .target(
       name: "DispatchAIOHummingbird",
       dependencies: [
-        "DispatchAIO",
+        "CLinux", "DispatchAIO",
         .target(name: "DispatchAIONIO", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "HTTPTypes", package: "swift-http-types"),
         .product(
           name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "NIOPosix", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
     .target(
@@ -169,6 +173,18 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       path: "Examples/FileServer/Sources"),
+    // Empty without its trait, but for a sentence.
+    .executableTarget(
+      name: "HummingbirdFiles",
+      dependencies: [
+        "DispatchAIOHummingbird",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "HTTPTypes", package: "swift-http-types"),
+        .product(
+          name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "Logging", package: "swift-log"),
+      ],
+      path: "Examples/HummingbirdFiles", exclude: ["README.md"]),
     .executableTarget(
       name: "first-write", dependencies: ["DispatchAIO"], path: "Examples/FirstWrite",
       exclude: ["README.md"]),
@@ -186,7 +202,16 @@ let package = Package(
         .product(name: "Logging", package: "swift-log"),
       ]),
     .testTarget(name: "DispatchAIOFlyingFoxTests", dependencies: ["DispatchAIOFlyingFox"]),
-    .testTarget(name: "DispatchAIOHummingbirdTests", dependencies: ["DispatchAIOHummingbird"]),
+    .testTarget(
+      name: "DispatchAIOHummingbirdTests",
+      dependencies: [
+        "DispatchAIOHummingbird", "HummingbirdFiles",
+        .product(
+          name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
     .testTarget(name: "DispatchAIOMetricsTests", dependencies: ["DispatchAIOMetrics"]),
     .testTarget(
       name: "DispatchAIONIOTests",
