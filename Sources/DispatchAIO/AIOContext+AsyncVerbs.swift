@@ -35,6 +35,7 @@ extension AIOContext {
   ///     ``AIOFile/alignment``.
   ///   - buffer: The buffer to read into.
   ///   - range: The part of the buffer to read into; all of it unless given.
+  ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes read: fewer than asked for only if the file ends there, 0
   ///   beyond its end.
   public func read(
@@ -54,6 +55,7 @@ extension AIOContext {
   ///     ``AIOFile/alignment``.
   ///   - buffers: The buffers to read into, up to 1024, which must not be touched until the call
   ///     returns.
+  ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes read: fewer than asked for only if the file ends there, 0
   ///   beyond its end.
   public func read(
@@ -71,6 +73,7 @@ extension AIOContext {
   ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
   ///   - buffer: The bytes to write.
   ///   - range: The part of the buffer to write; all of it unless given.
+  ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes written, which is all that was asked for.
   @discardableResult
   public func write(
@@ -90,6 +93,7 @@ extension AIOContext {
   ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
   ///   - buffers: The bytes to write, in up to 1024 buffers, which must not be changed until the
   ///     call returns.
+  ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes written, which is all that was asked for.
   @discardableResult
   public func write(

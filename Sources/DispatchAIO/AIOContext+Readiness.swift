@@ -43,9 +43,11 @@ extension AIOContext {
     return source
   }
 
-  /// Makes a timer, which ``AIOTimerSource/schedule(deadline:repeating:leeway:)`` sets. It takes
-  /// the place of `DispatchSource.makeTimerSource(queue:)`. Corresponds to `timerfd_create(2)`,
-  /// which the first timer of a context calls. May be called from any thread, and never blocks.
+  /// Makes a timer, which
+  /// ``AIOTimerSource/schedule(deadline:repeating:leeway:)-(_,DispatchTimeInterval,_)`` sets. It
+  /// takes the place of `DispatchSource.makeTimerSource(queue:)`. Corresponds to
+  /// `timerfd_create(2)`, which the first timer of a context calls. May be called from any thread,
+  /// and never blocks.
   ///
   /// - Returns: The timer, which has no event before it has been scheduled and activated. Its
   ///   handlers run on the context's ``queue``.
@@ -97,6 +99,7 @@ extension AIOContext {
   ///     stay open until the call returns.
   ///   - events: The events to wait for; ``AIOPollEvents/error`` and ``AIOPollEvents/hangUp`` are
   ///     waited for in any case.
+  ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The events that the descriptor is ready for.
   /// - Throws: As ``makeReadSource(fileDescriptor:)``; ``AIOError/Code/cancelled`` at once if the
   ///   task is cancelled.

@@ -97,7 +97,7 @@ public struct AIOError: Error, Sendable {
     public static var createContext: Operation { Operation(name: .createContext) }
     /// Opening an ``AIOFile``.
     public static var open: Operation { Operation(name: .open) }
-    /// Taking ownership of a descriptor: ``AIOFile/init(adopting:path:)``.
+    /// Taking ownership of a descriptor: `AIOFile(adopting:path:)`.
     public static var adopt: Operation { Operation(name: .adopt) }
     /// Asking for a file's size.
     public static var size: Operation { Operation(name: .size) }

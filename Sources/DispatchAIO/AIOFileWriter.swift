@@ -15,14 +15,16 @@ internal import SystemPackage
 /// try await writer.finish()
 /// ```
 ///
-/// - Writes are under way while the caller continues; ``write(_:)`` waits once there are as many as
-///   allowed.
-/// - ``finish()`` sets the size of the file to exactly what was written, whatever it was before. It
-///   does not make the file durable (``AIOContext/fdatasync(_:)`` does). Without it, the contents
-///   of the file are unspecified; its size may be too large by less than its alignment.
+/// - Writes are under way while the caller continues; ``write(_:isolation:)-(AIOBuffer,_)`` waits
+///   once there are as many as allowed.
+/// - ``finish(isolation:)`` sets the size of the file to exactly what was written, whatever it was
+///   before. It does not make the file durable (``AIOContext/fdatasync(_:isolation:)`` does).
+///   Without it, the contents of the file are unspecified; its size may be too large by less than
+///   its alignment.
 /// - A failure ends the writer: the call that meets it throws the error, and so does each later
-///   call, which writes nothing. Other writes may still be under way then, until ``finish()`` has
-///   returned or thrown, or, if the writer is dropped without it, until the file has been closed.
+///   call, which writes nothing. Other writes may still be under way then, until
+///   ``finish(isolation:)`` has returned or thrown, or, if the writer is dropped without it, until
+///   the file has been closed.
 /// - A block device cannot be truncated: the last block written to it is padded with zeros.
 ///
 /// The writer cannot be copied: one task at a time writes, and code that uses it after `finish`
@@ -91,8 +93,10 @@ public struct AIOFileWriter: ~Copyable, Sendable {
 
   /// Writes a buffer, or a slice of one, of any size. It returns when the bytes have been accepted.
   ///
-  /// - Parameter buffer: The bytes to write. They must not be changed until ``finish()`` returns,
-  ///   since the memory may be submitted as it is; it is copied where it is small or not aligned.
+  /// - Parameters:
+  ///   - buffer: The bytes to write. They must not be changed until ``finish(isolation:)`` returns,
+  ///     since the memory may be submitted as it is; it is copied where it is small or not aligned.
+  ///   - isolation: The caller's actor, which the compiler gives.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/invalidOffset`` if the file would become
   ///   larger than 2^63 - 1 bytes, ``AIOError/Code/cancelled`` if the task has been cancelled, or
   ///   the error of this or an earlier write.
@@ -134,7 +138,9 @@ public struct AIOFileWriter: ~Copyable, Sendable {
   /// Skips bytes, whose whole blocks are left as they are in the file: a hole, which reads as
   /// zeros, if the file is new or was truncated.
   ///
-  /// - Parameter count: The number of bytes; 0 or more.
+  /// - Parameters:
+  ///   - count: The number of bytes; 0 or more.
+  ///   - isolation: The caller's actor, which the compiler gives.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/invalidOffset`` if the count is negative
   ///   or the file would become larger than 2^63 - 1 bytes, or the error of this or an earlier
   ///   write.

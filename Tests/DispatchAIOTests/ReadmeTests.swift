@@ -9,30 +9,35 @@ final class ReadmeTests: XCTestCase {
   private static let package = URL(fileURLWithPath: #filePath)
     .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
 
+  private static let catalog = "Sources/DispatchAIO/DispatchAIO.docc"
+
   private func text(_ path: String) throws -> String {
     try String(contentsOf: Self.package.appendingPathComponent(path), encoding: .utf8)
   }
 
-  /// The programs in the README are the ones that are compiled, and as short as they are said to
-  /// be.
+  /// The programs in the README and in the catalog are the ones that are compiled, and as short as
+  /// they are said to be.
   func testTheProgramsAreThoseThatAreCompiled() throws {
-    for (name, lines) in [("FirstWrite", 15), ("OneQueue", 40)] {
+    for (name, lines, page) in [
+      ("FirstWrite", 15, "README.md"), ("FirstWrite", 15, "\(Self.catalog)/DispatchAIO.md"),
+      ("OneQueue", 40, "\(Self.catalog)/SocketsTimersAndFiles.md"),
+    ] {
       let program = try text("Examples/\(name)/main.swift")
       XCTAssertLessThanOrEqual(program.count { $0 == "\n" }, lines)
-      XCTAssertTrue(try text("README.md").contains("```swift\n\(program)```"), name)
+      XCTAssertTrue(try text(page).contains("```swift\n\(program)```"), "\(name) in \(page)")
     }
   }
 
   /// So are the five lines that copy a file.
   func testTheCopyIsTheOneThatIsTested() throws {
-    let readme = try text("README.md")
+    let readme = try text("\(Self.catalog)/SwiftConcurrency.md")
     let start = try XCTUnwrap(readme.range(of: "var writer = AIOFileWriter"))
     let end = try XCTUnwrap(readme[start.lowerBound...].range(of: "```"))
     let lines = readme[start.lowerBound..<end.lowerBound].split(separator: "\n")
     XCTAssertEqual(lines.count, 5)
     let tests = try text("Tests/DispatchAIOTests/Concurrency/ChunkTests.swift")
     XCTAssertTrue(
-      tests.contains(lines.map { "    \($0)\n" }.joined()), "the README's copy is another")
+      tests.contains(lines.map { "    \($0)\n" }.joined()), "the copy in the catalog is another")
   }
 
   // MARK: The examples' READMEs

@@ -93,27 +93,7 @@ final class OwnershipTests: XCTestCase {
     \(body)
     }
     """.write(toFile: source, atomically: false, encoding: .utf8)
-    // Beside the tests there are the modules they were built with.
-    let products = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
-      .deletingLastPathComponent()
-    let package = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
-      .appendingPathComponent("../../..").standardized
-    let scratch = products.deletingLastPathComponent().deletingLastPathComponent()
-    let maps = [
-      package.appendingPathComponent("Sources/CLibAIO/module.modulemap"),
-      scratch.appendingPathComponent(
-        "checkouts/swift-system/Sources/CSystem/include/module.modulemap"),
-      products.appendingPathComponent("CLinux.build/module.modulemap"),
-    ]
-    for file in maps where !FileManager.default.fileExists(atPath: file.path) {
-      throw XCTSkip("\(file.path) is not there: built in another way than by SwiftPM")
-    }
-    let run = try ChildProcess.run(
-      ChildProcess.installed("swiftc", package: "swift"),
-      ["-emit-sil", "-o", "/dev/null", "-swift-version", "6"]
-        + ["-I", products.appendingPathComponent("Modules").path]
-        + maps.flatMap { ["-Xcc", "-fmodule-map-file=\($0.path)"] } + [source])
-    return run.errors.split(separator: "\n").filter { $0.contains("error:") }
+    return try Compiler.diagnostics([source]).filter { $0.contains("error:") }
       .joined(separator: "\n")
   }
 }
