@@ -24,6 +24,7 @@ let package = Package(
     .executable(name: "aio-nbd", targets: ["BlockServer"]),
     .executable(name: "aio-copy", targets: ["CopyFile"]),
     .executable(name: "aio-httpd", targets: ["FileServer"]),
+    .executable(name: "hummingbird-files", targets: ["HummingbirdFiles"]),
   ],
   traits: [
     .trait(name: "FlyingFox", description: "DispatchAIOFlyingFox: FlyingFox on the ring"),

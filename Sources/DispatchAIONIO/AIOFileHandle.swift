@@ -65,44 +65,53 @@ public struct AIOFileHandle<Base: FileHandleProtocol & Sendable>: FileHandleProt
 
   // MARK: As NIO's handle does it
 
+  /// Sets the file's permissions. Corresponds to `fchmod(2)`.
   public func replacePermissions(_ permissions: FilePermissions) async throws {
     try await base { try await $0.replacePermissions(permissions) }
   }
 
+  /// Adds to the file's permissions, and returns the new ones. Corresponds to `fchmod(2)`.
   @discardableResult
   public func addPermissions(_ permissions: FilePermissions) async throws -> FilePermissions {
     try await base { try await $0.addPermissions(permissions) }
   }
 
+  /// Takes from the file's permissions, and returns the new ones. Corresponds to `fchmod(2)`.
   @discardableResult
   public func removePermissions(_ permissions: FilePermissions) async throws -> FilePermissions {
     try await base { try await $0.removePermissions(permissions) }
   }
 
+  /// The names of the file's extended attributes. Corresponds to `flistxattr(2)`.
   public func attributeNames() async throws -> [String] {
     try await base { try await $0.attributeNames() }
   }
 
+  /// The value of an extended attribute. Corresponds to `fgetxattr(2)`.
   public func valueForAttribute(_ name: String) async throws -> [UInt8] {
     try await base { try await $0.valueForAttribute(name) }
   }
 
+  /// Sets an extended attribute. Corresponds to `fsetxattr(2)`.
   public func updateValueForAttribute(
     _ bytes: some (Sendable & RandomAccessCollection<UInt8>), attribute name: String
   ) async throws {
     try await base { try await $0.updateValueForAttribute(bytes, attribute: name) }
   }
 
+  /// Removes an extended attribute. Corresponds to `fremovexattr(2)`.
   public func removeValueForAttribute(_ name: String) async throws {
     try await base { try await $0.removeValueForAttribute(name) }
   }
 
+  /// Calls `execute` with a descriptor of the file, on a thread of NIO's, which may wait.
   public func withUnsafeDescriptor<R: Sendable>(
     _ execute: @Sendable @escaping (FileDescriptor) throws -> R
   ) async throws -> R {
     try await base { try await $0.withUnsafeDescriptor(execute) }
   }
 
+  /// Sets the file's times. Corresponds to `futimens(2)`.
   public func setTimes(
     lastAccess: FileInfo.Timespec?, lastDataModification: FileInfo.Timespec?
   ) async throws {
