@@ -24,6 +24,7 @@ let package = Package(
     .executable(name: "aio-nbd", targets: ["BlockServer"]),
     .executable(name: "aio-copy", targets: ["CopyFile"]),
     .executable(name: "aio-httpd", targets: ["FileServer"]),
+    .executable(name: "hummingbird-files", targets: ["HummingbirdFiles"]),
   ],
   traits: [
     .trait(name: "FlyingFox", description: "DispatchAIOFlyingFox: FlyingFox on the ring"),
@@ -73,15 +74,22 @@ let package = Package(
       dependencies: [
         "DispatchAIO",
         .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "NIOPosix", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "_NIOFileSystem", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
     .target(
       name: "DispatchAIOHummingbird",
       dependencies: [
-        "DispatchAIO",
+        "CLinux", "DispatchAIO",
         .target(name: "DispatchAIONIO", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "HTTPTypes", package: "swift-http-types"),
         .product(
           name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "NIOPosix", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
     .target(
@@ -168,6 +176,18 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       path: "Examples/FileServer/Sources"),
+    // Empty without its trait, but for a sentence.
+    .executableTarget(
+      name: "HummingbirdFiles",
+      dependencies: [
+        "DispatchAIOHummingbird",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "HTTPTypes", package: "swift-http-types"),
+        .product(
+          name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "Logging", package: "swift-log"),
+      ],
+      path: "Examples/HummingbirdFiles", exclude: ["README.md"]),
     .executableTarget(
       name: "first-write", dependencies: ["DispatchAIO"], path: "Examples/FirstWrite",
       exclude: ["README.md"]),
@@ -185,9 +205,26 @@ let package = Package(
         .product(name: "Logging", package: "swift-log"),
       ]),
     .testTarget(name: "DispatchAIOFlyingFoxTests", dependencies: ["DispatchAIOFlyingFox"]),
-    .testTarget(name: "DispatchAIOHummingbirdTests", dependencies: ["DispatchAIOHummingbird"]),
+    .testTarget(
+      name: "DispatchAIOHummingbirdTests",
+      dependencies: [
+        "DispatchAIOHummingbird", "HummingbirdFiles",
+        .product(
+          name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
     .testTarget(name: "DispatchAIOMetricsTests", dependencies: ["DispatchAIOMetrics"]),
-    .testTarget(name: "DispatchAIONIOTests", dependencies: ["DispatchAIONIO"]),
+    .testTarget(
+      name: "DispatchAIONIOTests",
+      dependencies: [
+        "DispatchAIONIO",
+        .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "NIOPosix", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "_NIOFileSystem", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
     .testTarget(
       name: "DispatchAIOServiceLifecycleTests", dependencies: ["DispatchAIOServiceLifecycle"]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),

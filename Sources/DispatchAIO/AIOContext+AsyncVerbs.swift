@@ -110,6 +110,38 @@ extension AIOContext {
     try await perform(.write(from: .buffers(buffers)), file, offset, options.request)
   }
 
+  /// Reads from a file into memory of the caller's. Corresponds to `pread(2)` (`IOCB_CMD_PREAD`).
+  ///
+  /// Everything else is as for the callback verb that takes a pointer.
+  ///
+  /// - Warning: The memory must stay allocated, and untouched, until the call returns. Nothing
+  ///   checks that; ``AIOUniqueBuffer`` takes care of it.
+  @unsafe
+  public func read(
+    _ file: AIOFile, at offset: Int64, into memory: UnsafeMutableRawBufferPointer,
+    isolation: isolated (any Actor)? = #isolation
+  ) async throws(AIOError) -> Int {
+    try unsafe await perform(.read(into: .raw(memory)), file, offset)
+  }
+
+  /// Writes pieces of memory of the caller's to a file, one after the other. Corresponds to
+  /// `pwritev(2)` (`IOCB_CMD_PWRITEV`).
+  ///
+  /// Everything else is as for the callback verb that takes pointers.
+  ///
+  /// - Warning: The memory must stay allocated, and unchanged, until the call returns. Nothing
+  ///   checks that; ``AIOUniqueBuffer`` takes care of it.
+  @discardableResult
+  @unsafe
+  public func write(
+    _ file: AIOFile, at offset: Int64, from memory: [UnsafeRawBufferPointer],
+    isolation: isolated (any Actor)? = #isolation
+  ) async throws(AIOError) -> Int {
+    // The memory is mutable in name only: a write does not change it.
+    let memory = unsafe memory.map { unsafe UnsafeMutableRawBufferPointer(mutating: $0) }
+    return try unsafe await perform(.write(from: .raws(memory)), file, offset)
+  }
+
   /// Makes the data of a file durable, and its metadata. Corresponds to `fsync(2)`
   /// (`IOCB_CMD_FSYNC`).
   ///
