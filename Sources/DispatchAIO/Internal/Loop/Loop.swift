@@ -178,7 +178,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
     let id = table.accept(request, in: slot)
     // The caller is a block of the queue, for example the handler of a Dispatch source: such blocks
     // cannot run while the loop waits.
-    if DispatchQueue.getSpecific(key: onQueue) != nil { wait.deferToOthers() }
+    // While another thread runs a turn, this one is not on the queue.
+    if turnThread.load(ordering: .relaxed) == 0, DispatchQueue.getSpecific(key: onQueue) != nil {
+      wait.deferToOthers()
+    }
     scheduler.scheduleTurn()
     return id
   }
