@@ -51,7 +51,7 @@ final class FileSend: @unchecked Sendable {
     case nothing
     case read(RequestID)
     case slot(Waiter)
-    case socket(OneShotPoll)
+    case socket(PollTable.ID)
     case turn
   }
 
@@ -220,11 +220,10 @@ final class FileSend: @unchecked Sendable {
       proceed()
     }
     do {
-      try loop.readiness.add(poll)
+      waiting = .socket(try loop.readiness.add(poll))
     } catch {
       return error == .canceled ? .failure(.contextClosed(subject)) : failure(error.rawValue)
     }
-    waiting = .socket(poll)
     loop.readinessChanged(hasHandlers: false)
     return nil
   }
@@ -245,7 +244,7 @@ final class FileSend: @unchecked Sendable {
     func request() -> Request<Delivery> {
       Request(
         operation: .read(into: .piece(piece)), file: file, offset: Int64(start), length: length,
-        attachment: Delivery(completion: completion, queue: nil))
+        attachment: .callback(completion, queue: nil))
     }
     do throws(AIOError) {
       waiting = .read(try loop.accept(request()))
@@ -254,7 +253,9 @@ final class FileSend: @unchecked Sendable {
       guard error.code == .full else { return refused(error, memory) }
       let waiter = Waiter()
       waiting = .slot(waiter)
-      return loop.admit(request(), waiter).flatMap { refused($0, memory) }
+      // If it is refused, `hasRead` has run when this returns.
+      loop.admit(request(), waiter)
+      return nil
     }
   }
 
@@ -294,7 +295,7 @@ final class FileSend: @unchecked Sendable {
       switch waiting {
       case .read(let id): _ = loop.cancel(id)
       case .slot(let waiter): loop.cancel(waiter)
-      case .socket(let poll): if loop.readiness.remove(poll) { proceed() }
+      case .socket(let poll): if loop.readiness.remove(poll) != nil { proceed() }
       case .turn, .nothing: break
       }
     }
