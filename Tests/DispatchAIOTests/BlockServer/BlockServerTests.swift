@@ -301,6 +301,22 @@ final class BlockServerTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0)
   }
 
+  /// What a server needs it has before it listens: descriptors may be used up later. (Here the
+  /// worker wakes the loop, which waits for more requests of a client that has just made some.)
+  func testNoDescriptorIsMadeLater() throws {
+    let server = try serve([UInt8](repeating: 1, count: 1 << 20))
+    let client = try NBDClient(server)
+    // Which leads to waits of the loop.
+    for _ in 0..<100 { XCTAssertEqual(try client.read(0..<1), [1]) }
+    let before = server.descriptors.sorted()
+    for _ in 0..<3000 {
+      XCTAssertEqual(try client.read(0..<512).count, 512)
+      XCTAssertEqual(try client.call(.blockStatus, count: 1 << 20).error, 0)
+    }
+    XCTAssertEqual(server.descriptors.sorted(), before)
+    XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
   func testBadArguments() throws {
     let directory = try temporaryDirectory()
     let path = directory.path
