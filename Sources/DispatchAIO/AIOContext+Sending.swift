@@ -52,10 +52,12 @@ extension AIOContext {
     _ file: AIOFile, at offset: Int64, count: Int, to socket: Int32, header: [UInt8] = [],
     completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIOSend {
+    if Fork.isChild { throw .forked(.init(operation: .send, descriptor: socket)) }
     let file = file.file
-    let subject = try file.checkSend(at: offset, count: count, to: socket)
-    if Fork.isChild { throw .forked(subject) }
-    if loop.readiness.isClosed { throw .contextClosed(subject) }
+    let known = loop.readiness.knowledge(of: socket)
+    let subject = try file.checkSend(at: offset, count: count, to: socket, isStream: known.isStream)
+    if known.isClosed { throw .contextClosed(subject) }
+    if !known.isStream { loop.readiness.isStream(socket) }
     guard file.retain() else { throw .fileClosed(subject) }
     let send = FileSend(
       file, at: offset, count: count, header: header, to: socket, on: loop, completion: completion)
@@ -182,8 +184,11 @@ extension AIOFile {
 }
 
 extension OpenFile {
+  /// Checks the arguments of a send.
+  ///
+  /// - Parameter isStream: Whether the socket is known to be one that can be sent to.
   fileprivate func checkSend(
-    at offset: Int64, count: Int, to socket: Int32
+    at offset: Int64, count: Int, to socket: Int32, isStream: Bool = false
   ) throws(AIOError) -> AIOError.Subject {
     let subject = AIOError.Subject(
       operation: .send, path: path, descriptor: descriptor, offset: offset, length: count)
@@ -196,6 +201,7 @@ extension OpenFile {
       throw .pastLargestOffset(subject)
     }
     guard traits.isReadable else { throw .notReadable(subject) }
+    if isStream { return subject }
     switch -clinux_check_socket(socket) {
     case 0: return subject
     case ENOTSOCK, EPROTOTYPE:

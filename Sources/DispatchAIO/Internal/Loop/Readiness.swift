@@ -24,6 +24,8 @@ final class Readiness: Sendable {
     var reader: (any ReadinessSource)?
     var writer: (any ReadinessSource)?
     var polls = PollTable.List()
+    /// Whether it was found to be a stream socket that does not block.
+    var isStream = false
     /// The events that the set waits for; `nil` while the descriptor is not in it.
     var events: UInt32?
 
@@ -323,6 +325,15 @@ final class Readiness: Sendable {
   var hasHandlers: Bool {
     state.withLock { !$0.handlers.isEmpty || !$0.endedPolls.isEmpty || !$0.retired.isEmpty }
   }
+
+  /// What is known of a socket that is to be sent to: a descriptor that is watched is open, and not
+  /// another one.
+  func knowledge(of fd: Int32) -> (isStream: Bool, isClosed: Bool) {
+    state.withLock { ($0.watched[fd]?.isStream ?? false, $0.isClosed) }
+  }
+
+  /// Learns that a descriptor is a stream socket that does not block, if it is watched.
+  func isStream(_ fd: Int32) { state.withLock { $0.watched[fd]?.isStream = true } }
 
   /// Whether `close` has been called.
   var isClosed: Bool { state.withLock { $0.isClosed } }
