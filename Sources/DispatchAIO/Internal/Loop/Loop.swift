@@ -464,7 +464,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     let result: Result<Int, AIOError> =
       completion.result >= 0
       ? .success(
-        completion.request.operation.isAppend
+        completion.request.options.contains(.append)
           ? Int(completion.request.offset) : completion.result)
       : .failure(.failed(completion.request, errno: Int32(-completion.result)))
     let (delivery, slot) = (completion.request.attachment, completion.slot)
