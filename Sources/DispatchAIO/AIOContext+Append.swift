@@ -37,7 +37,7 @@ extension AIOContext {
     _ file: AIOFile, from buffer: AIOBuffer, options: AIOWriteOptions = [],
     queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try accept(.append(from: .buffer(buffer)), file, 0, options.request, queue, completion)
+    try accept(.write(from: .buffer(buffer)), file, 0, options.append, queue, completion)
   }
 
   /// Appends several buffers to a file, one after the other. Corresponds to `pwritev2(2)` with
@@ -50,7 +50,7 @@ extension AIOContext {
     _ file: AIOFile, from buffers: [AIOBuffer], options: AIOWriteOptions = [],
     queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try accept(.append(from: .buffers(buffers)), file, 0, options.request, queue, completion)
+    try accept(.write(from: .buffers(buffers)), file, 0, options.append, queue, completion)
   }
 
   /// Appends to a file. Corresponds to `pwritev2(2)` with `RWF_APPEND`.
@@ -68,8 +68,8 @@ extension AIOContext {
     options: AIOWriteOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int64 {
-    let operation = Operation.append(from: .buffer(buffer.part(range)))
-    return Int64(try await perform(operation, file, 0, options.request))
+    let operation = Operation.write(from: .buffer(buffer.part(range)))
+    return Int64(try await perform(operation, file, 0, options.append))
   }
 
   /// Appends several buffers to a file, one after the other. Corresponds to `pwritev2(2)` with
@@ -87,6 +87,11 @@ extension AIOContext {
     _ file: AIOFile, from buffers: [AIOBuffer], options: AIOWriteOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int64 {
-    Int64(try await perform(.append(from: .buffers(buffers)), file, 0, options.request))
+    Int64(try await perform(.write(from: .buffers(buffers)), file, 0, options.append))
   }
+}
+
+extension AIOWriteOptions {
+  /// The options of an append.
+  fileprivate var append: RequestOptions { request.union(.append) }
 }

@@ -207,7 +207,7 @@ extension AIOContext {
   ) async throws(AIOError) -> Int {
     // A request that the kernel gets at once cannot be cancelled: it needs no cancellation handler,
     // which would take a third of the call's time.
-    if options.isEmpty, !operation.isAppend,
+    if options.isEmpty,
       loop.submitsNext(operation.verb, file.file, offset: offset, length: length)
     {
       let result = await suspended(isolation: isolation) {

@@ -27,7 +27,7 @@ public struct AIOWriteOptions: OptionSet, Hashable, Sendable {
   public let rawValue: UInt8
 
   /// Makes options from flags of `pwritev2(2)`; a flag that has no name here is ignored.
-  public init(rawValue: UInt8) { self.rawValue = rawValue & RequestOptions.all.rawValue }
+  public init(rawValue: UInt8) { self.rawValue = rawValue & RequestOptions.ofWrites.rawValue }
 
   var request: RequestOptions { RequestOptions(rawValue: rawValue) }
 

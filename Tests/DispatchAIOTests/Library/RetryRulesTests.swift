@@ -167,7 +167,7 @@ final class RetryRulesTests: XCTestCase {
   private func append(_ errno: Int32, _ options: RequestOptions = [], done: Int = 0) -> Attempt {
     Attempt(
       verb: .write, route: .syscall, answer: -Int(errno), length: 16384, resumeOffset: done,
-      transferred: done, options: options, isAppend: true, file: buffered)
+      transferred: done, options: options.union(.append), file: buffered)
   }
 
   private func fail(

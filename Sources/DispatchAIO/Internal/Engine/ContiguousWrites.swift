@@ -15,9 +15,9 @@ extension RequestTable where Attachment: ~Copyable {
       // The options are those of the call: a durable write makes those durable that it is made
       // with, and must not be made with those of others.
       && self[request: first].options == self[request: second].options
-      && self[request: first].operation.isAppend == self[request: second].operation.isAppend
+      && self[request: first].anyRangeWrite == self[request: second].anyRangeWrite
       // At the end of the file, whatever their offsets.
-      && (self[request: first].file.traits.appends || self[request: first].operation.isAppend
+      && (self[request: first].file.traits.appends || self[request: first].options.contains(.append)
         || self[request: first].chunkOffset + Int64(self[request: first].chunkLength)
           == self[request: second].chunkOffset)
   }
@@ -37,7 +37,7 @@ extension Operation {
   /// The number of its pieces of memory.
   var elements: Int {
     switch self {
-    case .read(let memory), .write(let memory), .append(let memory): memory.elements
+    case .read(let memory), .write(let memory): memory.elements
     case .fsync, .fdatasync: 0
     }
   }

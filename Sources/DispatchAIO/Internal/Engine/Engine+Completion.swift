@@ -136,7 +136,7 @@ extension Engine where Attachment: ~Copyable {
       verb: table[request: slot].verb, route: table[request: slot].route, answer: answer,
       length: table[request: slot].length, resumeOffset: table[request: slot].resumeOffset,
       transferred: table[request: slot].transferred, chunkLimit: table[request: slot].chunkLimit,
-      options: table[request: slot].options, isAppend: table[request: slot].operation.isAppend,
+      options: table[request: slot].options,
       mayRetry: table[request: slot].retries < Self.maximumRetries,
       mayOffload: policy != .inline,
       refusalRoute: isRefused ? routeAfterRefusal(slot) : nil, isFileEnd: isFileEnd,

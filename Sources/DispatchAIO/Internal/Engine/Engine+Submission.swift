@@ -271,8 +271,7 @@ extension Operation {
     @inline(__always) get {
       switch self {
       case .fsync, .fdatasync: false
-      case .read(let memory), .write(let memory), .append(let memory):
-        memory.isForeign && !memory.isResident
+      case .read(let memory), .write(let memory): memory.isForeign && !memory.isResident
       }
     }
   }

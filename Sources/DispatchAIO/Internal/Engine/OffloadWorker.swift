@@ -32,7 +32,7 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
     let start = kernel.now
     predictor.offloadedWriteBegins()
     defer { predictor.offloadedWriteEnded(start: start, now: kernel.now) }
-    if table[request: slot].operation.isAppend {
+    if table[request: slot].options.contains(.append) {
       append([slot] + more)
       return true
     }
@@ -132,8 +132,6 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
         answer = unsafe batch.withVectors(of: memory, request) { vectors, count in
           unsafe Int(clinux_pwritev(file, vectors, Int32(count), offset, flags))
         }
-      case .append:
-        preconditionFailure("engine: an append is made by `append`")
       }
     } while answer == -Int(EINTR)
     return answer

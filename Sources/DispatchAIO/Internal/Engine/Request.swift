@@ -4,8 +4,6 @@
 enum Operation {
   case read(into: Memory)
   case write(from: Memory)
-  /// A write at the end of the file, wherever that is then.
-  case append(from: Memory)
   case fsync
   case fdatasync
 
@@ -13,7 +11,7 @@ enum Operation {
     @inline(__always) get {
       switch self {
       case .read: .read
-      case .write, .append: .write
+      case .write: .write
       case .fsync: .fsync
       case .fdatasync: .fdatasync
       }
@@ -21,13 +19,7 @@ enum Operation {
   }
 }
 
-extension Operation {
-  var isAppend: Bool {
-    @inline(__always) get { if case .append = self { true } else { false } }
-  }
-}
-
-/// An operation without its memory. To append is to write.
+/// An operation without its memory.
 enum Verb {
   case read, write, fsync, fdatasync
 
@@ -204,16 +196,17 @@ struct Request<Attachment: ~Copyable>: ~Copyable {
     anyRangeWrite = options.contains(.anyRange) ? operation.anyRangeWrite(file, offset) : nil
     self.options = options.subtracting(.anyRange)
     chunkLimit = file.traits.maximumTransfer
-    if !self.options.isEmpty { adaptOptions() }
+    if !options.isEmpty { adaptOptions() }
+  }
+
+  /// Removes what the file does not have, and does without.
+  @inline(never)
+  private mutating func adaptOptions() {
+    if file.traits.isDirect || file.predictor.lacksUncached { options.remove(.uncached) }
     if let route = requiredRoute {
       self.route = route
       isRouteForced = true
     }
-  }
-
-  /// Removes what the file does not have, and does without.
-  private mutating func adaptOptions() {
-    if file.traits.isDirect || file.predictor.lacksUncached { options.remove(.uncached) }
   }
 
   /// The route that each attempt must take, if there is one. What waits for the disk within the
@@ -221,11 +214,9 @@ struct Request<Attachment: ~Copyable>: ~Copyable {
   /// through the page cache, and an append, whose place only the system call tells.
   var requiredRoute: Route? {
     @inline(__always) get {
-      if operation.isAppend || anyRangeWrite != nil { return .syscall }
-      guard !options.isEmpty, verb == .write, !file.traits.isDirect, !file.traits.isMemory else {
-        return nil
-      }
-      return .syscall
+      if options.isEmpty, anyRangeWrite == nil { return nil }
+      if options.contains(.append) || anyRangeWrite != nil { return .syscall }
+      return verb == .write && !file.traits.isDirect && !file.traits.isMemory ? .syscall : nil
     }
   }
 

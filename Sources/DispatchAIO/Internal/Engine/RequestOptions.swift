@@ -10,6 +10,8 @@ struct RequestOptions: OptionSet {
   static var dataSync: RequestOptions { RequestOptions(rawValue: 0x02) }
   /// RWF_SYNC: the bytes and all metadata are.
   static var sync: RequestOptions { RequestOptions(rawValue: 0x04) }
+  /// RWF_APPEND: the bytes are written at the end of the file, wherever that is then.
+  static var append: RequestOptions { RequestOptions(rawValue: 0x10) }
   /// RWF_ATOMIC: all of the bytes get to the disk, or none.
   static var atomic: RequestOptions { RequestOptions(rawValue: 0x40) }
   /// RWF_DONTCACHE: the page cache does not keep the bytes.
@@ -19,7 +21,8 @@ struct RequestOptions: OptionSet {
   /// kernel's (which has RWF_HIPRI there): a request takes it away when it is made.
   static var anyRange: RequestOptions { RequestOptions(rawValue: 0x01) }
 
-  static var all: RequestOptions { [.dataSync, .sync, .atomic, .uncached] }
+  /// Those that the caller of a write may name.
+  static var ofWrites: RequestOptions { [.dataSync, .sync, .atomic, .uncached] }
 
   /// Whether a write completes only once it is durable.
   var isDurable: Bool { !isDisjoint(with: [.dataSync, .sync]) }

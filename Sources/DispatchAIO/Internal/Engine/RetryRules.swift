@@ -22,8 +22,6 @@ struct Attempt {
   /// The most bytes that this attempt asked for.
   var chunkLimit = Int.max
   var options: RequestOptions = []
-  /// Whether it is an append.
-  var isAppend = false
   /// Whether the request may be retried without progress.
   var mayRetry = true
   /// Whether requests may be offloaded.
@@ -108,9 +106,9 @@ extension Attempt {
 
   private func resolve(errno: Int32) -> Resolution {
     // The worker has done what it could: see `OffloadWorker.append`.
-    if isAppend { return resolveAppend(errno: errno) }
+    if options.contains(.append) { return resolveAppend(errno: errno) }
     switch (errno, route, verb) {
-    case (EOPNOTSUPP, _, _) where options.contains(.uncached):
+    case (EOPNOTSUPP, _, _) where options.contains(.uncached) && route != .direct:
       return .cached
     case (ENOSPC, _, .write) where options.isWhole, (EDQUOT, _, .write) where options.isWhole,
       (EFBIG, _, .write) where options.isWhole:

@@ -44,7 +44,7 @@ struct SubmissionBatch: ~Copyable {
   func hasRoom(for operation: Operation) -> Bool {
     guard count < blocks.capacity - 1 else { return false }
     switch operation {
-    case .read(let memory), .write(let memory), .append(let memory):
+    case .read(let memory), .write(let memory):
       return !memory.isVector || vectorCount + memory.elements <= Self.maximumElements
     case .fsync, .fdatasync:
       return true
@@ -71,7 +71,7 @@ struct SubmissionBatch: ~Copyable {
       unsafe blocks.fill(
         count, isVector ? .readVector : .read, file, tag: tag, event: event, memory: start,
         count: length, offset: request.chunkOffset, flags: flags)
-    case .write(let memory), .append(let memory):
+    case .write(let memory):
       let isVector = memory.isVector
       let (start, length) = unsafe pieces(memory, request.resumeOffset, request.chunkLimit)
       unsafe blocks.fill(
@@ -148,11 +148,8 @@ struct SubmissionBatch: ~Copyable {
 
   /// Adds the elements of what is left of a write's memory, for `withVectors`.
   mutating func appendVectors<Attachment: ~Copyable>(of request: borrowing Request<Attachment>) {
-    switch request.operation {
-    case .write(let memory), .append(let memory):
-      _ = append(memory, from: request.resumeOffset, most: request.chunkLimit)
-    case .read, .fsync, .fdatasync: break
-    }
+    guard case .write(let memory) = request.operation else { return }
+    _ = append(memory, from: request.resumeOffset, most: request.chunkLimit)
   }
 
   /// Calls `body` with the elements that were added.

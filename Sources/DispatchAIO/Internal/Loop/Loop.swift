@@ -504,7 +504,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     let result: Result<Int, AIOError> =
       completion.result >= 0 || completion.result == Request<Delivery>.wouldWait
       ? .success(
-        completion.request.operation.isAppend && completion.result >= 0
+        completion.request.options.contains(.append) && completion.result >= 0
           ? Int(completion.request.offset) : completion.result)
       : .failure(.failed(completion.request, errno: Int32(-completion.result)))
     let slot = completion.slot

@@ -11,25 +11,32 @@ extension Operation {
   func check(
     _ file: OpenFile, _ offset: Int64, _ options: RequestOptions = []
   ) throws(AIOError) -> Int {
-    let alignment = options.contains(.anyRange) ? .none : file.traits.alignment
     switch self {
     case .fsync, .fdatasync:
       return 0
     case .read(let memory):
-      let length = try check(memory, file, offset, alignment)
+      let length = try check(memory, file, offset, options)
       guard file.traits.isReadable else { throw .notReadable(.init(self, file, offset, length)) }
       return length
     case .write(let memory):
-      let length = try check(memory, file, offset, alignment)
-      guard file.traits.isWritable else { throw .notWritable(.init(self, file, offset, length)) }
-      if options.contains(.atomic) { try checkAtomic(memory, file, offset, length, options) }
-      return length
-    case .append(let memory):
-      let length = try check(memory, file, 0, alignment)
-      guard file.traits.isWritable else { throw .notWritable(.init(self, file, 0, length)) }
-      try checkAppend(file, length, options)
+      let length = try check(memory, file, offset, options)
+      guard file.traits.isWritable else {
+        throw .notWritable(.init(self, file, offset, length, options))
+      }
+      if !options.isDisjoint(with: [.atomic, .append]) {
+        try check(memory, file, offset, length, options)
+      }
       return length
     }
+  }
+
+  /// Checks a write whose options the file may not have.
+  @inline(never)
+  private func check(
+    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ length: Int, _ options: RequestOptions
+  ) throws(AIOError) {
+    if options.contains(.append) { return try checkAppend(file, length, options) }
+    try checkAtomic(memory, file, offset, length, options)
   }
 
   /// Checks a write that must not be torn: the kernel would refuse it as well, with EINVAL.
@@ -74,30 +81,31 @@ extension Operation {
   ) throws(AIOError) {
     if file.traits.isBlockDevice {
       throw AIOError(
-        .unsupportedFile, .init(self, file, 0, length),
+        .unsupportedFile, .init(self, file, 0, length, options),
         .text("it is a block device, whose end is fixed; write at an offset"))
     }
     if options.contains(.atomic) {
       throw AIOError(
-        .notSupported, .init(self, file, 0, length),
+        .notSupported, .init(self, file, 0, length, options),
         .text("an append cannot be untorn, as its place is not known; write at an offset"))
     }
   }
 
   @inline(__always)
   private func check(
-    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ alignment: BlockAlignment
+    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ options: RequestOptions
   ) throws(AIOError) -> Int {
     let elements = memory.elements
     guard elements <= SubmissionBatch.maximumElements else {
       throw AIOError(
-        .tooManyBuffers, .init(self, file, offset, nil),
+        .tooManyBuffers, .init(self, file, offset, nil, options),
         .text(
           """
           \(elements) buffers were given; one request takes at most \
           \(SubmissionBatch.maximumElements): split it
           """))
     }
+    let alignment = options.contains(.anyRange) ? .none : file.traits.alignment
     let lengthMask = UInt(bitPattern: alignment.offset &- 1)
     let memoryMask = UInt(bitPattern: alignment.memory &- 1)
     // Everything that must be aligned is collected in one word each, so that a good request takes
@@ -108,7 +116,7 @@ extension Operation {
     for index in 0..<elements {
       let bytes = unsafe memory[index]
       let (sum, overflow) = length.addingReportingOverflow(bytes.count)
-      guard !overflow else { throw tooLarge(file, offset) }
+      guard !overflow else { throw tooLarge(file, offset, options) }
       length = sum
       lengths |= UInt(bitPattern: bytes.count)
       if bytes.count > 0 { addresses |= UInt(bitPattern: bytes.baseAddress) }
@@ -120,22 +128,24 @@ extension Operation {
     if (UInt(bitPattern: Int(offset)) | lengths) & lengthMask | addresses & memoryMask != 0
       || !alignment.hasMasks
     {
-      if let error = misaligned(memory, file, offset, length) { throw error }
+      if let error = misaligned(memory, file, offset, length, options) { throw error }
     }
     return length
   }
 
-  private func tooLarge(_ file: OpenFile, _ offset: Int64) -> AIOError {
+  private func tooLarge(
+    _ file: OpenFile, _ offset: Int64, _ options: RequestOptions
+  ) -> AIOError {
     AIOError(
-      .tooLarge, .init(self, file, offset, .max),
+      .tooLarge, .init(self, file, offset, .max, options),
       .text("the buffers have more bytes together than a number can say: use fewer"))
   }
 
   /// Makes the error that names what is not aligned; `nil` if everything is.
   private func misaligned(
-    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ length: Int
+    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ length: Int, _ options: RequestOptions
   ) -> AIOError? {
-    let subject = AIOError.Subject(self, file, offset, length)
+    let subject = AIOError.Subject(self, file, offset, length, options)
     let alignment = file.traits.alignment
     func error(_ what: String, _ needed: Int) -> AIOError {
       AIOError(.misaligned, subject, .misaligned(what, needed: needed))
@@ -165,8 +175,8 @@ extension AIOError.Subject {
   ) {
     switch operation {
     case .read: self.init(operation: .read, offset: offset, length: length)
+    case .write where options.contains(.append): self.init(operation: .append, length: length)
     case .write: self.init(operation: .write, offset: offset, length: length)
-    case .append: self.init(operation: .append, length: length)
     case .fsync: self.init(operation: .fsync)
     case .fdatasync: self.init(operation: .fdatasync)
     }
