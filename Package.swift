@@ -87,6 +87,9 @@ let package = Package(
         .product(name: "HTTPTypes", package: "swift-http-types"),
         .product(
           name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
+        .product(
+          name: "NIOConcurrencyHelpers", package: "swift-nio",
+          condition: .when(traits: ["Hummingbird"])),
         .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
         .product(name: "NIOPosix", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
         .product(name: "SystemPackage", package: "swift-system"),

@@ -6,8 +6,15 @@ import PackageDescription
 let package = Package(
   name: "Benchmark",
   products: [.executable(name: "aio-bench", targets: ["AIOBench"])],
+  traits: [
+    // Minutes more to build.
+    .trait(name: "Hummingbird", description: "Hummingbird's servers in aio-bench plugged")
+  ],
   dependencies: [
-    .package(name: "DispatchAIO", path: "../.."),
+    .package(
+      name: "DispatchAIO", path: "../..",
+      traits: [.trait(name: "Hummingbird", condition: .when(traits: ["Hummingbird"]))]),
+    .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -25,6 +32,14 @@ let package = Package(
       dependencies: [
         "CEngines", "CServers",
         .product(name: "DispatchAIO", package: "DispatchAIO"),
+        .product(
+          name: "DispatchAIOHummingbird", package: "DispatchAIO",
+          condition: .when(traits: ["Hummingbird"])),
+        .product(
+          name: "DispatchAIONIO", package: "DispatchAIO",
+          condition: .when(traits: ["Hummingbird"])),
+        .product(
+          name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "NIOCore", package: "swift-nio"),

@@ -3,6 +3,7 @@
 //
 // What the plugs, the other library products of this package, need beneath the public face.
 
+internal import CLinux
 package import SystemPackage
 
 extension AIOFile {
@@ -18,6 +19,17 @@ extension AIOFile {
     }
     defer { file.release() }
     return try body(fileDescriptor)
+  }
+
+  /// Whether the file is as it was when it was opened: not written to, not removed, not renamed or
+  /// replaced, all of which change the time of its last change. Corresponds to `statx(2)`.
+  package var isUnchanged: Bool {
+    guard file.retain() else { return false }
+    defer { file.release() }
+    var now = clinux_status()
+    // The structure is filled during the call.
+    guard unsafe clinux_status(file.descriptor, 0, &now) == 0 else { return false }
+    return Status(now) == status
   }
 }
 

@@ -50,7 +50,8 @@ extension AIOFileProvider {
 
   /// Stores buffers as a file beneath the directory, in place of the one that may be there. When it
   /// returns, the file's contents and its name are durable: `fdatasync(2)`, `rename(2)`, and
-  /// `fsync(2)` of the directory. If it throws, what was there is there.
+  /// `fsync(2)` of the directory. If it throws, what was there is there, unless that last step
+  /// failed: the new file has the name then, and may lose it in a crash.
   ///
   /// The buffers are written as they are, without a copy, some 256 KiB at a time, and no more are
   /// taken meanwhile.

@@ -28,6 +28,8 @@ internal import SystemPackage
 ///   attributes, and the whole of an answer of up to 128 KiB. The rest is read asynchronously, and
 ///   no thread waits for it. Larger answers are read in chunks of 128 KiB, up to three ahead of
 ///   what the client takes.
+/// - Up to 256 files that are asked for often stay open, for a second at the most. One that was
+///   changed, removed or replaced is opened anew.
 /// - The kernel does not leave the directory, whatever a path says (see `AIODirectory`): symbolic
 ///   links are followed where they stay inside.
 /// - Only regular files are served. A pipe, a socket or a device is not found, and not opened.
@@ -61,6 +63,7 @@ public struct AIOFileProvider: FileProvider {
   public let context: AIOContext
   /// The directory whose files are served.
   public let directory: AIODirectory
+  private let openFiles: OpenFiles
 
   /// Opens a directory. Blocks the calling thread.
   ///
@@ -74,6 +77,7 @@ public struct AIOFileProvider: FileProvider {
 
   /// Makes a provider of the files beneath a directory.
   public init(directory: AIODirectory, context: AIOContext) {
+    openFiles = OpenFiles(capacity: 256)
     self.directory = directory
     self.context = context
   }
@@ -142,13 +146,18 @@ public struct AIOFileProvider: FileProvider {
   // MARK: Beneath
 
   private func open(_ id: FileIdentifier) async throws(AIOError) -> AIOFile {
+    if let file = openFiles.find(id.path) {
+      id.file = file
+      return file
+    }
     let path = FilePath(id.path)
-    let file =
-      if let now = try AIOFile.openNow(path, .readOnly, beneath: directory, caching: .automatic) {
-        now
-      } else {
-        try await AIOFile.open(path, .readOnly, beneath: directory, caching: .automatic)
-      }
+    if let file = try AIOFile.openNow(path, .readOnly, beneath: directory, caching: .automatic) {
+      // It is on a file system of this machine, whose status is in memory.
+      openFiles.opened(id.path, file)
+      id.file = file
+      return file
+    }
+    let file = try await AIOFile.open(path, .readOnly, beneath: directory, caching: .automatic)
     id.file = file
     return file
   }

@@ -102,6 +102,34 @@ final class HummingbirdTests: XCTestCase {
     }
   }
 
+  /// A file that stays open between requests is the one that its path names, however that changes.
+  func testFileThatChanges() async throws {
+    let served = try await ServedDirectory.start(self)
+    func expect(_ text: String?, _ step: String) async throws {
+      // More than once: the file is kept open from the second time on.
+      for _ in 0..<4 {
+        let answer = try await served.curl("/sub/file")
+        XCTAssertEqual(answer.status, text == nil ? 404 : 200, step)
+        if let text { XCTAssertEqual(String(decoding: answer.body, as: UTF8.self), text, step) }
+      }
+    }
+    let path = try served.file("sub/file", Array("first".utf8))
+    try await expect("first", "made")
+    let file = try FileHandle(forWritingTo: URL(fileURLWithPath: path))
+    try file.write(contentsOf: Array("other".utf8))
+    try file.close()
+    try await expect("other", "written to")
+    XCTAssertEqual(truncate(path, 2), 0)
+    try await expect("ot", "cut")
+    try served.file("new", Array("replaced".utf8))
+    XCTAssertEqual(rename("\(served.root)/new", path), 0)
+    try await expect("replaced", "replaced")
+    XCTAssertEqual(unlink(path), 0)
+    try await expect(nil, "removed")
+    try served.file("sub/file", Array("again".utf8))
+    try await expect("again", "made again")
+  }
+
   /// Two versions of one size within a second have different entity tags.
   func testEntityTagTellsVersionsApart() async throws {
     let served = try await ServedDirectory.start(self)

@@ -64,6 +64,17 @@ final class StoringTests: XCTestCase {
     }
   }
 
+  /// The README's first program is the one that is compiled here, and stops for what is wrong.
+  func testFirstProgram() async throws {
+    try checkFirstProgram(#filePath)
+    do {
+      try await serve("/nonexistent")
+      XCTFail("served")
+    } catch {
+      XCTAssertEqual((error as? AIOError)?.code, .notFound)
+    }
+  }
+
   func testRefusals() async throws {
     let served = try await start(limit: 1000)
     try served.file("directory/file", [])

@@ -11,6 +11,6 @@ struct AIOBench: ParsableCommand {
     version: "1.0.0",
     subcommands: [
       Run.self, Compare.self, Stall.self, Thresholds.self, Neighbours.self, Wakeup.self,
-      Serve.self, Plugged.self, Draw.self, CServer.self, FileServer.self,
+      Serve.self, Plugged.self, Draw.self, CServer.self, FileServer.self, HummingbirdServer.self,
     ])
 }

@@ -12,8 +12,8 @@ enum Engines {
     "libaio", "io-ctx", "dispatch-aio", "dispatch-aio-queue", "dispatch-aio-inline",
     "dispatch-aio-source", "dispatch-aio-spinning", "dispatch-aio-async", "dispatch-aio-actor",
     "dispatch-aio-buffered", "dispatch-aio-automatic",
-    "ioring", "nio-threadpool", "gcd-pread", "dispatchio", "nio-filesystem", "fio-libaio",
-    "fio-io_uring",
+    "ioring", "nio-threadpool", "gcd-pread", "dispatchio", "nio-filesystem",
+    "dispatch-aio-nio", "fio-libaio", "fio-io_uring",
   ]
 
   /// A description of each, for the help.
@@ -28,7 +28,8 @@ enum Engines {
     whatever --direct says. ioring: \
     swift-system's IORing. nio-threadpool: SwiftNIO's NIOThreadPool and pread. \
     gcd-pread: a concurrent queue and pread. dispatchio: DispatchIO. nio-filesystem: SwiftNIO's \
-    NIOFileSystem (buffered). fio-libaio, fio-io_uring: fio, where it is installed.
+    NIOFileSystem (buffered). dispatch-aio-nio: the same over DispatchAIONIO, in a build with \
+    --traits Hummingbird. fio-libaio, fio-io_uring: fio, where it is installed.
     """
 
   static func make(_ name: String) throws -> any Engine {
@@ -50,6 +51,7 @@ enum Engines {
     case "gcd-pread": ConcurrentQueueEngine()
     case "dispatchio": DispatchIOEngine()
     case "nio-filesystem": NIOFileSystemEngine()
+    case "dispatch-aio-nio": NIOFileSystemEngine(usesDispatchAIO: true)
     default:
       throw BenchError("no engine '\(name)'; there are \(names.joined(separator: ", "))")
     }

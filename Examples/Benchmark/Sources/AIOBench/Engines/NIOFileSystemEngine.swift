@@ -6,8 +6,14 @@ import NIOCore
 import NIOPosix
 import _NIOFileSystem
 
-/// SwiftNIO's file system: buffered, a task per request in flight.
+#if Hummingbird
+import DispatchAIONIO
+#endif
+
+/// SwiftNIO's file system, or this library's in its place: a task per request in flight.
 struct NIOFileSystemEngine: Engine {
+  var usesDispatchAIO = false
+
   func run(_ job: Job, _ meter: Meter) throws {
     guard !job.pattern.isWrite else { throw BenchError("nio-filesystem only reads here") }
     let done = DispatchSemaphore(value: 0)
@@ -26,29 +32,46 @@ struct NIOFileSystemEngine: Engine {
   }
 
   private func read(_ job: Job, _ meter: Meter) async throws {
-    try await FileSystem.shared.withFileHandle(forReadingAt: FilePath(job.file)) { file in
-      let recorder = Recorder(meter)
-      let began = meter.begin()
-      try await withThrowingTaskGroup(of: Void.self) { group in
-        for number in 0..<job.depth {
-          group.addTask {
-            var offsets = Offsets(job, share: number)
-            var started = began
-            while true {
-              let offset = offsets.removeFirst()
-              let bytes = try await file.readChunk(
-                fromAbsoluteOffset: offset, length: .bytes(Int64(job.blockSize)))
-              guard bytes.readableBytes == job.blockSize else {
-                throw BenchError("\(job.file): \(bytes.readableBytes) bytes at \(offset)")
-              }
-              let (now, continues) = await recorder.completed(started)
-              guard continues else { return }
-              started = now
+    guard usesDispatchAIO else {
+      return try await FileSystem.shared.withFileHandle(forReadingAt: FilePath(job.file)) {
+        try await read(job, meter, $0)
+      }
+    }
+    #if Hummingbird
+    let context = try AIOContext(queueDepth: min(job.depth + 1, 65536))
+    try await AIOFileSystem(context).withFileHandle(forReadingAt: FilePath(job.file)) {
+      try await read(job, meter, $0)
+    }
+    await context.close()
+    #else
+    throw BenchError("dispatch-aio-nio needs a build with --traits Hummingbird")
+    #endif
+  }
+
+  private func read(
+    _ job: Job, _ meter: Meter, _ file: some ReadableFileHandleProtocol & Sendable
+  ) async throws {
+    let recorder = Recorder(meter)
+    let began = meter.begin()
+    try await withThrowingTaskGroup(of: Void.self) { group in
+      for number in 0..<job.depth {
+        group.addTask {
+          var offsets = Offsets(job, share: number)
+          var started = began
+          while true {
+            let offset = offsets.removeFirst()
+            let bytes = try await file.readChunk(
+              fromAbsoluteOffset: offset, length: .bytes(Int64(job.blockSize)))
+            guard bytes.readableBytes == job.blockSize else {
+              throw BenchError("\(job.file): \(bytes.readableBytes) bytes at \(offset)")
             }
+            let (now, continues) = await recorder.completed(started)
+            guard continues else { return }
+            started = now
           }
         }
-        try await group.waitForAll()
       }
+      try await group.waitForAll()
     }
   }
 

@@ -14,8 +14,14 @@ enum PluggedServer: String, CaseIterable {
   case nginx
   case concurrent = "dispatch-pread-concurrent"
   case dispatchIO = "dispatch-io"
+  case hummingbirdMemory = "hummingbird-memory"
+  case hummingbird
+  case hummingbirdAIO = "hummingbird-aio"
 
   static var names: String { allCases.map(\.rawValue).joined(separator: ",") }
+
+  /// Those of Hummingbird, which are compared with each other.
+  var isHummingbird: Bool { rawValue.hasPrefix("hummingbird") }
 
   /// The ways of reading of which the best is measured; one is the only one.
   var modes: [String] {
@@ -67,7 +73,7 @@ struct PluggedServers: ExpressibleByArgument {
     guard !all.isEmpty else { return nil }
   }
 
-  var defaultValueDescription: String { "all" }
+  var defaultValueDescription: String { "all but Hummingbird's" }
 }
 
 // MARK: Starting
@@ -104,6 +110,10 @@ struct PluggedStarter {
     case .dispatchIO: return own + ["--reading", "dispatch-io"]
     case .plugged: return own + ["--reading", "plugged", "--caching", work.caching]
     case .cRing: return own + ["--reading", "c-ring", "--mode", mode]
+    case .hummingbirdMemory, .hummingbird, .hummingbirdAIO:
+      return [
+        Programs.own.path, "hummingbird-server", "--directory", files, "--files", server.rawValue,
+      ]
     case .aioHTTPD:
       return [
         try Programs.ofPackage("aio-httpd", given: aioHTTPD), files, "--port", "0",
