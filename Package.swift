@@ -87,10 +87,11 @@ let package = Package(
     .target(
       name: "DispatchAIOFlyingFox",
       dependencies: [
-        "DispatchAIO",
+        "CLinux", "DispatchAIO",
         .product(name: "FlyingFox", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
         .product(
           name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
     .target(
@@ -108,6 +109,7 @@ let package = Package(
         "DispatchAIO",
         .product(
           name: "CoreMetrics", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
+        .product(name: "SystemPackage", package: "swift-system"),
         .product(
           name: "Tracing", package: "swift-distributed-tracing",
           condition: .when(traits: ["Metrics"])),
@@ -184,12 +186,35 @@ let package = Package(
         "FileServer", "first-write", "one-queue", "ServerSupport",
         .product(name: "Logging", package: "swift-log"),
       ]),
-    .testTarget(name: "DispatchAIOFlyingFoxTests", dependencies: ["DispatchAIOFlyingFox"]),
+    .testTarget(
+      name: "DispatchAIOFlyingFoxTests",
+      dependencies: [
+        "DispatchAIOFlyingFox",
+        .product(name: "FlyingFox", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
+        .product(
+          name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
+      ]),
     .testTarget(name: "DispatchAIOHummingbirdTests", dependencies: ["DispatchAIOHummingbird"]),
-    .testTarget(name: "DispatchAIOMetricsTests", dependencies: ["DispatchAIOMetrics"]),
+    .testTarget(
+      name: "DispatchAIOMetricsTests",
+      dependencies: [
+        "DispatchAIOMetrics",
+        .product(
+          name: "InMemoryTracing", package: "swift-distributed-tracing",
+          condition: .when(traits: ["Metrics"])),
+        .product(
+          name: "MetricsTestKit", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
+      ]),
     .testTarget(name: "DispatchAIONIOTests", dependencies: ["DispatchAIONIO"]),
     .testTarget(
-      name: "DispatchAIOServiceLifecycleTests", dependencies: ["DispatchAIOServiceLifecycle"]),
+      name: "DispatchAIOServiceLifecycleTests",
+      dependencies: [
+        "DispatchAIOServiceLifecycle",
+        .product(name: "Logging", package: "swift-log"),
+        .product(
+          name: "ServiceLifecycle", package: "swift-service-lifecycle",
+          condition: .when(traits: ["ServiceLifecycle"])),
+      ]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),
     .target(name: "CProbe", path: "Tests/CProbe"),
     .executableTarget(
