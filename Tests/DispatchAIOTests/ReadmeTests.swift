@@ -28,6 +28,22 @@ final class ReadmeTests: XCTestCase {
     }
   }
 
+  /// So are the first programs of the plugs, whose own tests compile them.
+  func testTheProgramsOfThePlugsAreThoseThatAreCompiled() throws {
+    for plug in ["FlyingFox", "Metrics", "ServiceLifecycle"] {
+      let file = try text("Tests/DispatchAIO\(plug)Tests/FirstProgram.swift")
+      let start = try XCTUnwrap(file.range(of: "// The program of the README.\n"))
+      let end = try XCTUnwrap(file.range(of: "#endif\n", options: .backwards))
+      let program = file[start.upperBound..<end.lowerBound]
+      XCTAssertLessThanOrEqual(program.count { $0 == "\n" }, 15, plug)
+      for page in [
+        "README.md", "Sources/DispatchAIO\(plug)/DispatchAIO\(plug).docc/DispatchAIO\(plug).md",
+      ] {
+        XCTAssertTrue(try text(page).contains("```swift\n\(program)```"), "\(plug) in \(page)")
+      }
+    }
+  }
+
   /// So are the five lines that copy a file.
   func testTheCopyIsTheOneThatIsTested() throws {
     let readme = try text("\(Self.catalog)/SwiftConcurrency.md")
