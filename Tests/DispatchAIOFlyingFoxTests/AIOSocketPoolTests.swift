@@ -270,6 +270,35 @@ final class AIOSocketPoolTests: XCTestCase {
     }
   }
 
+  private func delaysSmallSegments(_ socket: Socket) -> Bool {
+    var (value, length) = (Int32(0), socklen_t(MemoryLayout<Int32>.size))
+    getsockopt(socket.file.rawValue, Int32(IPPROTO_TCP), TCP_NODELAY, &value, &length)
+    return value == 0
+  }
+
+  /// Connections send small segments at once, unless the pool is told otherwise.
+  func testSmallSegmentsAreNotDelayed() async throws {
+    for delays in [false, true] {
+      let context = try AIOContext(queueDepth: 8)
+      let pool = AIOSocketPool(context, delaysSmallSegments: delays)
+      try await pool.prepare()
+      let listener = try Socket(domain: AF_INET)
+      try listener.bind(to: .inet(ip4: "127.0.0.1", port: 0))
+      try listener.listen()
+      guard case .ip4(_, let port) = try listener.sockname() else { return XCTFail("no port") }
+      let server = try AsyncSocket(socket: listener, pool: pool)
+      let accepting = Task { try await server.accept() }
+      // Until it waits; where nothing is to change, nothing is to be seen.
+      while !delays, delaysSmallSegments(listener) { await Task.yield() }
+      let client = try await AsyncSocket.connected(
+        to: .inet(ip4: "127.0.0.1", port: port), pool: pool)
+      let connection = try await accepting.value
+      XCTAssertEqual(delaysSmallSegments(connection.socket), delays)
+      for socket in [server, client, connection] { try socket.close() }
+      await context.close()
+    }
+  }
+
   func testASocketConnectsAndAccepts() async throws {
     try await withRunningPool { pool in
       let listener = try Socket(domain: AF_INET)
