@@ -98,10 +98,11 @@ let package = Package(
     .target(
       name: "DispatchAIOFlyingFox",
       dependencies: [
-        "DispatchAIO",
+        "CLinux", "DispatchAIO",
         .product(name: "FlyingFox", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
         .product(
           name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
     .target(
@@ -119,6 +120,7 @@ let package = Package(
         "DispatchAIO",
         .product(
           name: "CoreMetrics", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
+        .product(name: "SystemPackage", package: "swift-system"),
         .product(
           name: "Tracing", package: "swift-distributed-tracing",
           condition: .when(traits: ["Metrics"])),
@@ -207,7 +209,14 @@ let package = Package(
         "FileServer", "first-write", "one-queue", "ring-check", "ServerSupport",
         .product(name: "Logging", package: "swift-log"),
       ]),
-    .testTarget(name: "DispatchAIOFlyingFoxTests", dependencies: ["DispatchAIOFlyingFox"]),
+    .testTarget(
+      name: "DispatchAIOFlyingFoxTests",
+      dependencies: [
+        "DispatchAIOFlyingFox",
+        .product(name: "FlyingFox", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
+        .product(
+          name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
+      ]),
     .testTarget(
       name: "DispatchAIOHummingbirdTests",
       dependencies: [
@@ -218,7 +227,16 @@ let package = Package(
         .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
-    .testTarget(name: "DispatchAIOMetricsTests", dependencies: ["DispatchAIOMetrics"]),
+    .testTarget(
+      name: "DispatchAIOMetricsTests",
+      dependencies: [
+        "DispatchAIOMetrics",
+        .product(
+          name: "InMemoryTracing", package: "swift-distributed-tracing",
+          condition: .when(traits: ["Metrics"])),
+        .product(
+          name: "MetricsTestKit", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
+      ]),
     .testTarget(
       name: "DispatchAIONIOTests",
       dependencies: [
@@ -229,7 +247,14 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ]),
     .testTarget(
-      name: "DispatchAIOServiceLifecycleTests", dependencies: ["DispatchAIOServiceLifecycle"]),
+      name: "DispatchAIOServiceLifecycleTests",
+      dependencies: [
+        "DispatchAIOServiceLifecycle",
+        .product(name: "Logging", package: "swift-log"),
+        .product(
+          name: "ServiceLifecycle", package: "swift-service-lifecycle",
+          condition: .when(traits: ["ServiceLifecycle"])),
+      ]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),
     .target(name: "CProbe", path: "Tests/CProbe"),
     .executableTarget(name: "ring-check", dependencies: ["CLinux"], path: "Tests/RingCheck"),

@@ -195,17 +195,4 @@ func testBytes(_ count: Int) -> [UInt8] {
     return UInt8(truncatingIfNeeded: state >> 56)
   }
 }
-/// Checks that the README has the program beside a file of tests, in at most fifteen lines.
-func checkFirstProgram(_ path: String) throws {
-  let folder = URL(fileURLWithPath: path).deletingLastPathComponent()
-  let program = try String(
-    contentsOf: folder.appendingPathComponent("FirstProgram.swift"), encoding: .utf8)
-  let lines = program.split(separator: "\n", omittingEmptySubsequences: false).dropFirst(3)
-    .dropLast(2)
-  XCTAssertLessThanOrEqual(lines.count, 15)
-  let readme = try String(
-    contentsOf: folder.appendingPathComponent("../../README.md"), encoding: .utf8)
-  XCTAssertTrue(
-    readme.contains("```swift\n\(lines.joined(separator: "\n"))\n```"), "the README's is another")
-}
 #endif

@@ -42,17 +42,4 @@ func evict(_ path: FilePath) throws {
   fsync(file.rawValue)
   posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_DONTNEED)
 }
-/// Checks that the README has the program beside a file of tests, in at most fifteen lines.
-func checkFirstProgram(_ path: String) throws {
-  let folder = URL(fileURLWithPath: path).deletingLastPathComponent()
-  let program = try String(
-    contentsOf: folder.appendingPathComponent("FirstProgram.swift"), encoding: .utf8)
-  let lines = program.split(separator: "\n", omittingEmptySubsequences: false).dropFirst(3)
-    .dropLast(2)
-  XCTAssertLessThanOrEqual(lines.count, 15)
-  let readme = try String(
-    contentsOf: folder.appendingPathComponent("../../README.md"), encoding: .utf8)
-  XCTAssertTrue(
-    readme.contains("```swift\n\(lines.joined(separator: "\n"))\n```"), "the README's is another")
-}
 #endif

@@ -67,7 +67,9 @@ final class DocumentationTests: XCTestCase {
   func testTheCodeCompiles() throws {
     try XCTSkipIf(Sanitizer.isBuiltIn, "the same without a sanitizer")
     let directory = try TemporaryDirectory()
-    let blocks = try Self.pages().flatMap(Self.blocks)
+    // The plugs' programs are compiled by the tests of each, and compared by ReadmeTests.
+    let blocks = try Self.pages().filter { $0.lastPathComponent != "Plugs.md" }
+      .flatMap(Self.blocks)
     XCTAssertGreaterThan(blocks.count { !$0.isProgram }, 15)
     var parts: [String] = []
     for block in blocks {

@@ -28,6 +28,36 @@ final class ReadmeTests: XCTestCase {
     }
   }
 
+  /// So are the first programs of the plugs, whose own tests compile them.
+  func testTheProgramsOfThePlugsAreThoseThatAreCompiled() throws {
+    for plug in ["FlyingFox", "Metrics", "ServiceLifecycle"] {
+      let file = try text("Tests/DispatchAIO\(plug)Tests/FirstProgram.swift")
+      let start = try XCTUnwrap(file.range(of: "// The program of the README.\n"))
+      let end = try XCTUnwrap(file.range(of: "#endif\n", options: .backwards))
+      let program = file[start.upperBound..<end.lowerBound]
+      XCTAssertLessThanOrEqual(program.count { $0 == "\n" }, 15, plug)
+      for page in [
+        "README.md", "Sources/DispatchAIO\(plug)/DispatchAIO\(plug).docc/DispatchAIO\(plug).md",
+      ] {
+        XCTAssertTrue(try text(page).contains("```swift\n\(program)```"), "\(plug) in \(page)")
+      }
+    }
+  }
+
+  /// So are the first programs of the plugs, by the tests of each plug.
+  func testThePlugsProgramsAreThoseThatAreCompiled() throws {
+    let page = try text("\(Self.catalog)/Plugs.md")
+    for plug in ["FlyingFox", "Hummingbird", "Metrics", "NIO", "ServiceLifecycle"] {
+      let lines = try text("Tests/DispatchAIO\(plug)Tests/FirstProgram.swift")
+        .split(separator: "\n", omittingEmptySubsequences: false)
+      let first = try XCTUnwrap(lines.firstIndex(of: "#if \(plug)")) + 1
+      let end = try XCTUnwrap(lines.firstIndex(of: "#endif"))
+      XCTAssertLessThanOrEqual(end - first, 15, plug)
+      let program = lines[first..<end].joined(separator: "\n")
+      XCTAssertTrue(page.contains("```swift\n\(program)\n```"), plug)
+    }
+  }
+
   /// So are the five lines that copy a file.
   func testTheCopyIsTheOneThatIsTested() throws {
     let readme = try text("\(Self.catalog)/SwiftConcurrency.md")

@@ -69,6 +69,17 @@ public final class Acceptor: @unchecked Sendable {
     for listener in listeners { listener.close() }
   }
 
+  /// Adds the numbers of a server's connections. On the queue.
+  ///
+  /// - Parameter prefix: the beginning of their names.
+  public func addMetrics(to text: inout MetricsText, prefix: String) {
+    text.add(.gauge, "\(prefix)_connections", "Connections.", count())
+    text.add(
+      .counter, "\(prefix)_connections_accepted_total", "Connections accepted.", accepted)
+    text.add(
+      .counter, "\(prefix)_connections_refused_total", "Connections refused.", refused)
+  }
+
   /// The beginning of a server's line of statistics.
   public var statistics: String {
     "\(count()) connections, \(accepted) accepted, \(refused) refused"

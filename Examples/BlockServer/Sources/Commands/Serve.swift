@@ -80,6 +80,8 @@ struct Serve: ParsableCommand {
   @Option(help: ArgumentHelp("Log statistics every so often; 0 is never.", valueName: "seconds"))
   var statsInterval = 0.0
 
+  @OptionGroup var metrics: MetricsOptions
+
   @OptionGroup var logOptions: LogOptions
 
   func validate() throws {
@@ -161,7 +163,9 @@ struct Serve: ParsableCommand {
         }
       }
       server = try Server(
-        exports: exports, listeners: listeners, settings: settings, logger: logger)
+        exports: exports, listeners: listeners,
+        metrics: try metrics.address.map { try MetricsServer($0, logger: logger) },
+        settings: settings, logger: logger)
     } catch {
       throw Failure("\(error)")
     }

@@ -31,6 +31,7 @@ final class Server: @unchecked Sendable {
   /// The number of connections of each loop.
   private var loads: [Int]
   private let acceptor: Acceptor
+  private let metrics: MetricsServer?
   private var signals: ShutdownSignals?
   private var isDraining = false
   private var exit: (Int32) -> Void = { _ in }
@@ -42,9 +43,10 @@ final class Server: @unchecked Sendable {
 
   /// - Throws: `AIOError` if a context cannot be made.
   init(
-    exports: [Export], listeners: [Listener], settings: Settings, logger: Logger
+    exports: [Export], listeners: [Listener], metrics: MetricsServer? = nil, settings: Settings,
+    logger: Logger
   ) throws {
-    (self.settings, self.logger) = (settings, logger)
+    (self.settings, self.logger, self.metrics) = (settings, logger, metrics)
     acceptor = Acceptor(listeners, limit: settings.maxConnections, logger: logger)
     loads = Array(repeating: 0, count: settings.loops)
     for number in 0..<settings.loops {
@@ -92,6 +94,7 @@ final class Server: @unchecked Sendable {
       } take: { [unowned self] in
         assign($0, $1)
       }
+      try metrics?.activate(in: context) { [unowned self] in collectMetrics($0) }
       if let interval = settings.statisticsInterval {
         _ = try context.every(interval) { [unowned self] in logStatistics {} }
       }
@@ -114,7 +117,8 @@ final class Server: @unchecked Sendable {
     }
   }
 
-  private func logStatistics(_ completion: @escaping @Sendable () -> Void) {
+  /// Gathers the statistics of all loops, and calls back with their sum on the queue.
+  private func total(_ body: @escaping @Sendable (LoopStatistics) -> Void) {
     let group = DispatchGroup()
     let total = Lock(LoopStatistics())
     for loop in loops {
@@ -124,8 +128,28 @@ final class Server: @unchecked Sendable {
         group.leave()
       }
     }
-    group.notify(queue: queue) { [self] in
-      let total = total.withLock { $0 }
+    group.notify(queue: queue) { body(total.withLock { $0 }) }
+  }
+
+  /// Gives the numbers of all loops to `reply`, on the queue.
+  private func collectMetrics(_ reply: @escaping @Sendable (MetricsText) -> Void) {
+    total { [self] total in
+      var text = MetricsText()
+      acceptor.addMetrics(to: &text, prefix: "aio_nbd")
+      text.add(.counter, "aio_nbd_requests_total", "Requests answered.", total.requests)
+      text.add(
+        .counter, "aio_nbd_requests_failed_total", "Requests that failed.", total.failures)
+      text.add(.counter, "aio_nbd_syncs_total", "Calls of fdatasync.", total.syncs)
+      text.add(
+        .counter, "aio_nbd_received_bytes_total", "Bytes received.", total.bytesReceived)
+      text.add(.counter, "aio_nbd_sent_bytes_total", "Bytes sent.", total.bytesSent)
+      text.add(loops.enumerated().map { ("\($0)", $1.context.statistics) })
+      reply(text)
+    }
+  }
+
+  private func logStatistics(_ completion: @escaping @Sendable () -> Void) {
+    total { [self] total in
       logger.info(
         """
         \(acceptor.statistics); \
@@ -145,6 +169,7 @@ final class Server: @unchecked Sendable {
 
   private func end() {
     acceptor.close()
+    metrics?.close()
     logStatistics { [self] in
       let group = DispatchGroup()
       let isDurable = Lock(true)

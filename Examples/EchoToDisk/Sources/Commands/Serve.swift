@@ -67,6 +67,8 @@ struct Serve: ParsableCommand {
       "How long clients may take to take their last echoes after SIGTERM.", valueName: "seconds"))
   var drainTimeout = 10.0
 
+  @OptionGroup var metrics: MetricsOptions
+
   @OptionGroup var logOptions: LogOptions
 
   static let smallestSegment = 1 << 20
@@ -93,7 +95,7 @@ struct Serve: ParsableCommand {
     var journal = Journal.Settings(segmentSize: segmentSize.bytes, syncs: sync == .batch)
     journal.batchSize = min(journal.batchSize, segmentSize.bytes / 4)
     let settings = Server.Settings(
-      address: listen.address, directory: data.path, journal: journal,
+      address: listen.address, metrics: metrics.address, directory: data.path, journal: journal,
       queueDepth: queueDepth,
       maxConnections: try DescriptorLimit.cap(connections: maxConnections, logger: logger),
       idleTimeout: idleTimeout > 0 ? .seconds(idleTimeout) : nil,

@@ -16,6 +16,8 @@ import SystemPackage
 final class Server: @unchecked Sendable {
   struct Settings: Sendable {
     var address: Listener.Address
+    /// Where to serve metrics. If `nil`, nowhere.
+    var metrics: MetricsAddress?
     var directory: FilePath
     var journal = Journal.Settings()
     var queueDepth = 64
@@ -35,6 +37,7 @@ final class Server: @unchecked Sendable {
   let journal: Journal
   private let listener: Listener
   private let acceptor: Acceptor
+  private let metrics: MetricsServer?
   private var signals: ShutdownSignals?
   /// A reference to itself while it serves, so that its maker need not keep one.
   private var selfWhileServing: Server?
@@ -83,6 +86,7 @@ final class Server: @unchecked Sendable {
       directory, context: context, settings: settings.journal, logger: logger)
     listener = try Listener(settings.address)
     acceptor = Acceptor([listener], limit: settings.maxConnections, logger: logger)
+    metrics = try settings.metrics.map { try MetricsServer($0, logger: logger) }
     logger.info(
       """
       journal in \(settings.directory), next batch \(directory.nextSequence), \
@@ -117,6 +121,7 @@ final class Server: @unchecked Sendable {
       } take: { [unowned self] in
         try accept($0, $1)
       }
+      try metrics?.activate(in: context) { [unowned self] in $0(metricsText) }
       if let timeout = settings.idleTimeout {
         _ = try context.every(min(timeout, .seconds(1))) { [unowned self] in closeIdle(timeout) }
       }
@@ -220,6 +225,21 @@ final class Server: @unchecked Sendable {
       """)
   }
 
+  private var metricsText: MetricsText {
+    let disk = journal.statistics
+    var text = MetricsText()
+    acceptor.addMetrics(to: &text, prefix: "echo_to_disk")
+    text.add(.counter, "echo_to_disk_received_bytes_total", "Bytes received.", bytesReceived)
+    text.add(.counter, "echo_to_disk_echoed_bytes_total", "Bytes echoed.", bytesEchoed)
+    text.add(.counter, "echo_to_disk_batches_total", "Batches given to the disk.", disk.batches)
+    text.add(.counter, "echo_to_disk_records_total", "Records in those batches.", disk.records)
+    text.add(.counter, "echo_to_disk_written_bytes_total", "Bytes of those batches.", disk.bytes)
+    text.add(
+      .counter, "echo_to_disk_batches_failed_total", "Batches that failed.", disk.failures)
+    text.add([("0", context.statistics)])
+    return text
+  }
+
   // MARK: The end
 
   private func shutDown(because signal: String) {
@@ -231,6 +251,7 @@ final class Server: @unchecked Sendable {
     isDraining = true
     logger.notice("\(signal): finishing what is in flight on \(connections.count) connections")
     acceptor.close()
+    metrics?.close()
     journal.seal()
     if connections.isEmpty { return drained() }
     drainDeadline = clock.now + settings.drainTimeout

@@ -106,6 +106,8 @@ struct AIOHTTPD: ParsableCommand {
       valueName: "lines"))
   var accessLogRate = 0
 
+  @OptionGroup var metrics: MetricsOptions
+
   @OptionGroup var logOptions: LogOptions
 
   func validate() throws {
@@ -170,7 +172,9 @@ struct AIOHTTPD: ParsableCommand {
         listeners = [listener]
       }
       server = try Server(
-        root: root, listeners: listeners, settings: settings, log: log, logger: logger)
+        root: root, listeners: listeners,
+        metrics: try metrics.address.map { try MetricsServer($0, logger: logger) },
+        settings: settings, log: log, logger: logger)
     } catch {
       throw Failure("\(error)")
     }

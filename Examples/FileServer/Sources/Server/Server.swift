@@ -19,6 +19,7 @@ final class Server: @unchecked Sendable {
   /// The number of connections of each loop.
   private var loads: [Int]
   private let acceptor: Acceptor
+  private let metrics: MetricsServer?
   private var signals: ShutdownSignals?
   private var isDraining = false
   private var exit: (Int32) -> Void = { _ in }
@@ -30,9 +31,10 @@ final class Server: @unchecked Sendable {
 
   /// - Throws: `AIOError` if a context cannot be made.
   init(
-    root: Root, listeners: [Listener], settings: Settings, log: AccessLog.Sink?, logger: Logger
+    root: Root, listeners: [Listener], metrics: MetricsServer? = nil, settings: Settings,
+    log: AccessLog.Sink?, logger: Logger
   ) throws {
-    (self.settings, self.logger) = (settings, logger)
+    (self.settings, self.logger, self.metrics) = (settings, logger, metrics)
     acceptor = Acceptor(listeners, limit: settings.maxConnections, logger: logger)
     loads = Array(repeating: 0, count: settings.loops)
     for number in 0..<settings.loops {
@@ -66,7 +68,47 @@ final class Server: @unchecked Sendable {
       } take: { [unowned self] in
         assign($0, $1)
       }
+      try metrics?.activate(in: context) { [unowned self] in collectMetrics($0) }
     }
+  }
+
+  /// Gives the numbers of all loops to `reply`, on the queue.
+  private func collectMetrics(_ reply: @escaping @Sendable (MetricsText) -> Void) {
+    collectStatistics { [self] total in
+      var text = MetricsText()
+      acceptor.addMetrics(to: &text, prefix: "aio_httpd")
+      text.add(.counter, "aio_httpd_requests_total", "Requests answered.", total.requests)
+      text.add(
+        .counter, "aio_httpd_sent_bytes_total", "Bytes of bodies sent.", Int(total.bytesSent))
+      text.add(
+        .counter, "aio_httpd_received_bytes_total", "Bytes of uploads received.",
+        Int(total.bytesReceived))
+      text.add(loops.enumerated().map { ("\($0)", $1.context.statistics) })
+      reply(text)
+    }
+  }
+
+  /// Gathers the statistics of all loops, and calls back with their sum on the queue.
+  ///
+  /// - Parameter drains: Whether the loops are to be drained before.
+  private func collectStatistics(
+    drains: Bool = false, _ body: @escaping @Sendable (LoopStatistics) -> Void
+  ) {
+    let group = DispatchGroup()
+    let total = Lock(LoopStatistics())
+    for loop in loops {
+      group.enter()
+      let add: @Sendable (LoopStatistics) -> Void = { one in
+        total.withLock { $0 += one }
+        group.leave()
+      }
+      if drains {
+        loop.drain(timeout: settings.drainTimeout) { add(loop.statistics) }
+      } else {
+        loop.report(add)
+      }
+    }
+    group.notify(queue: queue) { body(total.withLock { $0 }) }
   }
 
   /// Gives a connection to the loop that has the fewest.
@@ -85,17 +127,8 @@ final class Server: @unchecked Sendable {
     isDraining = true
     logger.notice("\(signal): answering what is in flight")
     acceptor.close()
-    let group = DispatchGroup()
-    let total = Lock(LoopStatistics())
-    for loop in loops {
-      group.enter()
-      loop.drain(timeout: settings.drainTimeout) {
-        total.withLock { $0 += loop.statistics }
-        group.leave()
-      }
-    }
-    group.notify(queue: queue) { [self] in
-      let total = total.withLock { $0 }
+    metrics?.close()
+    collectStatistics(drains: true) { [self] total in
       logger.info(
         """
         done: \(acceptor.statistics); \(total.requests) requests; \
