@@ -52,12 +52,8 @@ extension AIOContext {
     _ file: AIOFile, at offset: Int64, count: Int, to socket: Int32, header: [UInt8] = [],
     completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIOSend {
-    if Fork.isChild { throw .forked(.init(operation: .send, descriptor: socket)) }
     let file = file.file
-    let known = loop.readiness.knowledge(of: socket)
-    let subject = try file.checkSend(at: offset, count: count, to: socket, isStream: known.isStream)
-    if known.isClosed { throw .contextClosed(subject) }
-    if !known.isStream { loop.readiness.isStream(socket) }
+    let subject = try checkSend(file, at: offset, count: count, to: socket)
     guard file.retain() else { throw .fileClosed(subject) }
     let send = FileSend(
       file, at: offset, count: count, header: header, to: socket, on: loop, completion: completion)
@@ -119,7 +115,7 @@ public struct AIOSend: Sendable {
   public func cancel() { send.cancel() }
 }
 
-/// The outcome of ``AIOFile/sendIfCached(at:count:to:header:)``.
+/// The outcome of ``AIOContext/sendIfCached(_:at:count:to:header:)``.
 public enum AIOCachedSend: Hashable, Sendable {
   /// The socket has taken so many bytes of the header and the file, in that order, 1 or more: all
   /// that were asked for, or fewer where it had no room for more.
@@ -132,14 +128,14 @@ public enum AIOCachedSend: Hashable, Sendable {
   case notCached
 }
 
-extension AIOFile {
-  /// The most bytes of the file that one call of ``sendIfCached(at:count:to:header:)`` sends:
+extension AIOContext {
+  /// The most bytes of the file that one call of ``sendIfCached(_:at:count:to:header:)`` sends:
   /// 512 KiB, which takes some 60 us.
   public static var maximumCachedSend: Int { OpenFile.largestSend }
 
   /// Sends bytes to a socket, behind a header, if the page cache has them. Never blocks, and is for
   /// any thread. It is for servers that do the rest by themselves;
-  /// ``AIOContext/send(_:at:count:to:header:completion:)`` does all of it. Corresponds to
+  /// ``send(_:at:count:to:header:completion:)`` does all of it. Corresponds to
   /// `cachestat(2)` (Linux 6.5; before that the answer is ``AIOCachedSend/notCached``),
   /// `sendmsg(2)` and `sendfile(2)`.
   ///
@@ -149,16 +145,18 @@ extension AIOFile {
   /// the process neither owns nor may write to.
   ///
   /// - Parameters:
+  ///   - file: The file, open for reading.
   ///   - offset: The offset in the file in bytes, 0 or more.
   ///   - count: The number of bytes, 1 or more, of which at most ``maximumCachedSend`` are sent.
   ///   - socket: The descriptor of a non-blocking stream socket.
   ///   - header: Bytes to send before those of the file, in the same packet.
-  /// - Throws: As ``AIOContext/send(_:at:count:to:header:completion:)``; or what the socket
+  /// - Throws: As ``send(_:at:count:to:header:completion:)``; or what the socket
   ///   answers, for example `EPIPE`, without the signal.
   public func sendIfCached(
-    at offset: Int64, count: Int, to socket: Int32, header: RawSpan = RawSpan()
+    _ file: AIOFile, at offset: Int64, count: Int, to socket: Int32, header: RawSpan = RawSpan()
   ) throws(AIOError) -> AIOCachedSend {
-    let subject = try file.checkSend(at: offset, count: count, to: socket)
+    let file = file.file
+    let subject = try checkSend(file, at: offset, count: count, to: socket)
     guard file.retain() else { throw .fileClosed(subject) }
     defer { file.release() }
     let size = min(count, OpenFile.largestSend)
@@ -183,12 +181,26 @@ extension AIOFile {
   }
 }
 
+extension AIOContext {
+  /// Checks the arguments of a send; the socket only once as long as a source watches it.
+  private func checkSend(
+    _ file: OpenFile, at offset: Int64, count: Int, to socket: Int32
+  ) throws(AIOError) -> AIOError.Subject {
+    if Fork.isChild { throw .forked(.init(operation: .send, descriptor: socket)) }
+    let known = loop.readiness.knowledge(of: socket)
+    let subject = try file.checkSend(at: offset, count: count, to: socket, isStream: known.isStream)
+    if known.isClosed { throw .contextClosed(subject) }
+    if !known.isStream { loop.readiness.isStream(socket) }
+    return subject
+  }
+}
+
 extension OpenFile {
   /// Checks the arguments of a send.
   ///
   /// - Parameter isStream: Whether the socket is known to be one that can be sent to.
   fileprivate func checkSend(
-    at offset: Int64, count: Int, to socket: Int32, isStream: Bool = false
+    at offset: Int64, count: Int, to socket: Int32, isStream: Bool
   ) throws(AIOError) -> AIOError.Subject {
     let subject = AIOError.Subject(
       operation: .send, path: path, descriptor: descriptor, offset: offset, length: count)

@@ -69,7 +69,7 @@ func sendToClosed() throws {
       socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_NONBLOCK.rawValue), 0, &ends)
       close(ends[1])
       do {
-        print("in place", try file.sendIfCached(at: 0, count: count, to: ends[0]))
+        print("in place", try context.sendIfCached(file, at: 0, count: count, to: ends[0]))
       } catch {
         print("in place", error.errno?.rawValue ?? 0)
       }

@@ -129,13 +129,13 @@ final class SendTests: XCTestCase {
     let file = try makeFile(directory, .automatic)
     let (near, far) = try pair(room: 1 << 20)
     try evict(file)
-    XCTAssertEqual(try file.sendIfCached(at: 0, count: 100_000, to: near), .notCached)
+    XCTAssertEqual(try context.sendIfCached(file, at: 0, count: 100_000, to: near), .notCached)
     // The first 64 KiB are brought in, and no more.
     var bytes = [UInt8](repeating: 0, count: 65536)
     XCTAssertEqual(pread(file.fileDescriptor.rawValue, &bytes, bytes.count, 0), bytes.count)
-    XCTAssertEqual(try file.sendIfCached(at: 0, count: 262_144, to: near), .notCached)
+    XCTAssertEqual(try context.sendIfCached(file, at: 0, count: 262_144, to: near), .notCached)
     XCTAssertEqual(recv(far, &bytes, 1, Int32(MSG_DONTWAIT)), -1, "something was sent")
-    XCTAssertEqual(try file.sendIfCached(at: 100, count: 60_000, to: near), .sent(60_000))
+    XCTAssertEqual(try context.sendIfCached(file, at: 100, count: 60_000, to: near), .sent(60_000))
     XCTAssertTrue(try receive(60_000, from: far).wait() == Array(blockContents[100..<60_100]))
     let before = context.statistics.accepted
     XCTAssertEqual(try send(context, file, at: 100, count: 60_000, to: near), .success(60_000))
@@ -143,8 +143,8 @@ final class SendTests: XCTestCase {
     XCTAssertTrue(try receive(60_000, from: far).wait() == Array(blockContents[100..<60_100]))
     let head = header
     let (cached, uncached) = (
-      try file.sendIfCached(at: 100, count: 60_000, to: near, header: head.span.bytes),
-      try file.sendIfCached(at: 262_144, count: 65_536, to: near, header: head.span.bytes)
+      try context.sendIfCached(file, at: 100, count: 60_000, to: near, header: head.span.bytes),
+      try context.sendIfCached(file, at: 262_144, count: 65_536, to: near, header: head.span.bytes)
     )
     XCTAssertEqual(cached, .sent(header.count + 60_000))
     XCTAssertTrue(
@@ -152,16 +152,17 @@ final class SendTests: XCTestCase {
     XCTAssertEqual(uncached, .notCached)
     XCTAssertEqual(recv(far, &bytes, 1, Int32(MSG_DONTWAIT)), -1, "a head was sent")
     // Past the end nothing is cached; a direct file has nothing there.
-    XCTAssertEqual(try file.sendIfCached(at: Int64(Self.size), count: 1, to: near), .notCached)
+    XCTAssertEqual(
+      try context.sendIfCached(file, at: Int64(Self.size), count: 1, to: near), .notCached)
     let direct = try AIOFile.open(file.path!, .readOnly, caching: .direct)
-    XCTAssertEqual(try direct.sendIfCached(at: 0, count: 4096, to: near), .notCached)
+    XCTAssertEqual(try context.sendIfCached(direct, at: 0, count: 4096, to: near), .notCached)
     // A socket that has room for less takes less, and then nothing.
     _ = try Data(contentsOf: URL(fileURLWithPath: file.path!.string))
     let (full, _) = try pair()
-    guard case .sent(let count) = try file.sendIfCached(at: 0, count: Self.size, to: full)
+    guard case .sent(let count) = try context.sendIfCached(file, at: 0, count: Self.size, to: full)
     else { return XCTFail("nothing was sent") }
-    XCTAssertTrue((1..<AIOFile.maximumCachedSend).contains(count), "\(count)")
-    XCTAssertEqual(try file.sendIfCached(at: 0, count: Self.size, to: full), .socketFull)
+    XCTAssertTrue((1..<AIOContext.maximumCachedSend).contains(count), "\(count)")
+    XCTAssertEqual(try context.sendIfCached(file, at: 0, count: Self.size, to: full), .socketFull)
     try context.closeAndWait()
   }
 
@@ -270,7 +271,9 @@ final class SendTests: XCTestCase {
       (written, 0, 1, near, .wrongAccessMode), (closed, 0, 1, near, .fileClosed),
     ] as [(AIOFile, Int64, Int, Int32, AIOError.Code)] {
       let what = "\(count) at \(offset) to \(socket)"
-      XCTAssertThrowsError(try file.sendIfCached(at: offset, count: count, to: socket), what) {
+      XCTAssertThrowsError(
+        try context.sendIfCached(file, at: offset, count: count, to: socket), what
+      ) {
         XCTAssertEqual(($0 as? AIOError)?.code, code, what)
       }
       XCTAssertThrowsError(

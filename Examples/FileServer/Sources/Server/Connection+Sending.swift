@@ -102,14 +102,14 @@ extension Connection {
   /// - Returns: How many bytes; 0 if they are not there; `nil` if the socket takes no more.
   private func sendFromCache() -> Int64? {
     guard let file = reply.file, file.isInPageCache else { return 0 }
-    let size = min(reply.end - reply.position, Int64(AIOFile.maximumCachedSend))
+    let size = min(reply.end - reply.position, Int64(AIOContext.maximumCachedSend))
     guard size >= Self.sendfileThreshold else { return copyFromCache(file, size) }
     let output = loop.output
     let (before, wasHeadPending) = (output.count, reply.isHeadPending)
     appendPendingHead()
     do throws(AIOError) {
-      let answer = try file.file.sendIfCached(
-        at: reply.position, count: Int(size), to: socket, header: output.bytes.bytes)
+      let answer = try loop.context.sendIfCached(
+        file.file, at: reply.position, count: Int(size), to: socket, header: output.bytes.bytes)
       guard answer != .notCached else {
         output.removeAll(after: before)
         reply.isHeadPending = wasHeadPending
