@@ -57,6 +57,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private let isClosing = Atomic<Bool>(false)
   /// Whether the epoll set is polled.
   private let isPolling = Atomic<Bool>(false)
+  /// Whether there may be an epoll set to poll.
+  private let wantsPolling = Atomic<Bool>(false)
   /// Marks `queue`, so that one can ask whether one is on it.
   private let onQueue = DispatchSpecificKey<Void>()
 
@@ -286,7 +288,6 @@ final class Loop: SlotOwner, @unchecked Sendable {
     if byHand { scheduler.turnByHandBegins() }
     turns += 1
     let outerPass = byHand ? 0 : jobs.enter()
-    preparePolling()
     var budget = TurnBudget(byHand: byHand)
     unsafe engine.pointee.beginTurn()
     while iterate(&budget) {}
@@ -337,6 +338,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// - Returns: Whether work was left because it would take too long.
   private func takeInAndSubmit(_ budget: inout TurnBudget) -> Bool {
     var isBehind = false
+    // In each iteration: a handler or a block may have made the first source.
+    preparePolling()
     if admission.hasWaiters { isBehind = !admitWaiters() }
     if !submitHooks.isEmpty { runSubmitHooks() }
     if unsafe !engine.pointee.collect() { isBehind = true }
@@ -359,7 +362,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Schedules a turn after a change for which one is needed: a first descriptor to poll, or a
   /// handler to run. From any thread.
   func readinessChanged(hasHandlers: Bool) {
-    if hasHandlers || !isPolling.load(ordering: .relaxed) { scheduler.scheduleTurn() }
+    let isFirst = !isPolling.load(ordering: .relaxed)
+    // Stored before a turn is scheduled: one that runs looks at it before it sleeps.
+    if isFirst { wantsPolling.store(true, ordering: .sequentiallyConsistent) }
+    if hasHandlers || isFirst { scheduler.scheduleTurn() }
   }
 
   /// Runs a block in a turn. From any thread.
@@ -412,7 +418,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// Makes the engine poll the epoll set, once there is one.
   private func preparePolling() {
-    guard !isPolling.load(ordering: .relaxed), let descriptor = readiness.descriptor else { return }
+    guard wantsPolling.load(ordering: .relaxed), !isPolling.load(ordering: .relaxed) else { return }
+    // Before the look, so that a later source is seen, too.
+    wantsPolling.store(false, ordering: .sequentiallyConsistent)
+    guard let descriptor = readiness.descriptor else { return }
     isPolling.store(true, ordering: .relaxed)
     if pollsByDispatch {
       unsafe engine.pointee.isPollUnsupported = true
@@ -512,6 +521,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private func hasArrivals() -> Bool {
     table.hasArrivals || !admission.isEmpty && table.free.count > 0 || !blocks.isEmpty
       || readiness.hasHandlers
+      || wantsPolling.load(ordering: .sequentiallyConsistent) && !isPolling.load(ordering: .relaxed)
   }
 
   private enum Waited {
