@@ -25,6 +25,26 @@ final class ReadinessTests: XCTestCase {
     XCTAssertEqual(write(fd, text, text.utf8.count), text.utf8.count)
   }
 
+  /// Goal: the first source of a context is polled, also if a block of the loop makes it, after
+  /// which nothing else happens.
+  func testTheFirstSourceMadeOnTheLoop() throws {
+    let context = try AIOContext(queueDepth: 2)
+    let fired = Promise<Void>()
+    let sources = Locked<[AIOTimerSource]>([])
+    context.async {
+      do {
+        let timer = try context.makeTimerSource()
+        timer.setEventHandler { fired.fulfil(()) }
+        timer.schedule(deadline: .now() + .milliseconds(1))
+        timer.activate()
+        sources.withLock { $0.append(timer) }
+      } catch {
+        XCTFail("\(error)")
+      }
+    }
+    try fired.wait()
+  }
+
   /// Runs what a test does both with the kernel's AIO poll and without: a context without kernel
   /// AIO polls through a DispatchSource.
   private func forEachWay(_ body: (AIOContext, String) throws -> Void) throws {

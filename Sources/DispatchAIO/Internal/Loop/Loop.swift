@@ -386,10 +386,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Schedules a turn after a change for which one is needed: a first descriptor to poll, or a
   /// handler to run. From any thread.
   func readinessChanged(hasHandlers: Bool) {
-    if hasHandlers { return scheduler.scheduleTurn() }
-    guard !isPolling.load(ordering: .relaxed) else { return }
-    isPollWanted.store(true, ordering: .sequentiallyConsistent)
-    scheduler.scheduleTurn()
+    let isFirst = !isPolling.load(ordering: .relaxed)
+    // Stored before a turn is scheduled: one that runs looks at it before it sleeps.
+    if isFirst { isPollWanted.store(true, ordering: .sequentiallyConsistent) }
+    if hasHandlers || isFirst { scheduler.scheduleTurn() }
   }
 
   /// Runs a block in a turn. From any thread.
@@ -451,7 +451,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// Makes the engine poll the epoll set, once there is one.
   private func preparePolling() {
-    isPollWanted.store(false, ordering: .relaxed)
+    // Before the look, so that a later descriptor is seen, too.
+    isPollWanted.store(false, ordering: .sequentiallyConsistent)
     guard !isPolling.load(ordering: .relaxed), let descriptor = readiness.descriptor else { return }
     isPolling.store(true, ordering: .relaxed)
     if pollsByDispatch {

@@ -11,7 +11,7 @@ enum Engines {
   static let names = [
     "libaio", "io-ctx", "dispatch-aio", "dispatch-aio-queue", "dispatch-aio-inline",
     "dispatch-aio-source", "dispatch-aio-spinning", "dispatch-aio-async", "dispatch-aio-actor",
-    "dispatch-aio-buffered", "dispatch-aio-automatic",
+    "dispatch-aio-buffered", "dispatch-aio-automatic", "dispatch-aio-channel",
     "ioring", "nio-threadpool", "gcd-pread", "dispatchio", "nio-filesystem",
     "dispatch-aio-nio", "fio-libaio", "fio-io_uring",
   ]
@@ -25,7 +25,8 @@ enum Engines {
     200 us; dispatch-aio-async: with await, in an actor \
     on its queue, by tasks that prefer that queue; dispatch-aio-actor: by any tasks; \
     dispatch-aio-buffered, dispatch-aio-automatic: as dispatch-aio, with files opened that way, \
-    whatever --direct says. ioring: \
+    whatever --direct says; dispatch-aio-channel: AIOChannel, which has the vocabulary of \
+    DispatchIO. ioring: \
     swift-system's IORing. nio-threadpool: SwiftNIO's NIOThreadPool and pread. \
     gcd-pread: a concurrent queue and pread. dispatchio: DispatchIO. nio-filesystem: SwiftNIO's \
     NIOFileSystem (buffered). dispatch-aio-nio: the same over DispatchAIONIO, in a build with \
@@ -50,6 +51,7 @@ enum Engines {
     case "nio-threadpool": NIOThreadPoolEngine()
     case "gcd-pread": ConcurrentQueueEngine()
     case "dispatchio": DispatchIOEngine()
+    case "dispatch-aio-channel": ChannelEngine()
     case "nio-filesystem": NIOFileSystemEngine()
     case "dispatch-aio-nio": NIOFileSystemEngine(usesDispatchAIO: true)
     default:

@@ -15,6 +15,8 @@ struct CostWorkload {
     case readCached
     /// From and to the disk, past the page cache.
     case readDirect, writeDirect
+    /// Of any range, into memory of the library's.
+    case readRange
     /// With its completion on another queue.
     case readElsewhere
     /// By tasks on the loop's executor.
@@ -203,6 +205,10 @@ private final class CostRunner: @unchecked Sendable {
       switch workload.verb {
       case .read, .readCached, .readDirect, .readElsewhere:
         try context.read(file, at: offset, into: buffers[slot], queue: elsewhere) { [self] in
+          ended($0, slot)
+        }
+      case .readRange:
+        try context.read(file, from: offset + 1, count: CostWorkload.blockSize - 1) { [self] in
           ended($0, slot)
         }
       case .write, .writeDirect:
