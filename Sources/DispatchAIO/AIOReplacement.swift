@@ -5,6 +5,7 @@
 // file, the new one gets a temporary name, by which it is renamed over the old.
 
 internal import CLinux
+public import Dispatch
 internal import Glibc
 public import SystemPackage
 
@@ -53,7 +54,11 @@ public final class AIOReplacement: Sendable {
   private final class Place: Sendable {
     let descriptor: Int32
     init(_ descriptor: Int32) { self.descriptor = descriptor }
-    deinit { Glibc.close(descriptor) }
+    deinit {
+      // A server of files may be asked.
+      let descriptor = descriptor
+      BlockingCalls.run(on: nil) { Glibc.close(descriptor) }
+    }
   }
 
   /// Makes the new file. Blocks the calling thread. Corresponds to `open(2)` with `O_TMPFILE`.
@@ -165,6 +170,21 @@ public final class AIOReplacement: Sendable {
           the new file is in place, but the directory could not be synced: \(error) (errno \
           \(error.rawValue)); after a failure of the power the old one may be back
           """))
+    }
+  }
+
+  /// Makes the new file durable and gives it its name, by a thread that may sleep, and calls back:
+  /// as ``commit()-()``. Never blocks, and may be called from any thread.
+  ///
+  /// - Parameters:
+  ///   - queue: The queue to call back on.
+  ///   - completion: Called once, with the error that ``commit()-()`` would throw.
+  public func commit(
+    queue: DispatchQueue, completion: @escaping @Sendable (Result<Void, AIOError>) -> Void
+  ) {
+    BlockingCalls.run(on: file.file.traits.device) { [self] in
+      let result = Result { () throws(AIOError) in try commit() }
+      queue.async { completion(result) }
     }
   }
 

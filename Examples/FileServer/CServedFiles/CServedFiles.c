@@ -14,10 +14,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef RENAME_NOREPLACE
-#define RENAME_NOREPLACE 1
-#endif
-
 int cfiles_open_place(int directory, const char *path) {
   struct open_how how = {
       .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
@@ -85,30 +81,6 @@ int64_t cfiles_send(
                           : send(socket, first, first_count, flags);
   } while (result < 0 && errno == EINTR);
   return result < 0 ? -errno : result;
-}
-
-int cfiles_create(int directory, const char *name) {
-  int result = openat(
-      directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
-  return result < 0 ? -errno : result;
-}
-
-int cfiles_rename(int directory, const char *from, const char *to, int is_exclusive) {
-  long result = syscall(
-      SYS_renameat2, directory, from, directory, to, is_exclusive ? RENAME_NOREPLACE : 0);
-  return result < 0 ? -errno : 0;
-}
-
-int cfiles_unlink(int directory, const char *name) {
-  return unlinkat(directory, name, 0) < 0 ? -errno : 0;
-}
-
-int cfiles_sync_directory(int place) {
-  int fd = cfiles_reopen(place, O_RDONLY | O_DIRECTORY);
-  if (fd < 0) return fd;
-  int result = fsync(fd) < 0 ? -errno : 0;
-  close(fd);
-  return result;
 }
 
 uint64_t cfiles_coarse_nanoseconds(void) {

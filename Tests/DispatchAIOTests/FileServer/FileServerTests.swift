@@ -292,17 +292,21 @@ final class FileServerTests: XCTestCase {
       let client = try HTTPClient(server)
       try client.send("PUT /half HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n")
       try client.send(pattern(300_000))
-      XCTAssertTrue(eventually { (try? self.temporaries(server).count) == 1 })
+      XCTAssertTrue(eventually { (try? self.unnamedFiles(server)) == 1 })
     }
-    XCTAssertTrue(eventually { (try? self.temporaries(server).isEmpty) == true })
+    XCTAssertTrue(eventually { (try? self.unnamedFiles(server)) == 0 })
     XCTAssertFalse(FileManager.default.fileExists(atPath: server.root.appending("half").string))
     let other = try HTTPServer(directory)
     XCTAssertEqual(try HTTPClient(other).get("/up", method: "PUT").status, 405)
   }
 
-  private func temporaries(_ server: HTTPServer) throws -> [String] {
-    try FileManager.default.contentsOfDirectory(atPath: server.root.string)
-      .filter { $0.hasPrefix(".aio-httpd-") }
+  /// The number of files without a name that the server has open.
+  private func unnamedFiles(_ server: HTTPServer) throws -> Int {
+    let descriptors = "/proc/\(server.process.processIdentifier)/fd"
+    return try FileManager.default.contentsOfDirectory(atPath: descriptors).count {
+      let name = try? FileManager.default.destinationOfSymbolicLink(atPath: "\(descriptors)/\($0)")
+      return name?.hasPrefix(server.root.string) == true && name?.hasSuffix(" (deleted)") == true
+    }
   }
 
   /// Before an upload is answered, its bytes and then its name are durable: in this order.
@@ -314,7 +318,7 @@ final class FileServerTests: XCTestCase {
       directory, ["--writable"],
       under: [
         strace, "-D", "-f", "-o", log, "-e",
-        "trace=fsync,fdatasync,io_submit,renameat2,sendmsg,sendto",
+        "trace=fsync,fdatasync,io_submit,linkat,sendmsg,sendto",
       ])
     let client = try HTTPClient(server)
     try client.send("PUT /up HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
@@ -325,9 +329,11 @@ final class FileServerTests: XCTestCase {
         (try? String(contentsOfFile: log, encoding: .utf8))?.contains("+++ exited") == true
       })
     let calls = SystemCallLog.parse(try String(contentsOfFile: log, encoding: .utf8))
-    let order = ["FSYNC", "renameat2(", "fsync(", "201 Created"].map { part in
-      calls.firstIndex { $0.contains(part) } ?? -1
-    }
+    let order = [
+      calls.firstIndex { $0.contains("fsync(") }, calls.firstIndex { $0.contains("linkat(") },
+      calls.lastIndex { $0.contains("fsync(") }, calls.firstIndex { $0.contains("201 Created") },
+    ].map { $0 ?? -1 }
+    XCTAssertEqual(Set(order).count, 4, "\(calls)")
     XCTAssertEqual(order, order.sorted(), "\(calls)")
     XCTAssertFalse(order.contains(-1), "\(order) \(calls)")
   }

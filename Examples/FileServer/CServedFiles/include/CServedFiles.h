@@ -40,17 +40,6 @@ int64_t cfiles_send(
     int socket, const void *first, size_t first_count, const void *second, size_t second_count,
     int has_more);
 
-// openat(2): a new file to write to; -EEXIST if there is one.
-int cfiles_create(int directory, const char *name);
-
-// renameat2(2) within a directory; exclusive: -EEXIST if the new name is there.
-int cfiles_rename(int directory, const char *from, const char *to, int is_exclusive);
-
-int cfiles_unlink(int directory, const char *name);
-
-// Makes what changed in a directory durable, named by a descriptor of O_PATH.
-int cfiles_sync_directory(int place);
-
 // clock_gettime of the monotonic clock, as of the last tick (some milliseconds), in nanoseconds.
 uint64_t cfiles_coarse_nanoseconds(void);
 

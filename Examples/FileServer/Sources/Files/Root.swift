@@ -37,7 +37,7 @@ enum Resolution {
 }
 
 final class Root: Sendable {
-  private let directory: AIODirectory
+  let directory: AIODirectory
   private let caching: AIOFile.Caching
   private let lists: Bool
   private let isPrecompressed: Bool

@@ -66,7 +66,7 @@ extension Connection {
       upload: upload, left: head.isChunked ? nil : head.contentLength ?? 0,
       buffer: loop.buffers.take(atLeast: BufferPool.large))
     if head.expectsContinue && !head.isOld { loop.output.append("HTTP/1.1 100 Continue\r\n\r\n") }
-    if self.upload?.isComplete == true { sync() } else { wait(loop.settings.requestTimeout) }
+    if self.upload?.isComplete == true { publish() } else { wait(loop.settings.requestTimeout) }
   }
 
   /// Takes bytes of the body.
@@ -115,7 +115,7 @@ extension Connection {
   }
 
   private func write() {
-    guard let progress = upload, progress.filled > 0 else { return sync() }
+    guard let progress = upload, progress.filled > 0 else { return publish() }
     upload?.isBusy = true
     waitForDisk()
     do throws(AIOError) {
@@ -139,41 +139,26 @@ extension Connection {
     upload?.position += Int64(count)
     upload?.filled = 0
     upload?.isBusy = false
-    guard upload?.isComplete == false else { return sync() }
+    guard upload?.isComplete == false else { return publish() }
     wait(loop.settings.requestTimeout)
     proceed()
   }
 
   /// All has been received and written: makes it durable, and gives it its name.
-  private func sync() {
+  private func publish() {
     guard let upload = upload?.upload else { return }
     self.upload?.isBusy = true
     waitForDisk()
-    do throws(AIOError) {
-      try loop.context.fsync(upload.file) { [self] result in
-        loop.refreshTime()
-        guard phase == .receiving else { return }
-        switch result {
-        case .success: publish(upload)
-        case .failure(let error): uploadFailed(error)
-        }
-      }
-    } catch {
-      uploadFailed(error)
-    }
-  }
-
-  private func publish(_ upload: Upload) {
-    loop.offload {
-      Result(catching: { () throws(Upload.Refused) in try upload.publish() })
-    } then: { [self] result in
+    upload.publish(on: loop.queue) { [self] result in
       loop.refreshTime()
       guard phase == .receiving else { return }
       if let buffer = self.upload?.buffer { loop.buffers.give(buffer) }
       self.upload = nil
       switch result {
-      case .success(let isNew): answer(isNew ? 201 : 204)
-      case .failure(let refused): answer(refused.status)
+      case .success: answer(upload.replaces ? 204 : 201)
+      case .failure(let error):
+        if error.code != .exists { loop.logger.error("\(error)") }
+        answer(Upload.status(error))
       }
       flush()
       proceed()
@@ -182,7 +167,7 @@ extension Connection {
 
   private func uploadFailed(_ error: AIOError) {
     loop.logger.error("\(error)")
-    uploadFailed(error.errno.map { Upload.status($0.rawValue) } ?? 500)
+    uploadFailed(Upload.status(error))
   }
 
   private func uploadFailed(_ status: Int) {

@@ -110,7 +110,7 @@ extension Attempt {
     // The worker has done what it could: see `OffloadWorker.append`.
     if isAppend { return resolveAppend(errno: errno) }
     switch (errno, route, verb) {
-    case (EOPNOTSUPP, _, _) where options.contains(.uncached):
+    case (EOPNOTSUPP, _, _) where options.contains(.uncached) && route != .direct:
       return .cached
     case (ENOSPC, _, .write) where options.isWhole, (EDQUOT, _, .write) where options.isWhole,
       (EFBIG, _, .write) where options.isWhole:
