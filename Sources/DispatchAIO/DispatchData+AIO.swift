@@ -45,7 +45,7 @@ extension AIOContext {
     completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
     let (memory, owner) = Memory.regions(of: data)
-    return try accept(.write(from: memory), file, offset, queue, isAnyRange: true) { result in
+    return try accept(.write(from: memory), file, offset, .anyRange, queue) { result in
       withExtendedLifetime(owner) {}
       completion(result)
     }
@@ -57,7 +57,7 @@ extension AIOContext {
     _ file: AIOFile, _ data: DispatchData, at offset: Int64, completion: @escaping AIOCompletion
   ) {
     let (memory, owner) = Memory.regions(of: data)
-    acceptOrWait(.write(from: memory), file, offset, isAnyRange: true) { result in
+    acceptOrWait(.write(from: memory), file, offset, .anyRange) { result in
       withExtendedLifetime(owner) {}
       completion(result)
     }
@@ -81,16 +81,16 @@ extension AIOContext {
   }
 
   private func acceptOrWait(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, isAnyRange: Bool = false,
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ options: RequestOptions = [],
     completion: @escaping AIOCompletion
   ) {
     do throws(AIOError) {
-      _ = try accept(operation, file, offset, nil, isAnyRange: isAnyRange, completion)
+      _ = try accept(operation, file, offset, options, nil, completion)
     } catch {
       guard error.code == .full else { return async { completion(.failure(error)) } }
-      acceptLater(operation, file, offset, isAnyRange: isAnyRange, Waiter()) { [self] result in
-        async { completion(result) }
-      }
+      let completeLater: AIOCompletion = { [self] result in async { completion(result) } }
+      acceptLater(
+        operation, file, offset, options, Waiter(), .callback(completeLater, queue: nil))
     }
   }
 }

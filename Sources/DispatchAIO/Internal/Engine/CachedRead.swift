@@ -38,7 +38,8 @@ extension OpenFile {
     return unsafe readNowait(at: offset + Int64(answer), into: rest) == 0 ? answer : nil
   }
 
-  /// Calls preadv2(2) with RWF_NOWAIT. tmpfs has no NOWAIT, and does not wait for what is in memory.
+  /// Calls preadv2(2) with RWF_NOWAIT. tmpfs has no NOWAIT, and does not wait for what is in
+  /// memory.
   func readNowait(at offset: Int64, into memory: UnsafeMutableRawBufferPointer) -> Int {
     // The memory is the caller's, for the duration of the call.
     unsafe Int(
