@@ -155,9 +155,9 @@ case .writeOptions:
     }
   }
   let buffered = try file("buffered", caching: .buffered)
-  try buffered.preallocate(0..<(24 * 4096))
   let group = DispatchGroup()
-  // Asked for in one turn of the loop, so that all wait for a thread together.
+  // Asked for in one turn of the loop, and behind the end of the file, so that all wait for a
+  // thread together.
   context.queue.sync {
     for number in 0..<24 {
       group.enter()

@@ -45,12 +45,18 @@ final class FileRangeTests: XCTestCase {
   }
 
   func testRangesOnXFS() throws {
-    let disk = try SmallDisk(in: temporaryDirectory(), megabytes: 320, type: "xfs")
+    let directory = try temporaryDirectory()
+    defer { withExtendedLifetime(directory) {} }
+    let disk = try SmallDisk(in: directory, megabytes: 320, type: "xfs")
+    defer { withExtendedLifetime(disk) {} }
     try checkRanges(TemporaryDirectory(in: disk.path.string), collapses: true, clones: true)
   }
 
   func testRangesOnBtrfs() throws {
-    let disk = try SmallDisk(in: temporaryDirectory(), megabytes: 128, type: "btrfs")
+    let directory = try temporaryDirectory()
+    defer { withExtendedLifetime(directory) {} }
+    let disk = try SmallDisk(in: directory, megabytes: 128, type: "btrfs")
+    defer { withExtendedLifetime(disk) {} }
     try checkRanges(TemporaryDirectory(in: disk.path.string), collapses: false, clones: true)
   }
 

@@ -133,6 +133,7 @@ final class WriteOptionTests: XCTestCase {
   /// A disk that fills up: an append that has no room is told how much went, and no other is split.
   func testAppendsOnAFullDisk() throws {
     let directory = try temporaryDirectory()
+    defer { withExtendedLifetime(directory) {} }
     let disk = try SmallDisk(in: directory, megabytes: 16)
     let context = try AIOContext(queueDepth: 4)
     do {
