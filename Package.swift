@@ -24,6 +24,7 @@ let package = Package(
     .executable(name: "aio-nbd", targets: ["BlockServer"]),
     .executable(name: "aio-copy", targets: ["CopyFile"]),
     .executable(name: "aio-httpd", targets: ["FileServer"]),
+    .executable(name: "hummingbird-files", targets: ["HummingbirdFiles"]),
   ],
   traits: [
     .trait(name: "FlyingFox", description: "DispatchAIOFlyingFox: FlyingFox on the ring"),
@@ -73,15 +74,22 @@ let package = Package(
       dependencies: [
         "DispatchAIO",
         .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "NIOPosix", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "_NIOFileSystem", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
     .target(
       name: "DispatchAIOHummingbird",
       dependencies: [
-        "DispatchAIO",
+        "CLinux", "DispatchAIO",
         .target(name: "DispatchAIONIO", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "HTTPTypes", package: "swift-http-types"),
         .product(
           name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "NIOPosix", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
     .target(
@@ -170,6 +178,18 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       path: "Examples/FileServer/Sources"),
+    // Empty without its trait, but for a sentence.
+    .executableTarget(
+      name: "HummingbirdFiles",
+      dependencies: [
+        "DispatchAIOHummingbird",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "HTTPTypes", package: "swift-http-types"),
+        .product(
+          name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "Logging", package: "swift-log"),
+      ],
+      path: "Examples/HummingbirdFiles", exclude: ["README.md"]),
     .executableTarget(
       name: "first-write", dependencies: ["DispatchAIO"], path: "Examples/FirstWrite",
       exclude: ["README.md"]),
@@ -183,7 +203,7 @@ let package = Package(
       name: "DispatchAIOTests",
       dependencies: [
         "BlockServer", "CopyFile", "CProbe", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk",
-        "FileServer", "first-write", "one-queue", "ServerSupport",
+        "FileServer", "first-write", "one-queue", "ring-check", "ServerSupport",
         .product(name: "Logging", package: "swift-log"),
       ]),
     .testTarget(
@@ -194,7 +214,16 @@ let package = Package(
         .product(
           name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
       ]),
-    .testTarget(name: "DispatchAIOHummingbirdTests", dependencies: ["DispatchAIOHummingbird"]),
+    .testTarget(
+      name: "DispatchAIOHummingbirdTests",
+      dependencies: [
+        "DispatchAIOHummingbird", "HummingbirdFiles",
+        .product(
+          name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
     .testTarget(
       name: "DispatchAIOMetricsTests",
       dependencies: [
@@ -205,7 +234,15 @@ let package = Package(
         .product(
           name: "MetricsTestKit", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
       ]),
-    .testTarget(name: "DispatchAIONIOTests", dependencies: ["DispatchAIONIO"]),
+    .testTarget(
+      name: "DispatchAIONIOTests",
+      dependencies: [
+        "DispatchAIONIO",
+        .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "NIOPosix", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "_NIOFileSystem", package: "swift-nio", condition: .when(traits: ["NIO"])),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ]),
     .testTarget(
       name: "DispatchAIOServiceLifecycleTests",
       dependencies: [
@@ -217,6 +254,7 @@ let package = Package(
       ]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),
     .target(name: "CProbe", path: "Tests/CProbe"),
+    .executableTarget(name: "ring-check", dependencies: ["CLinux"], path: "Tests/RingCheck"),
     .executableTarget(
       name: "dispatch-aio-probe", dependencies: ["CFaultFS", "CProbe", "DispatchAIO"],
       path: "Tests/Probe"),

@@ -14,6 +14,8 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
@@ -146,12 +148,16 @@ struct statx_with_dioalign {
   uint64_t mnt_id;
   uint32_t dio_mem_align;
   uint32_t dio_offset_align;
-  uint64_t spare[12];
+  uint64_t subvol;
+  uint32_t atomic_write_unit_min;
+  uint32_t atomic_write_unit_max;
+  uint64_t spare[10];
 };
 _Static_assert(sizeof(struct statx_with_dioalign) == 256, "struct statx is 256 bytes");
 
 static const unsigned statx_type = 1, statx_basic_stats = 0x7ff, statx_mount = 0x1000,
-                      statx_dioalign = 0x2000, statx_unique_mount = 0x4000;
+                      statx_dioalign = 0x2000, statx_unique_mount = 0x4000,
+                      statx_write_atomic = 0x10000;
 static const int at_statx_dont_sync = 0x4000;
 
 static uint64_t mount_name(const struct statx_with_dioalign *answer) {
@@ -181,7 +187,7 @@ static int status_by_fstat(int fd, struct clinux_status *status) {
 
 int clinux_status(int fd, int asks_nobody, struct clinux_status *status) {
   struct statx_with_dioalign answer = {0};
-  const unsigned mask = asks_nobody ? statx_type : statx_basic_stats | statx_dioalign;
+  const unsigned mask = asks_nobody ? statx_type : statx_basic_stats | statx_dioalign | statx_write_atomic;
   const int flags = AT_EMPTY_PATH | (asks_nobody ? at_statx_dont_sync : 0);
   if (syscall(SYS_statx, fd, "", flags, mask | statx_mount | statx_unique_mount, &answer) < 0) {
     // fstat may ask the file's server.
@@ -202,6 +208,10 @@ int clinux_status(int fd, int asks_nobody, struct clinux_status *status) {
       .has_alignment = (answer.mask & statx_dioalign) != 0,
       .memory_alignment = answer.dio_mem_align,
       .offset_alignment = answer.dio_offset_align};
+  if (answer.mask & statx_write_atomic) {
+    status->atomic_unit_minimum = answer.atomic_write_unit_min;
+    status->atomic_unit_maximum = answer.atomic_write_unit_max;
+  }
   return 0;
 }
 
@@ -242,14 +252,15 @@ int clinux_cache_block_map(int fd) {
   return ioctl(fd, _IO('f', 18)) < 0 ? -errno : 0;
 }
 
-int clinux_reopen_direct(int fd) {
+// Opens the file of a descriptor once more, with those of its flags that are `kept`.
+static int reopen(int fd, int mode, int kept) {
   char path[32];
   snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
   const int flags = fcntl(fd, F_GETFL);
   if (flags < 0) return -errno;
   int again;
   do {
-    again = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC | (flags & O_NOATIME));
+    again = open(path, mode | O_CLOEXEC | (flags & kept));
   } while (again < 0 && errno == EINTR);
   if (again < 0) return -errno;
   // What is mounted at /proc may be something else.
@@ -260,6 +271,12 @@ int clinux_reopen_direct(int fd) {
   }
   close(again);
   return -ESTALE;
+}
+
+int clinux_reopen_direct(int fd) { return reopen(fd, O_RDONLY | O_DIRECT, O_NOATIME); }
+
+int clinux_reopen_buffered(int fd) {
+  return reopen(fd, O_WRONLY, O_NOATIME | O_APPEND | O_DSYNC | O_SYNC);
 }
 
 int64_t clinux_cached_bytes(int fd, int64_t offset, int64_t length) {
@@ -297,6 +314,49 @@ int64_t clinux_read_at(int fd, void *memory, uintptr_t length, int64_t offset, i
     count = preadv2(fd, &vector, 1, offset, is_nowait ? RWF_NOWAIT : 0);
   } while (count < 0 && errno == EINTR);
   return count < 0 ? -errno : count;
+}
+
+int clinux_check_socket(int fd) {
+  int type;
+  socklen_t size = sizeof type;
+  if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0) return -errno;
+  if (type != SOCK_STREAM) return -EPROTOTYPE;
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return -errno;
+  return flags & O_NONBLOCK ? 0 : -EWOULDBLOCK;
+}
+
+int64_t clinux_sendfile(int socket, int fd, int64_t offset, uint64_t count) {
+  sigset_t only, mask;
+  sigemptyset(&only);
+  sigaddset(&only, SIGPIPE);
+  pthread_sigmask(SIG_BLOCK, &only, &mask);
+  off_t at = offset;
+  ssize_t result;
+  do {
+    result = sendfile(socket, fd, &at, count);
+  } while (result < 0 && errno == EINTR);
+  int64_t answer = result < 0 ? -errno : result;
+  if (!sigismember(&mask, SIGPIPE)) {
+    // Where it was not masked, none was pending: this one is ours.
+    const struct timespec now = {0, 0};
+    while (answer == -EPIPE && sigtimedwait(&only, NULL, &now) < 0 && errno == EINTR) {
+    }
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
+  }
+  return answer;
+}
+
+int64_t clinux_send(int socket, const void *first, uint64_t first_count, const void *second,
+                    uint64_t second_count, int has_more) {
+  const int flags = MSG_NOSIGNAL | MSG_DONTWAIT | (has_more ? MSG_MORE : 0);
+  struct iovec pieces[2] = {{(void *)first, first_count}, {(void *)second, second_count}};
+  const struct msghdr message = {.msg_iov = pieces, .msg_iovlen = second_count ? 2 : 1};
+  ssize_t result;
+  do {
+    result = sendmsg(socket, &message, flags);
+  } while (result < 0 && errno == EINTR);
+  return result < 0 ? -errno : result;
 }
 
 int clinux_block_device_sector_size(int fd) {
@@ -345,12 +405,16 @@ void clinux_size_signal_restore(const struct clinux_size_signal *signal, int may
   pthread_sigmask(SIG_SETMASK, &signal->mask, NULL);
 }
 
-int clinux_fallocate(int fd, int64_t offset, int64_t length) {
+const int clinux_falloc_punch_hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+const int clinux_falloc_zero_range = FALLOC_FL_ZERO_RANGE;
+const int clinux_falloc_collapse_range = FALLOC_FL_COLLAPSE_RANGE;
+
+int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) {
   struct clinux_size_signal signal;
   clinux_size_signal_block(&signal);
   int result;
   do {
-    result = fallocate(fd, 0, offset, length) < 0 ? -errno : 0;
+    result = fallocate(fd, mode, offset, length) < 0 ? -errno : 0;
   } while (result == -EINTR);
   clinux_size_signal_restore(&signal, result == -EFBIG);
   return result;
@@ -365,6 +429,69 @@ int clinux_ftruncate(int fd, int64_t size) {
   } while (result == -EINTR);
   clinux_size_signal_restore(&signal, result == -EFBIG);
   return result;
+}
+
+int64_t clinux_preadv(int fd, const void *vectors, int count, int64_t offset, int flags) {
+  const ssize_t answer = flags ? preadv2(fd, vectors, count, offset, flags)
+                               : preadv(fd, vectors, count, offset);
+  return answer < 0 ? -errno : answer;
+}
+
+int64_t clinux_pwritev(int fd, const void *vectors, int count, int64_t offset, int flags) {
+  const ssize_t answer = flags ? pwritev2(fd, vectors, count, offset, flags)
+                               : pwritev(fd, vectors, count, offset);
+  return answer < 0 ? -errno : answer;
+}
+
+int64_t clinux_append(int fd, const void *vectors, int count, int flags, int64_t *start) {
+  // The offset -1 asks for the file position to be used, and moved.
+  const ssize_t answer = pwritev2(fd, vectors, count, -1, flags | RWF_APPEND);
+  if (answer < 0) return -errno;
+  const off_t end = lseek(fd, 0, answer > 0 ? SEEK_CUR : SEEK_END);
+  if (end < 0) return -errno;
+  *start = end - answer;
+  return answer;
+}
+
+int64_t clinux_copy_range(int from, int64_t from_offset, int to, int64_t to_offset,
+                          int64_t length) {
+  off64_t in = from_offset, out = to_offset;
+  ssize_t answer;
+  do {
+    answer = copy_file_range(from, &in, to, &out, (size_t)length, 0);
+  } while (answer < 0 && errno == EINTR);
+  return answer < 0 ? -errno : answer;
+}
+
+int clinux_clone_range(int from, int64_t from_offset, int64_t length, int to, int64_t to_offset) {
+  struct file_clone_range range = {.src_fd = from,
+                                   .src_offset = (uint64_t)from_offset,
+                                   .src_length = (uint64_t)length,
+                                   .dest_offset = (uint64_t)to_offset};
+  return ioctl(to, FICLONERANGE, &range) < 0 ? -errno : 0;
+}
+
+int64_t clinux_seek(int fd, int64_t offset, int hole) {
+  const off_t answer = lseek(fd, offset, hole ? SEEK_HOLE : SEEK_DATA);
+  return answer < 0 ? -errno : answer;
+}
+
+int clinux_lock(int fd, int type, int64_t start, int64_t length) {
+  struct flock lock = {
+      .l_type = (short)type, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
+  if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
+  return errno == EACCES ? -EAGAIN : -errno;
+}
+
+int clinux_rename(int from, const char *old_name, int to, const char *new_name, int exclusive) {
+  return renameat2(from, old_name, to, new_name, exclusive ? RENAME_NOREPLACE : 0) < 0 ? -errno
+                                                                                       : 0;
+}
+
+int clinux_link(int fd, int directory, const char *name) {
+  char path[32];
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  return linkat(AT_FDCWD, path, directory, name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
 }
 
 // What io_setup maps (fs/aio.c, struct aio_ring). The kernel adds completions at the tail, and

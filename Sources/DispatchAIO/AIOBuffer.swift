@@ -45,6 +45,11 @@ public struct AIOBuffer: @unchecked Sendable {
     unsafe self.init(storage: storage, start: storage.base, count: storage.count)
   }
 
+  /// A part of an allocation. The range is within it.
+  init(_ storage: BufferStorage, _ range: Range<Int>) {
+    unsafe self.init(storage: storage, start: storage.base + range.lowerBound, count: range.count)
+  }
+
   private init(storage: BufferStorage, start: UnsafeMutableRawPointer, count: Int) {
     self.storage = storage
     unsafe self.start = unsafe start
@@ -120,7 +125,4 @@ extension Memory {
   /// A buffer, which the request keeps alive.
   @inline(__always)
   static func buffer(_ buffer: AIOBuffer) -> Memory { .piece(buffer.piece) }
-
-  /// Several buffers. The array of pieces is the one allocation of a vectored request.
-  static func buffers(_ buffers: [AIOBuffer]) -> Memory { .pieces(buffers.map(\.piece)) }
 }

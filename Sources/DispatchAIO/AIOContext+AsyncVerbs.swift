@@ -17,11 +17,12 @@ internal import Synchronization
 /// - **Room**: where the callback verbs throw ``AIOError/Code/full``, these wait for a slot, in the
 ///   order of the calls and without a thread. Meanwhile the callback verbs get `.full`.
 /// - **Cancellation**: if the task has been cancelled, nothing is submitted. If it is cancelled
-///   while the request waits, for a slot, to be submitted, or for an offload thread, the request is
-///   removed at once. Both throw ``AIOError`` with the code ``AIOError/Code/cancelled``, which
-///   stands for `CancellationError` (the throws are typed, so that it cannot be that). A request
-///   that the kernel has, or that an offload thread has begun, is not disturbed: the call returns
-///   its result when it has completed.
+///   while the request waits, for a slot, for room in the kernel, or for an offload thread, the
+///   request is removed at once. Both throw ``AIOError`` with the code
+///   ``AIOError/Code/cancelled``, which stands for `CancellationError` (the throws are typed, so
+///   that it cannot be that). A request that the kernel has, or gets with the loop's next
+///   submission, or that an offload thread has begun, is not disturbed: the call returns its result
+///   when it has completed.
 /// - **Threads**: a call runs on its caller's actor, or task executor, and nowhere else
 ///   (`isolation:` is not for the caller to give).
 /// - **Memory**: an ``AIOUniqueBuffer`` belongs to the call until it returns, by its type. The
@@ -35,15 +36,16 @@ extension AIOContext {
   ///     ``AIOFile/alignment``.
   ///   - buffer: The buffer to read into.
   ///   - range: The part of the buffer to read into; all of it unless given.
+  ///   - options: What the read is to do beside reading.
   ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes read: fewer than asked for only if the file ends there, 0
   ///   beyond its end.
   public func read(
     _ file: AIOFile, at offset: Int64, into buffer: inout AIOUniqueBuffer,
-    range: Range<Int>? = nil,
+    range: Range<Int>? = nil, options: AIOReadOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.read(into: .buffer(buffer.part(range))), file, offset)
+    try await perform(.read(into: .buffer(buffer.part(range))), file, offset, options.request)
   }
 
   /// Reads from a file into several buffers, one after the other. Corresponds to `preadv(2)`
@@ -55,14 +57,16 @@ extension AIOContext {
   ///     ``AIOFile/alignment``.
   ///   - buffers: The buffers to read into, up to 1024, which must not be touched until the call
   ///     returns.
+  ///   - options: What the read is to do beside reading.
   ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes read: fewer than asked for only if the file ends there, 0
   ///   beyond its end.
   public func read(
     _ file: AIOFile, at offset: Int64, into buffers: [AIOBuffer],
+    options: AIOReadOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.read(into: .buffers(buffers)), file, offset)
+    try await perform(.read(into: .buffers(buffers)), file, offset, options.request)
   }
 
   /// Writes to a file. Corresponds to `pwrite(2)` (`IOCB_CMD_PWRITE`).
@@ -73,15 +77,16 @@ extension AIOContext {
   ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
   ///   - buffer: The bytes to write.
   ///   - range: The part of the buffer to write; all of it unless given.
+  ///   - options: What the write is to do beside writing.
   ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes written, which is all that was asked for.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffer: borrowing AIOUniqueBuffer,
-    range: Range<Int>? = nil,
+    range: Range<Int>? = nil, options: AIOWriteOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.write(from: .buffer(buffer.part(range))), file, offset)
+    try await perform(.write(from: .buffer(buffer.part(range))), file, offset, options.request)
   }
 
   /// Writes several buffers to a file, one after the other. Corresponds to `pwritev(2)`
@@ -93,14 +98,48 @@ extension AIOContext {
   ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
   ///   - buffers: The bytes to write, in up to 1024 buffers, which must not be changed until the
   ///     call returns.
+  ///   - options: What the write is to do beside writing.
   ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes written, which is all that was asked for.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffers: [AIOBuffer],
+    options: AIOWriteOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    try await perform(.write(from: .buffers(buffers)), file, offset)
+    try await perform(.write(from: .buffers(buffers)), file, offset, options.request)
+  }
+
+  /// Reads from a file into memory of the caller's. Corresponds to `pread(2)` (`IOCB_CMD_PREAD`).
+  ///
+  /// Everything else is as for the callback verb that takes a pointer.
+  ///
+  /// - Warning: The memory must stay allocated, and untouched, until the call returns. Nothing
+  ///   checks that; ``AIOUniqueBuffer`` takes care of it.
+  @unsafe
+  public func read(
+    _ file: AIOFile, at offset: Int64, into memory: UnsafeMutableRawBufferPointer,
+    isolation: isolated (any Actor)? = #isolation
+  ) async throws(AIOError) -> Int {
+    try unsafe await perform(.read(into: .raw(memory)), file, offset)
+  }
+
+  /// Writes pieces of memory of the caller's to a file, one after the other. Corresponds to
+  /// `pwritev(2)` (`IOCB_CMD_PWRITEV`).
+  ///
+  /// Everything else is as for the callback verb that takes pointers.
+  ///
+  /// - Warning: The memory must stay allocated, and unchanged, until the call returns. Nothing
+  ///   checks that; ``AIOUniqueBuffer`` takes care of it.
+  @discardableResult
+  @unsafe
+  public func write(
+    _ file: AIOFile, at offset: Int64, from memory: [UnsafeRawBufferPointer],
+    isolation: isolated (any Actor)? = #isolation
+  ) async throws(AIOError) -> Int {
+    // The memory is mutable in name only: a write does not change it.
+    let memory = unsafe memory.map { unsafe UnsafeMutableRawBufferPointer(mutating: $0) }
+    return try unsafe await perform(.write(from: .raws(memory)), file, offset)
   }
 
   /// Makes the data of a file durable, and its metadata. Corresponds to `fsync(2)`
@@ -142,23 +181,64 @@ extension AIOContext {
 extension AIOContext {
   /// Makes a request, and waits for its completion.
   @inline(__always)
-  private func perform(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64,
+  func perform(
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ options: RequestOptions = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
+    let length = try operation.check(file.file, offset, options)
     guard loop.jobs.needsPreference else {
-      return try await performHere(operation, file, offset, isolation: isolation)
+      return try await performHere(
+        operation, file, offset, length, options, isolation: isolation)
     }
+    // Always in the same way, or Swift, which enqueues such a task at each step, would change the
+    // order of the calls.
     return try await withTaskExecutorPreference(taskExecutor, isolation: isolation) {
       () throws(AIOError) in
-      try await performHere(operation, file, offset, isolation: isolation)
+      try await performCancellably(
+        operation, file, offset, length, options, isolation: isolation)
     }
   }
 
-  /// Makes a request, and waits for its completion. Swift resumes the task on its preferred
-  /// executor.
+  /// Makes a request that has been checked, and waits for its completion. Swift resumes the task on
+  /// its preferred executor.
   private func performHere(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, isolation: isolated (any Actor)?
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ length: Int,
+    _ options: RequestOptions, isolation: isolated (any Actor)?
+  ) async throws(AIOError) -> Int {
+    // A request that the kernel gets at once cannot be cancelled: it needs no cancellation handler,
+    // which would take a third of the call's time.
+    if options.isEmpty, !operation.isAppend,
+      loop.submitsNext(operation.verb, file.file, offset: offset, length: length)
+    {
+      let result = await suspended(isolation: isolation) {
+        (resumption: Resumption<Result<Int, AIOError>>) in
+        // Resumed once: by the one completion of an accepted request, or here if it is refused.
+        guard !Task.isCancelled else {
+          return resumption.resume(
+            returning: .failure(cancelled(operation, file, offset, length, options)))
+        }
+        do throws(AIOError) {
+          _ = try accept(
+            operation, file, offset, length, options,
+            .task(resumption, isIsolated: isolation != nil), mayWait: false)
+        } catch {
+          resumption.resume(
+            returning: error.code == .full
+              ? .success(Request<Delivery>.wouldWait) : .failure(error))
+        }
+      }
+      let count = try result.get()
+      if count != Request<Delivery>.wouldWait { return count }
+    }
+    return try await performCancellably(
+      operation, file, offset, length, options, isolation: isolation)
+  }
+
+  /// The same, for a request that may have to wait, and may be cancelled meanwhile.
+  private func performCancellably(
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ length: Int,
+    _ options: RequestOptions,
+    isolation: isolated (any Actor)?
   ) async throws(AIOError) -> Int {
     let loop = loop
     let state = CancellationState()
@@ -166,20 +246,22 @@ extension AIOContext {
       // Resumed once: by the one completion of an accepted request, or here if it is not accepted.
       await suspended(isolation: isolation) { (resumption: Resumption<Result<Int, AIOError>>) in
         if state.isCancelled {
-          return resumption.resume(returning: .failure(cancelled(operation, file, offset)))
+          return resumption.resume(
+            returning: .failure(cancelled(operation, file, offset, length, options)))
         }
+        let isIsolated = isolation != nil
         do throws(AIOError) {
-          let request = try accept(operation, file, offset, nil) {
-            resumption.resume(returning: $0)
-          }
-          state.accepted(request.id, by: loop)
+          let id = try accept(
+            operation, file, offset, length, options, .task(resumption, isIsolated: isIsolated))
+          state.accepted(id, by: loop)
         } catch {
           guard error.code == .full else {
             return resumption.resume(returning: .failure(error))
           }
           // In this call and not in a later one, so that waiters are in the order of the calls.
           let waiter = Waiter()
-          acceptLater(operation, file, offset, waiter) { resumption.resume(returning: $0) }
+          acceptLater(
+            operation, file, offset, options, waiter, .task(resumption, isIsolated: isIsolated))
           state.waits(waiter, for: loop)
         }
       }
@@ -189,40 +271,36 @@ extension AIOContext {
     return try result.get()
   }
 
-  private func cancelled(_ operation: Operation, _ file: AIOFile, _ offset: Int64) -> AIOError {
-    // A request with a mistake in it is refused for that, cancelled or not.
-    do throws(AIOError) {
-      let length = try operation.check(file.file, offset)
-      return .cancelled(.init(operation, file.file, offset, length), transferred: 0)
-    } catch {
-      return error
-    }
+  private func cancelled(
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ length: Int,
+    _ options: RequestOptions
+  ) -> AIOError {
+    .cancelled(.init(operation, file.file, offset, length, options), transferred: 0)
   }
 
   /// Adds a request behind those that wait for a slot.
   ///
-  /// - Parameter completion: Called once: on the loop with the result of the request, or on the
+  /// - Parameter delivery: Gets, once, on the loop the result of the request, or an error on the
   ///   thread that ends it before it has a slot, which may be this one.
   func acceptLater(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ waiter: Waiter,
-    _ completion: @escaping AIOCompletion
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ options: RequestOptions,
+    _ waiter: Waiter, _ delivery: consuming Delivery
   ) {
     let file = file.file
     let length: Int
     do throws(AIOError) {
-      length = try operation.check(file, offset)
+      length = try operation.check(file, offset, options)
     } catch {
-      return completion(.failure(error))
+      return delivery.complete(.failure(error))
     }
     guard file.retain() else {
-      return completion(.failure(.fileClosed(.init(operation, file, offset, length))))
+      return delivery.complete(
+        .failure(.fileClosed(.init(operation, file, offset, length, options))))
     }
-    let request = Request(
-      operation: operation, file: file, offset: offset, length: length,
-      attachment: Delivery(completion: completion, queue: nil))
-    if let error = loop.admit(request, waiter) {
-      file.release()
-      completion(.failure(error))
-    }
+    loop.admit(
+      Request(
+        operation: operation, file: file, offset: offset, length: length, options: options,
+        attachment: delivery),
+      waiter)
   }
 }

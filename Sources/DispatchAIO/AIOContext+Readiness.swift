@@ -84,12 +84,12 @@ extension AIOContext {
     let poll = OneShotPoll(fd: fileDescriptor, events: events, completion: completion)
     if Fork.isChild { throw .forked(poll.subject) }
     do throws(Errno) {
-      try loop.readiness.add(poll)
+      let id = try loop.readiness.add(poll)
+      loop.readinessChanged(hasHandlers: false)
+      return AIOPoll(id: id, loop: loop)
     } catch {
       throw .polling(fileDescriptor, error)
     }
-    loop.readinessChanged(hasHandlers: false)
-    return AIOPoll(poll: poll, loop: loop)
   }
 
   /// Waits once for a descriptor to be ready. Corresponds to `poll(2)` without a timeout.
@@ -161,7 +161,7 @@ extension AIOContext {
 
 /// The handle of a one-shot poll: from ``AIOContext/poll(_:for:completion:)``.
 public struct AIOPoll: Sendable {
-  let poll: OneShotPoll
+  let id: PollTable.ID
   let loop: Loop
 
   /// Cancels the poll. May be called from any thread, and never blocks.
@@ -171,7 +171,7 @@ public struct AIOPoll: Sendable {
   ///   about to.
   @discardableResult
   public func cancel() -> AIOCancellation {
-    guard loop.readiness.remove(poll) else { return .alreadyCompleted }
+    guard let poll = loop.readiness.remove(id) else { return .alreadyCompleted }
     loop.readiness.withLock { state in
       state.endedPolls.append((poll, .cancelledPoll(poll.subject)))
     }

@@ -16,7 +16,8 @@ extension AIOContext {
 /// and with nothing accepted, ``AIOError/Code/full``, ``AIOError/Code/contextClosed``,
 /// ``AIOError/Code/fileClosed``, ``AIOError/Code/wrongAccessMode``,
 /// ``AIOError/Code/misaligned``, ``AIOError/Code/invalidOffset``, ``AIOError/Code/tooLarge``,
-/// ``AIOError/Code/tooManyBuffers`` or ``AIOError/Code/forked``. Everything else is a result: the
+/// ``AIOError/Code/tooManyBuffers``, ``AIOError/Code/notSupported`` (an option that the file does
+/// not have) or ``AIOError/Code/forked``. Everything else is a result: the
 /// completion handler gets it.
 ///
 /// A read or a write may have any length. It transfers all that was asked for, in as many attempts
@@ -31,6 +32,7 @@ extension AIOContext {
   ///     ``AIOFile/alignment``.
   ///   - buffer: The buffer to read into, whose count is the number of bytes to read. It must not
   ///     be touched until the completion handler runs.
+  ///   - options: What the read is to do beside reading.
   ///   - queue: The queue to run the completion handler on; the context's own queue unless given.
   ///   - completion: Gets the number of bytes read: all of the buffer, fewer only if the file ends
   ///     there, 0 beyond its end.
@@ -38,24 +40,24 @@ extension AIOContext {
   /// - Throws: ``AIOError``, with nothing accepted; its codes are listed at the top of this group.
   @discardableResult
   public func read(
-    _ file: AIOFile, at offset: Int64, into buffer: AIOBuffer, queue: DispatchQueue? = nil,
-    completion: @escaping AIOCompletion
+    _ file: AIOFile, at offset: Int64, into buffer: AIOBuffer,
+    options: AIOReadOptions = [], queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try accept(.read(into: .buffer(buffer)), file, offset, queue, completion)
+    try accept(.read(into: .buffer(buffer)), file, offset, options.request, queue, completion)
   }
 
   /// Reads from a file into several buffers, one after the other. Corresponds to `preadv(2)`
   /// (`IOCB_CMD_PREADV`).
   ///
   /// The parameters, the result and the errors are those of
-  /// ``read(_:at:into:queue:completion:)-(_,_,AIOBuffer,_,_)``, with up to 1024 buffers; for a
-  /// direct file each of them must be aligned.
+  /// ``read(_:at:into:options:queue:completion:)-(_,_,AIOBuffer,_,_,_)``, with up to 1024 buffers;
+  /// for a direct file each of them must be aligned.
   @discardableResult
   public func read(
-    _ file: AIOFile, at offset: Int64, into buffers: [AIOBuffer], queue: DispatchQueue? = nil,
-    completion: @escaping AIOCompletion
+    _ file: AIOFile, at offset: Int64, into buffers: [AIOBuffer],
+    options: AIOReadOptions = [], queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try accept(.read(into: .buffers(buffers)), file, offset, queue, completion)
+    try accept(.read(into: .buffers(buffers)), file, offset, options.request, queue, completion)
   }
 
   /// Reads from a file into memory of the caller's. Corresponds to `pread(2)` (`IOCB_CMD_PREAD`).
@@ -69,9 +71,9 @@ extension AIOContext {
   @unsafe
   public func read(
     _ file: AIOFile, at offset: Int64, into memory: UnsafeMutableRawBufferPointer,
-    queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
+    options: AIOReadOptions = [], queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try unsafe accept(.read(into: .raw(memory)), file, offset, queue, completion)
+    try unsafe accept(.read(into: .raw(memory)), file, offset, options.request, queue, completion)
   }
 
   /// Reads from a file into several pieces of memory of the caller's. Corresponds to `preadv(2)`
@@ -82,9 +84,9 @@ extension AIOContext {
   @unsafe
   public func read(
     _ file: AIOFile, at offset: Int64, into memory: [UnsafeMutableRawBufferPointer],
-    queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
+    options: AIOReadOptions = [], queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try unsafe accept(.read(into: .raws(memory)), file, offset, queue, completion)
+    try unsafe accept(.read(into: .raws(memory)), file, offset, options.request, queue, completion)
   }
 
   /// Writes a buffer to a file. Corresponds to `pwrite(2)` (`IOCB_CMD_PWRITE`).
@@ -94,6 +96,7 @@ extension AIOContext {
   ///   - offset: The offset in the file in bytes, 0 or more; for a direct file a multiple of its
   ///     ``AIOFile/alignment``. A file opened with `.append` is written at its end instead.
   ///   - buffer: The bytes to write, which must not be changed until the completion handler runs.
+  ///   - options: What the write is to do beside writing.
   ///   - queue: The queue to run the completion handler on; the context's own queue unless given.
   ///   - completion: Gets the number of bytes written, which is all of the buffer; or an error, for
   ///     example ``AIOError/Code/noSpace``.
@@ -101,24 +104,24 @@ extension AIOContext {
   /// - Throws: ``AIOError``, with nothing accepted; its codes are listed at the top of this group.
   @discardableResult
   public func write(
-    _ file: AIOFile, at offset: Int64, from buffer: AIOBuffer, queue: DispatchQueue? = nil,
-    completion: @escaping AIOCompletion
+    _ file: AIOFile, at offset: Int64, from buffer: AIOBuffer,
+    options: AIOWriteOptions = [], queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try accept(.write(from: .buffer(buffer)), file, offset, queue, completion)
+    try accept(.write(from: .buffer(buffer)), file, offset, options.request, queue, completion)
   }
 
   /// Writes several buffers to a file, one after the other. Corresponds to `pwritev(2)`
   /// (`IOCB_CMD_PWRITEV`).
   ///
   /// The parameters, the result and the errors are those of
-  /// ``write(_:at:from:queue:completion:)-(_,_,AIOBuffer,_,_)``, with up to 1024 buffers; for a
-  /// direct file each of them must be aligned.
+  /// ``write(_:at:from:options:queue:completion:)-(_,_,AIOBuffer,_,_,_)``, with up to 1024 buffers;
+  /// for a direct file each of them must be aligned.
   @discardableResult
   public func write(
-    _ file: AIOFile, at offset: Int64, from buffers: [AIOBuffer], queue: DispatchQueue? = nil,
-    completion: @escaping AIOCompletion
+    _ file: AIOFile, at offset: Int64, from buffers: [AIOBuffer],
+    options: AIOWriteOptions = [], queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try accept(.write(from: .buffers(buffers)), file, offset, queue, completion)
+    try accept(.write(from: .buffers(buffers)), file, offset, options.request, queue, completion)
   }
 
   /// Writes memory of the caller's to a file. Corresponds to `pwrite(2)` (`IOCB_CMD_PWRITE`).
@@ -132,11 +135,12 @@ extension AIOContext {
   @unsafe
   public func write(
     _ file: AIOFile, at offset: Int64, from memory: UnsafeRawBufferPointer,
-    queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
+    options: AIOWriteOptions = [], queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
     // The memory is mutable in name only: a write does not change it.
     let memory = unsafe UnsafeMutableRawBufferPointer(mutating: memory)
-    return try unsafe accept(.write(from: .raw(memory)), file, offset, queue, completion)
+    return try unsafe accept(
+      .write(from: .raw(memory)), file, offset, options.request, queue, completion)
   }
 
   /// Writes several pieces of memory of the caller's to a file. Corresponds to `pwritev(2)`
@@ -147,10 +151,10 @@ extension AIOContext {
   @unsafe
   public func write(
     _ file: AIOFile, at offset: Int64, from memory: [UnsafeRawBufferPointer],
-    queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
+    options: AIOWriteOptions = [], queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    let memory = unsafe memory.map { unsafe UnsafeMutableRawBufferPointer(mutating: $0) }
-    return try unsafe accept(.write(from: .raws(memory)), file, offset, queue, completion)
+    try unsafe accept(
+      .write(from: .constants(memory)), file, offset, options.request, queue, completion)
   }
 
   /// Makes the data of a file durable, and its metadata. Corresponds to `fsync(2)`
@@ -170,7 +174,7 @@ extension AIOContext {
   public func fsync(
     _ file: AIOFile, queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try accept(.fsync, file, 0, queue, completion)
+    try accept(.fsync, file, 0, [], queue, completion)
   }
 
   /// Makes the data of a file durable, and of its metadata only what is needed to read the data
@@ -181,33 +185,40 @@ extension AIOContext {
   public func fdatasync(
     _ file: AIOFile, queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try accept(.fdatasync, file, 0, queue, completion)
+    try accept(.fdatasync, file, 0, [], queue, completion)
   }
 }
 
 extension AIOContext {
   @inline(__always)
   func accept(
-    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ queue: DispatchQueue?,
-    _ completion: @escaping AIOCompletion
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ options: RequestOptions,
+    _ queue: DispatchQueue?, _ completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
+    let length = try operation.check(file.file, offset, options)
+    let delivery = Delivery.callback(completion, queue: queue === loop.queue ? nil : queue)
+    return AIORequest(
+      id: try accept(operation, file, offset, length, options, delivery), context: number)
+  }
+
+  /// Accepts a request that has been checked.
+  @inline(__always)
+  func accept(
+    _ operation: Operation, _ file: AIOFile, _ offset: Int64, _ length: Int,
+    _ options: RequestOptions, _ delivery: consuming Delivery, mayWait: Bool = true
+  ) throws(AIOError) -> RequestID {
     let file = file.file
-    let length = try operation.check(file, offset)
     guard file.retain() else {
-      throw .fileClosed(Subject(operation, file, offset, length))
+      throw .fileClosed(AIOError.Subject(operation, file, offset, length, options))
     }
     do {
-      let id = try loop.accept(
+      return try loop.accept(
         Request(
-          operation: operation, file: file, offset: offset, length: length,
-          attachment: Delivery(
-            completion: completion, queue: queue === loop.queue ? nil : queue)))
-      return AIORequest(id: id, context: number)
+          operation: operation, file: file, offset: offset, length: length, options: options,
+          mayWait: mayWait, attachment: delivery))
     } catch {
       file.release()
       throw error
     }
   }
-
-  private typealias Subject = AIOError.Subject
 }

@@ -132,6 +132,8 @@ public final class AIOContext: Sendable {
   public let taskExecutor: AIOTaskExecutor
 
   let loop: Loop
+  /// The memory of the reads whose buffers the library makes.
+  let memoryPool = MemoryPool(limit: 16 << 20)
   /// A number of this context's own, which its requests carry.
   let number: UInt32
   private static let numbers = Atomic<UInt32>(0)
@@ -181,7 +183,7 @@ public final class AIOContext: Sendable {
       }
       self.loop = loop
       executor = AIOExecutor(loop.jobs)
-      taskExecutor = AIOTaskExecutor(executor)
+      taskExecutor = AIOTaskExecutor(executor, loop.jobs)
     } catch {
       throw .settingUp(errno: error, queueDepth: queueDepth)
     }

@@ -52,6 +52,8 @@ extension AIOError: CustomStringConvertible {
     case .fileSizeLimit:
       return "the file would pass RLIMIT_FSIZE (`ulimit -f`) or what its filesystem can hold"
     case .device: return "the device failed; see the kernel log"
+    case .notSupported where operation != .fsync && operation != .fdatasync:
+      return "the kernel or the file system does not have it for this file"
     case .directUnsupported: return "open it with caching: .buffered"
     case .descriptorLimit:
       return "close files that are not needed, or raise the limit (`ulimit -n`, or fs.file-max)"
@@ -60,9 +62,12 @@ extension AIOError: CustomStringConvertible {
   }
 
   /// Whether the error is that of a sync whose write-back failed, so that data may be lost. Any
-  /// errno says so, except those that the kernel answers before it tries.
+  /// errno says so, except those that the kernel answers before it tries; to a durable write, those
+  /// that a write-back answers.
   private var isLostWriteback: Bool {
-    guard operation == .fsync || operation == .fdatasync, let errno else { return false }
+    guard let errno else { return false }
+    if isDurable { return [.ioError, .noSpace, .diskQuotaExceeded].contains(errno) }
+    guard operation == .fsync || operation == .fdatasync else { return false }
     let untried: [Errno] = [
       .badFileDescriptor, .invalidArgument, .noFunction, .notSupported, .notSupportedOnSocket,
       .interrupted, .resourceTemporarilyUnavailable, .canceled, .noMemory,
@@ -87,7 +92,7 @@ extension AIOError: CustomStringConvertible {
   /// "write of 4096 bytes at offset 8192 of /var/log/journal"
   private var subjectWords: String {
     var words = operation.description
-    if let length, offset != nil { words += " of \(length) bytes" }
+    if let length { words += " of \(length) bytes" }
     if let offset { words += " at offset \(offset)" }
     if let name = fileWords { words += " of \(name)" }
     return words

@@ -15,7 +15,7 @@ public struct AIOError: Error, Sendable {
     private enum Name: String {
       case cancelled, full, contextClosed, fileClosed, forked
       case invalidOffset, tooLarge, tooManyBuffers, misaligned, wrongAccessMode
-      case unsupportedFile, directUnsupported
+      case unsupportedFile, directUnsupported, notSupported
       case invalidOption, contextLimit, descriptorLimit, unavailable
       case noSpace, fileSizeLimit, notFound, exists, permissionDenied, device
       case system
@@ -55,6 +55,9 @@ public struct AIOError: Error, Sendable {
     public static var unsupportedFile: Code { Code(name: .unsupportedFile) }
     /// The file system has no direct I/O (`O_DIRECT`).
     public static var directUnsupported: Code { Code(name: .directUnsupported) }
+    /// The kernel, the file system or the disk does not have the operation, or the option, for this
+    /// file (`EOPNOTSUPP`, `ENOSYS`, `ENOTTY`). Nothing was done.
+    public static var notSupported: Code { Code(name: .notSupported) }
     /// An option of the context is outside of its range.
     public static var invalidOption: Code { Code(name: .invalidOption) }
     /// The machine's AIO requests are used up (`fs.aio-max-nr`).
@@ -85,7 +88,19 @@ public struct AIOError: Error, Sendable {
     private enum Name: String {
       case createContext = "create context"
       case open, adopt, size, preallocate, truncate
-      case read, write, fsync, fdatasync, poll
+      case punchHole = "punch hole"
+      case zeroRange = "zero range"
+      case collapseRange = "collapse range"
+      case copyRange = "copy range"
+      case cloneRange = "clone range"
+      case nextData = "next data"
+      case nextHole = "next hole"
+      case advise, lock, unlock
+      case syncDirectory = "sync directory"
+      case makeDirectory = "make directory"
+      case removeDirectory = "remove directory"
+      case rename, unlink, status, list, replace
+      case read, write, append, send, fsync, fdatasync, poll
     }
 
     private let name: Name
@@ -105,10 +120,50 @@ public struct AIOError: Error, Sendable {
     public static var preallocate: Operation { Operation(name: .preallocate) }
     /// Setting a file's size.
     public static var truncate: Operation { Operation(name: .truncate) }
+    /// Freeing the disk space of a range.
+    public static var punchHole: Operation { Operation(name: .punchHole) }
+    /// Making a range read as zeros.
+    public static var zeroRange: Operation { Operation(name: .zeroRange) }
+    /// Removing a range from a file.
+    public static var collapseRange: Operation { Operation(name: .collapseRange) }
+    /// Copying a range to another file.
+    public static var copyRange: Operation { Operation(name: .copyRange) }
+    /// Sharing the blocks of a range with another file.
+    public static var cloneRange: Operation { Operation(name: .cloneRange) }
+    /// Looking for the next byte that is not in a hole.
+    public static var nextData: Operation { Operation(name: .nextData) }
+    /// Looking for the next hole.
+    public static var nextHole: Operation { Operation(name: .nextHole) }
+    /// Telling the page cache how a range will be used.
+    public static var advise: Operation { Operation(name: .advise) }
+    /// Taking a lock on a range.
+    public static var lock: Operation { Operation(name: .lock) }
+    /// Giving back the locks on a range.
+    public static var unlock: Operation { Operation(name: .unlock) }
+    /// Making the entries of a directory durable.
+    public static var syncDirectory: Operation { Operation(name: .syncDirectory) }
+    /// Making a directory.
+    public static var makeDirectory: Operation { Operation(name: .makeDirectory) }
+    /// Removing an empty directory.
+    public static var removeDirectory: Operation { Operation(name: .removeDirectory) }
+    /// Renaming an entry of a directory.
+    public static var rename: Operation { Operation(name: .rename) }
+    /// Removing a name of a file.
+    public static var unlink: Operation { Operation(name: .unlink) }
+    /// Asking for the size, the times and so on of an entry.
+    public static var status: Operation { Operation(name: .status) }
+    /// Listing a directory.
+    public static var list: Operation { Operation(name: .list) }
+    /// Replacing a file as a whole.
+    public static var replace: Operation { Operation(name: .replace) }
     /// Reading, into one buffer or several.
     public static var read: Operation { Operation(name: .read) }
     /// Writing, from one buffer or several.
     public static var write: Operation { Operation(name: .write) }
+    /// Writing at the end of the file.
+    public static var append: Operation { Operation(name: .append) }
+    /// Sending a file to a socket.
+    public static var send: Operation { Operation(name: .send) }
     /// Making data and metadata durable.
     public static var fsync: Operation { Operation(name: .fsync) }
     /// Making data durable.
@@ -124,6 +179,8 @@ public struct AIOError: Error, Sendable {
     var descriptor: Int32?
     var offset: Int64?
     var length: Int?
+    /// Whether it was a write that was to be durable when it completed.
+    var isDurable = false
   }
 
   private final class Storage: Sendable {
@@ -173,6 +230,11 @@ public struct AIOError: Error, Sendable {
       transferred: transferred)
   }
 
+  /// The same error of another call, which this one was a part of.
+  func with(_ subject: Subject, transferred: Int) -> AIOError {
+    AIOError(code, errno: errno, subject, detail, transferred: transferred)
+  }
+
   /// The kind of the error.
   public var code: Code { storage.code }
 
@@ -193,12 +255,13 @@ public struct AIOError: Error, Sendable {
   /// there were too many buffers to add up.
   public var length: Int? { storage.subject.length }
 
-  /// The number of bytes that a read or a write had transferred before it failed, counted from its
-  /// ``offset``; 0 for everything else. The bytes after those are unspecified.
+  /// The number of bytes that a read, a write or a send had transferred before it failed, counted
+  /// from its ``offset``; 0 for everything else. The bytes after those are unspecified.
   public var transferred: Int { storage.transferred }
 
   var detail: Detail { storage.detail }
   var descriptor: Int32? { storage.subject.descriptor }
+  var isDurable: Bool { storage.subject.isDurable }
 
   /// Whether the same call can succeed later with nothing else changed, once some request has
   /// completed: `true` for ``Code/full`` only. It is never `true` after a failed sync: see
@@ -218,6 +281,8 @@ extension AIOError.Code {
     case .ioError: self = .device
     case .tooManyOpenFiles, .tooManyOpenFilesInSystem: self = .descriptorLimit
     case .canceled: self = .cancelled
+    case .notSupported, .notSupportedOnSocket, .noFunction, .inappropriateIOCTLForDevice:
+      self = .notSupported
     default: self = .system
     }
   }

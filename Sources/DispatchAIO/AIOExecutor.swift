@@ -35,15 +35,7 @@ public final class AIOExecutor: SerialExecutor {
 
   /// Enqueues a job of an actor; called by Swift's runtime, from any thread.
   public func enqueue(_ job: consuming ExecutorJob) {
-    unsafe enqueue(UnownedJob(job), preference: nil)
-  }
-
-  /// - Parameter preference: The task executor that the job was enqueued on; `nil` if it was
-  ///   enqueued for an actor.
-  @inline(__always)
-  fileprivate func enqueue(_ job: UnownedJob, preference: UnownedTaskExecutor?) {
-    unsafe jobs.enqueue(
-      JobQueue.Job(job: job, executor: asUnownedSerialExecutor(), preference: preference))
+    jobs.enqueueForActor(UnownedJob(job))
   }
 
   /// Whether the caller is on the queue.
@@ -63,14 +55,19 @@ public final class AIOExecutor: SerialExecutor {
 /// Task(executorPreference: context.taskExecutor) { … }
 /// ```
 public final class AIOTaskExecutor: TaskExecutor {
-  /// The executor that runs the jobs.
+  /// Runs actors in the tasks that prefer this executor.
   private let executor: AIOExecutor
+  private let jobs: JobQueue
 
-  init(_ executor: AIOExecutor) { self.executor = executor }
+  init(_ executor: AIOExecutor, _ jobs: JobQueue) {
+    self.executor = executor
+    self.jobs = jobs
+    unsafe jobs.setExecutors(
+      actors: executor.asUnownedSerialExecutor(), tasks: asUnownedTaskExecutor())
+  }
 
   /// Enqueues a job of a task; called by Swift's runtime, from any thread.
   public func enqueue(_ job: consuming ExecutorJob) {
-    // This executor is held by the task that prefers it.
-    unsafe executor.enqueue(UnownedJob(job), preference: asUnownedTaskExecutor())
+    jobs.enqueueForTask(UnownedJob(job))
   }
 }

@@ -201,6 +201,7 @@ public final class AIOFile: Sendable {
     var traits = OpenFile.Traits(opened)
     traits.isAutomatic = isAutomatic && opened.flags & clinux_o_direct == 0
     let directReads = DirectReads(traits)
+    let bufferedWrites = BufferedWrites(traits)
     status = Status(opened.status)
     let device = traits.device
     // Nothing is written back, and no other machine is told.
@@ -208,7 +209,10 @@ public final class AIOFile: Sendable {
     file = OpenFile(
       descriptor: opened.descriptor.rawValue, path: path,
       traits: traits,
-      size: traits.isBlockDevice ? .max : opened.status.size, directReads: directReads
+      size: traits.isBlockDevice ? .max : opened.status.size,
+      atomicWriteUnit: traits.isDirect ? opened.status.atomicWriteUnit : nil,
+      directReads: directReads,
+      bufferedWrites: bufferedWrites
     ) { descriptor in
       if closesInPlace, clinux_link_count(descriptor) > 0 {
         directReads?.close()
@@ -220,6 +224,7 @@ public final class AIOFile: Sendable {
       // a completion on the loop may be the last to release it.
       BlockingCalls.run(on: device) {
         directReads?.close()
+        bufferedWrites?.close()
         Glibc.close(descriptor)
         isOpen.leave()
       }
@@ -247,6 +252,12 @@ public final class AIOFile: Sendable {
   /// The alignment that requests on this file need, in bytes; 1 and 1 unless it is direct.
   public var alignment: AIOAlignment { AIOAlignment(file.traits.alignment) }
 
+  /// The lengths of a write, in bytes, that the disk and the file system do not tear, whatever
+  /// happens to the power: powers of two, from the lower to the upper bound, for
+  /// ``AIOWriteOptions/atomic``. `nil` if there are none, as before Linux 6.11, on most disks, and
+  /// for files that are not direct. Corresponds to `statx(2)` with `STATX_WRITE_ATOMIC`.
+  public var atomicWriteUnit: ClosedRange<Int>? { file.atomicWriteUnit }
+
   /// The file's size in bytes. Corresponds to `fstat(2)`, or `BLKGETSIZE64` for a block device.
   /// Blocks the calling thread.
   ///
@@ -272,8 +283,8 @@ public final class AIOFile: Sendable {
   /// - Parameter range: The bytes, in offsets from 0 on; an empty range changes nothing.
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/noSpace``,
   ///   ``AIOError/Code/fileSizeLimit``, ``AIOError/Code/wrongAccessMode``,
-  ///   ``AIOError/Code/invalidOffset``, ``AIOError/Code/fileClosed``, or ``AIOError/Code/system``
-  ///   if the file system does not support it.
+  ///   ``AIOError/Code/invalidOffset``, ``AIOError/Code/fileClosed``, or
+  ///   ``AIOError/Code/notSupported``.
   public func preallocate(_ range: Range<Int64>) throws(AIOError) {
     guard range.lowerBound >= 0 else {
       throw .negative(subject(.preallocate, offset: range.lowerBound))
@@ -283,7 +294,7 @@ public final class AIOFile: Sendable {
     guard file.retain() else { throw .fileClosed(subject) }
     defer { file.release() }
     guard !range.isEmpty else { return }
-    let answer = clinux_fallocate(file.descriptor, range.lowerBound, Int64(range.count))
+    let answer = clinux_fallocate(file.descriptor, 0, range.lowerBound, Int64(range.count))
     guard answer == 0 else { throw AIOError(errno: -answer, subject) }
     file.predictor.extended(to: range.upperBound)
   }
@@ -330,12 +341,19 @@ public final class AIOFile: Sendable {
   /// Whether the descriptor has been closed.
   var isDescriptorClosed: Bool { isOpen.wait(timeout: .now()) == .success }
 
-  private func subject(
+  func subject(
     _ operation: AIOError.Operation, offset: Int64? = nil, length: Int? = nil
   ) -> AIOError.Subject {
     AIOError.Subject(
       operation: operation, path: file.path, descriptor: file.descriptor, offset: offset,
       length: length)
+  }
+}
+
+extension clinux_status {
+  fileprivate var atomicWriteUnit: ClosedRange<Int>? {
+    atomic_unit_minimum > 0 && atomic_unit_maximum >= atomic_unit_minimum
+      ? Int(atomic_unit_minimum)...Int(atomic_unit_maximum) : nil
   }
 }
 

@@ -22,9 +22,9 @@ final class PendingTransfer: Sendable {
     _ operation: Operation, _ file: AIOFile, at offset: Int64, on context: AIOContext
   ) {
     self.context = context
-    context.acceptLater(operation, file, offset, waiter) { [self] in
-      completed($0)
-    }
+    context.acceptLater(
+      operation, file, offset, [], waiter,
+      .callback({ [self] in completed($0) }, queue: nil))
   }
 
   private func completed(_ result: Result<Int, AIOError>) {

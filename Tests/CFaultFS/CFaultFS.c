@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A FUSE file system for tests: every name that is looked up is a file, and the words in the name
-// say how it misbehaves. The kernel's protocol (linux/fuse.h) is spoken over /dev/fuse, without
-// libfuse.
+// say how it misbehaves.
 //
 // One thread serves all: a request that is to hang is put aside and answered when the gate opens,
 // so that a hung file holds up no other. A file has 1 MiB at first, whose byte at offset n is n %
@@ -22,23 +21,19 @@
 
 #include "CFaultFS.h"
 
+#include "FuseChannel.h"
+
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/fuse.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #define MAX_FILES 1024
 #define MAX_SIZE (8u << 20)
 #define FIRST_SIZE (1u << 20)
-#define MAX_TRANSFER (1u << 20)
-#define BUFFER_SIZE (MAX_TRANSFER + 65536)
 
 struct file {
   char name[64];
@@ -55,7 +50,7 @@ struct parked {
   char bytes[];
 };
 
-static int device;
+static int channel;
 static int is_open;
 static struct file files[MAX_FILES];
 static unsigned file_count;
@@ -66,12 +61,8 @@ static int has(const struct file *file, const char *word) {
   return strstr(file->name, word) != NULL;
 }
 
-// Fails only where the kernel no longer waits for the answer: ENOENT, the caller was killed.
 static void answer(const struct fuse_in_header *in, int error, const void *body, size_t length) {
-  struct fuse_out_header out = {
-      .len = (uint32_t)(sizeof out + length), .error = -error, .unique = in->unique};
-  struct iovec parts[] = {{&out, sizeof out}, {(void *)body, length}};
-  (void)!writev(device, parts, 2);
+  fuse_answer(channel, in, error, body, length);
 }
 
 static struct file *file_of(uint64_t node) {
@@ -113,33 +104,15 @@ static void resize(struct file *file, size_t size) {
   file->size = size;
 }
 
-static void init(const struct fuse_in_header *in, const struct fuse_init_in *asked) {
-  const uint32_t flags =
-      FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ASYNC_DIO | FUSE_MAX_PAGES | FUSE_PARALLEL_DIROPS;
-  struct fuse_init_out out = {
-      .major = FUSE_KERNEL_VERSION,
-      .minor = asked->minor < FUSE_KERNEL_MINOR_VERSION ? asked->minor : FUSE_KERNEL_MINOR_VERSION,
-      .max_readahead = asked->max_readahead,
-      .flags = asked->flags & flags,
-      // The kernel would else keep back all files' requests when twelve of a hung one wait.
-      .max_background = 65535,
-      .congestion_threshold = 65535,
-      .max_write = MAX_TRANSFER,
-      .time_gran = 1,
-      .max_pages = MAX_TRANSFER / 4096,
-  };
-  answer(in, 0, &out, sizeof out);
-}
-
 static void read_file(const struct fuse_in_header *in, const struct fuse_read_in *asked) {
-  static char buffer[MAX_TRANSFER];
+  static char buffer[FUSE_MAX_TRANSFER];
   struct file *file = file_of(in->nodeid);
   if (strcmp(file->name, "hanging") == 0) {
     int length = snprintf(buffer, sizeof buffer, "%u", parked_count);
     return answer(in, 0, buffer, asked->offset == 0 ? (size_t)length : 0);
   }
   if (has(file, "eioread")) return answer(in, EIO, NULL, 0);
-  size_t count = asked->size < MAX_TRANSFER ? asked->size : MAX_TRANSFER;
+  size_t count = asked->size < FUSE_MAX_TRANSFER ? asked->size : FUSE_MAX_TRANSFER;
   if (asked->offset >= file->size) return answer(in, 0, NULL, 0);
   if (count > file->size - asked->offset) count = file->size - asked->offset;
   if (has(file, "shortread") && count > 1) count /= 2;
@@ -162,17 +135,6 @@ static void write_file(const struct fuse_in_header *in, const struct fuse_write_
   answer(in, 0, &out, sizeof out);
 }
 
-// The directory lists nothing but itself: whoever removes the mount point's parent may look.
-static void list(const struct fuse_in_header *in, const struct fuse_read_in *asked) {
-  // An entry, and its name behind it.
-  uint64_t space[8] = {0};
-  struct fuse_dirent *dot = (struct fuse_dirent *)space;
-  dot->ino = dot->off = dot->namelen = 1;
-  dot->type = S_IFDIR >> 12;
-  dot->name[0] = '.';
-  answer(in, 0, dot, asked->offset == 0 ? FUSE_DIRENT_SIZE(dot) : 0);
-}
-
 static int is_to_hang(const struct fuse_in_header *in) {
   struct file *file = file_of(in->nodeid);
   if (is_open || !file) return 0;
@@ -190,7 +152,7 @@ static void serve(const struct fuse_in_header *in) {
   const void *body = in + 1;
   struct file *file = file_of(in->nodeid);
   switch (in->opcode) {
-    case FUSE_INIT: return init(in, body);
+    case FUSE_INIT: return fuse_answer_init(channel, in, body);
     case FUSE_FORGET:
     case FUSE_BATCH_FORGET: return;
     case FUSE_LOOKUP: {
@@ -220,16 +182,11 @@ static void serve(const struct fuse_in_header *in) {
       struct fuse_open_out out = {0};
       return answer(in, 0, &out, sizeof out);
     }
-    case FUSE_READDIR: return list(in, body);
+    case FUSE_READDIR: return fuse_answer_readdir(channel, in, body);
     case FUSE_READ: return read_file(in, body);
     case FUSE_WRITE: return write_file(in, body);
     case FUSE_FSYNC: return answer(in, has(file, "eiofsync") && !file->fsyncs++ ? EIO : 0, NULL, 0);
-    case FUSE_STATFS: {
-      struct fuse_statfs_out out = {
-          .st = {.blocks = 1 << 20, .bfree = 1 << 20, .bavail = 1 << 20, .bsize = 4096,
-                 .frsize = 4096, .namelen = sizeof files[0].name - 1}};
-      return answer(in, 0, &out, sizeof out);
-    }
+    case FUSE_STATFS: return fuse_answer_statfs(channel, in);
     case FUSE_FLUSH:
     case FUSE_RELEASE:
     case FUSE_RELEASEDIR:
@@ -261,30 +218,18 @@ static void open_gate(void) {
   last_parked = &first_parked;
 }
 
-static int mount_device(const char *mountpoint) {
-  device = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
-  if (device < 0) return errno;
-  char options[128];
-  snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other",
-           device);
-  if (mount("faultfs", mountpoint, "fuse", MS_NOSUID | MS_NODEV, options) != 0) return errno;
-  return 0;
-}
-
 int cfaultfs_run(const char *mountpoint) {
-  static char buffer[BUFFER_SIZE] __attribute__((aligned(8)));
-  int error = mount_device(mountpoint);
-  printf("%s\n", error ? strerror(error) : "mounted");
-  fflush(stdout);
-  if (error) return error;
-  struct pollfd polled[] = {{.fd = device, .events = POLLIN}, {.fd = 0, .events = POLLIN}};
+  static char buffer[FUSE_BUFFER_SIZE] __attribute__((aligned(8)));
+  channel = fuse_channel_open("faultfs", mountpoint);
+  if (channel < 0) return -channel;
+  struct pollfd polled[] = {{.fd = channel, .events = POLLIN}, {.fd = 0, .events = POLLIN}};
   while (poll(polled, 2, -1) >= 0 || errno == EINTR) {
     if (polled[1].revents) {
       char command;
       if (read(0, &command, 1) != 1 || command == 'q') break;
       if (command == 'r') open_gate();
     }
-    ssize_t length = read(device, buffer, sizeof buffer);
+    ssize_t length = read(channel, buffer, sizeof buffer);
     if (length < 0) {
       // ENOENT: the request was interrupted before it was read. ENODEV: somebody unmounted us.
       if (errno == EAGAIN || errno == EINTR || errno == ENOENT) continue;
@@ -297,8 +242,6 @@ int cfaultfs_run(const char *mountpoint) {
       serve(in);
     }
   }
-  // Lazily: files may be open. What still hangs ends with an error when the device is closed.
-  umount2(mountpoint, MNT_DETACH);
-  close(device);
+  fuse_channel_close(channel, mountpoint);
   return 0;
 }

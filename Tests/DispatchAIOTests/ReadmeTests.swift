@@ -64,6 +64,7 @@ final class ReadmeTests: XCTestCase {
     "Examples/CopyFile/README.md", "Examples/FileServer/README.md",
     "Examples/Benchmark/README.md",
     "Examples/FirstWrite/README.md", "Examples/OneQueue/README.md",
+    "Examples/HummingbirdFiles/README.md",
   ]
 
   /// Each command whose options a README has a table of, in the order of the tables.
@@ -143,7 +144,7 @@ final class ReadmeTests: XCTestCase {
         words.removeFirst(2)
         // The options of `swift run` itself.
         while let word = words.first, word.hasPrefix("-") {
-          words.removeFirst(word == "-c" || word == "--package-path" ? 2 : 1)
+          words.removeFirst(["-c", "--package-path", "--traits"].contains(word) ? 2 : 1)
         }
         let program = words.removeFirst()
         XCTAssertTrue(

@@ -51,3 +51,34 @@ func watchPipe() throws {
   closed.wait()
   print("closed")
 }
+
+/// Sends a file to sockets whose peers are gone, where SIGPIPE ends a program, and says what each
+/// call answers.
+func sendToClosed() throws {
+  signal(SIGPIPE, SIG_DFL)
+  let path = directory.appending("sent")
+  let contents = try FileDescriptor.open(
+    path, .writeOnly, options: .create, permissions: .ownerReadWrite)
+  try contents.closeAfter { _ = try contents.writeAll([UInt8](repeating: 7, count: 100_000)) }
+  let file = try AIOFile.open(path, .readOnly, caching: .automatic)
+  let context = try AIOContext(queueDepth: 4)
+  let done = DispatchSemaphore(value: 0)
+  for header in [[], [UInt8](repeating: 1, count: 10)] {
+    for count in [100, 100_000] {
+      var ends: [Int32] = [0, 0]
+      socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_NONBLOCK.rawValue), 0, &ends)
+      close(ends[1])
+      do {
+        print("in place", try file.sendIfCached(at: 0, count: count, to: ends[0]))
+      } catch {
+        print("in place", error.errno?.rawValue ?? 0)
+      }
+      try context.send(file, at: 0, count: count, to: ends[0], header: header) {
+        if case .failure(let error) = $0 { print("send", error.errno?.rawValue ?? 0) }
+        done.signal()
+      }
+      done.wait()
+      close(ends[0])
+    }
+  }
+}

@@ -20,6 +20,8 @@ let directory = FilePath(arguments[2])
 
 enum Command: String {
   case verbs
+  case writeOptions = "write-options"
+  case replace
   case fileSizeLimit = "file-size-limit"
   case create
   case growPastLimit = "grow-past-limit"
@@ -33,6 +35,7 @@ enum Command: String {
   case openCached = "open-cached"
   case readNow = "read-now"
   case readNowOthers = "read-now-others"
+  case sendToClosed = "send-to-closed"
   case watchPipe = "watch-pipe"
   case alignment
   case lease
@@ -52,6 +55,7 @@ enum Command: String {
   case trapOffExecutor = "trap-off-executor"
   case actorThreads = "actor-threads"
   case faultFileSystem = "fault-file-system"
+  case powerCutDisk = "power-cut-disk"
 }
 
 /// Makes one request and waits for its completion.
@@ -68,8 +72,8 @@ func outcome(
   return outcome!
 }
 
-func file() throws -> AIOFile {
-  try AIOFile.open(directory.appending("probe"), .readWrite, options: .create)
+func file(_ name: String = "probe", caching: AIOFile.Caching = .direct) throws -> AIOFile {
+  try AIOFile.open(directory.appending(name), .readWrite, options: .create, caching: caching)
 }
 
 /// An actor on a context's loop.
@@ -141,6 +145,50 @@ case .verbs:
   context.close { closed.signal() }
   closed.wait()
 
+case .writeOptions:
+  let context = try AIOContext(queueDepth: 4)
+  let direct = try file()
+  let block = AIOBuffer(count: 4096)
+  for options in [AIOWriteOptions.dataSync, .dataSync, .sync] {
+    _ = try outcome {
+      try context.write(direct, at: 0, from: block, options: options, completion: $0)
+    }
+  }
+  let buffered = try file("buffered", caching: .buffered)
+  try buffered.preallocate(0..<(24 * 4096))
+  let group = DispatchGroup()
+  // Asked for in one turn of the loop, so that all wait for a thread together.
+  context.queue.sync {
+    for number in 0..<24 {
+      group.enter()
+      let options: AIOWriteOptions = number / 8 == 1 ? .dataSync : []
+      try! context.write(  // there is room, and nothing is wrong with it
+        buffered, at: Int64(number * 4096), from: block, options: options
+      ) { _ in group.leave() }
+    }
+  }
+  group.wait()
+  let places = (0..<8).map { _ in DispatchSemaphore(value: 0) }
+  nonisolated(unsafe) var offsets = [Int](repeating: -1, count: 8)  // written before the signals
+  context.queue.sync {
+    for number in 0..<8 {
+      try! context.append(buffered, from: block, options: .dataSync) {  // as above
+        offsets[number] = (try? $0.get()) ?? -1
+        places[number].signal()
+      }
+    }
+  }
+  for place in places { place.wait() }
+  print(offsets)
+  let ended = DispatchSemaphore(value: 0)
+  context.close { ended.signal() }
+  ended.wait()
+
+case .replace:
+  let replacement = try AIOReplacement.begin(directory.appending("state"))
+  try replacement.commit()
+  print("replaced")
+
 case .fileSizeLimit:
   var limit = rlimit(rlim_cur: 8192, rlim_max: 8192)
   setrlimit(__rlimit_resource_t(RLIMIT_FSIZE.rawValue), &limit)
@@ -174,6 +222,7 @@ case .openWithoutProc: try openWithoutProc()
 case .openCached: try openCached()
 case .readNow: try readNow(isOthers: false)
 case .readNowOthers: try readNow(isOthers: true)
+case .sendToClosed: try sendToClosed()
 case .watchPipe: try watchPipe()
 case .alignment: try printAlignment(directory)
 case .lease: try holdLease()
@@ -340,6 +389,12 @@ case .actorThreads:
 case .faultFileSystem:
   // Serves a file system at DIRECTORY until standard input ends.
   exit(cfaultfs_run(directory.string))
+
+case .powerCutDisk:
+  // Serves a disk at DIRECTORY, which begins as the file of the same name and `.contents`; its
+  // filesystem is mounted at the same name and `.mounted`.
+  let name = directory.string
+  exit(cpowercut_run(name, "\(name).contents", "\(name).mounted"))
 }
 
 /// 64 appends in one turn, of which the file may have 50 and a bit.

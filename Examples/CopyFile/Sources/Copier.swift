@@ -35,7 +35,7 @@ actor Copier {
     self.progress = progress
   }
 
-  /// Copies the bytes of `extents`. Up to the alignment, more may be written, zeros.
+  /// Copies the bytes of `extents`.
   nonisolated func copy(_ extents: [Range<Int64>]) async throws {
     try await forEachPiece(of: extents) { try await $0.copyPieces() }
   }
@@ -44,18 +44,14 @@ actor Copier {
   ///
   /// - Returns: the number of bytes.
   func copyToEnd() async throws -> Int64 {
-    var buffer = AIOUniqueBuffer(count: chunk)
     var offset: Int64 = 0
     while true {
       // Less than was asked for is the end: a read is finished by the library.
-      let count = try await context.read(source, at: offset, into: &buffer, range: 0..<chunk)
-      if count > 0 {
-        let length = destination.alignment.roundUp(count)
-        try await context.write(destination, at: offset, from: buffer, range: 0..<length)
-      }
-      progress.add(count)
-      offset += Int64(count)
-      if count < chunk { return offset }
+      let buffer = try await context.read(source, from: offset, count: chunk)
+      try await write(buffer, at: offset)
+      progress.add(buffer.count)
+      offset += Int64(buffer.count)
+      if buffer.count < chunk { return offset }
     }
   }
 
@@ -102,34 +98,29 @@ actor Copier {
   }
 
   private func copyPieces() async throws {
-    guard !extents.isEmpty else { return }
-    var buffer = AIOUniqueBuffer(count: chunk)
-    while let parts = next() { try await copy(parts, through: &buffer) }
+    while let parts = next() { try await copy(parts: parts) }
   }
 
   // Not inlined: the optimizer of Swift 6.3 crashes over the two loops in one function.
   @inline(never)
-  private func copy(
-    _ parts: [Range<Int64>], through buffer: inout AIOUniqueBuffer
-  ) async throws {
+  private func copy(parts: [Range<Int64>]) async throws {
     let piece = Self.span(of: parts)
-    try await read(piece, of: source, into: &buffer)
-    for part in parts { try await write(part, of: piece, from: &buffer) }
+    let buffer = try await read(piece, of: source)
+    for part in parts {
+      let start = Int(part.lowerBound - piece.lowerBound)
+      try await write(buffer[start..<start + part.count], at: part.lowerBound)
+      progress.add(part.count)
+    }
   }
 
-  /// Writes a part of a piece that was read.
-  private func write(
-    _ part: Range<Int64>, of piece: Range<Int64>, from buffer: inout AIOUniqueBuffer
-  ) async throws {
-    let start = Int(part.lowerBound - piece.lowerBound)
-    // The bytes written beyond the part are in a hole, or behind the end, where they are cut off.
-    let end = start + destination.alignment.roundUp(part.count)
-    buffer.withUnsafeMutableBytes {
-      _ = UnsafeMutableRawBufferPointer(rebasing: $0[start + part.count..<end])
-        .initializeMemory(as: UInt8.self, repeating: 0)
+  private func write(_ buffer: AIOBuffer, at offset: Int64) async throws {
+    do {
+      // Whole blocks, many at a time.
+      try await context.write(destination, at: offset, from: [buffer])
+    } catch  where error.code == .misaligned {
+      // The end of an extent.
+      try await context.write(destination, contentsOf: buffer, at: offset)
     }
-    try await context.write(destination, at: part.lowerBound, from: buffer, range: start..<end)
-    progress.add(part.count)
   }
 
   private static func span(of parts: [Range<Int64>]) -> Range<Int64> {
@@ -137,13 +128,10 @@ actor Copier {
   }
 
   private func comparePieces() async throws {
-    guard !extents.isEmpty else { return }
-    var buffer = AIOUniqueBuffer(count: chunk)
-    var other = AIOUniqueBuffer(count: chunk)
     while let parts = next() {
       let piece = Self.span(of: parts)
-      try await read(piece, of: source, into: &buffer)
-      try await read(piece, of: destination, into: &other)
+      let buffer = try await read(piece, of: source)
+      let other = try await read(piece, of: destination)
       let isEqual = buffer.withUnsafeBytes { a in
         other.withUnsafeBytes { b in memcmp(a.baseAddress!, b.baseAddress!, piece.count) == 0 }
       }
@@ -158,12 +146,9 @@ actor Copier {
     }
   }
 
-  private func read(
-    _ piece: Range<Int64>, of file: AIOFile, into buffer: inout AIOUniqueBuffer
-  ) async throws {
-    let length = file.alignment.roundUp(piece.count)
-    let count = try await context.read(
-      file, at: piece.lowerBound, into: &buffer, range: 0..<length)
-    guard count >= piece.count else { throw SourceEnded() }
+  private func read(_ piece: Range<Int64>, of file: AIOFile) async throws -> AIOBuffer {
+    let buffer = try await context.read(file, from: piece.lowerBound, count: piece.count)
+    guard buffer.count == piece.count else { throw SourceEnded() }
+    return buffer
   }
 }

@@ -201,9 +201,8 @@ struct CopyTask {
   /// Reserves the room for the extents, so that no write has to.
   private func preallocate(_ file: AIOFile, _ extents: [Range<Int64>]) throws(AIOError) {
     for extent in extents {
-      let end = Int64(file.alignment.roundUp(Int(extent.upperBound)))
       do {
-        try file.preallocate(extent.lowerBound..<end)
+        try file.preallocate(extent)
       } catch  where error.errno == .notSupported || error.errno == .noFunction {
         return
       }

@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <stdio.h>
-#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -15,9 +14,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef SYS_cachestat
-#define SYS_cachestat 451
-#endif
 #ifndef RENAME_NOREPLACE
 #define RENAME_NOREPLACE 1
 #endif
@@ -71,36 +67,9 @@ int cfiles_status_at(int directory, const char *name, struct cfiles_status *stat
   return answer(result, &stat, status);
 }
 
-int cfiles_is_cached(int fd, int64_t offset, int64_t count) {
-  struct {
-    uint64_t offset, length;
-  } range = {(uint64_t)offset, (uint64_t)count};
-  struct {
-    uint64_t cached, dirty, writeback, evicted, recently_evicted;
-  } found;
-  static int64_t page_size;
-  if (!page_size) page_size = sysconf(_SC_PAGESIZE);
-  if (syscall(SYS_cachestat, fd, &range, &found, 0) < 0) return 0;
-  uint64_t first = (uint64_t)(offset / page_size);
-  uint64_t last = (uint64_t)((offset + count - 1) / page_size);
-  if (found.cached < last - first + 1) return 0;
-  // A page that is just being read is in the cache, too; reads end in order, mostly.
-  char byte;
-  return cfiles_read_cached(fd, &byte, 1, offset + count - 1) == 1;
-}
-
 int64_t cfiles_read_cached(int fd, void *memory, size_t count, int64_t offset) {
   struct iovec vector = {memory, count};
   ssize_t result = preadv2(fd, &vector, 1, offset, RWF_NOWAIT);
-  return result < 0 ? -errno : result;
-}
-
-int64_t cfiles_sendfile(int socket, int fd, int64_t offset, size_t count) {
-  off_t at = offset;
-  ssize_t result;
-  do {
-    result = sendfile(socket, fd, &at, count);
-  } while (result < 0 && errno == EINTR);
   return result < 0 ? -errno : result;
 }
 

@@ -15,11 +15,13 @@ public enum DescriptorLimit {
   ///
   /// - Parameters:
   ///   - connections: the most connections that were asked for.
-  ///   - each: the descriptors that one connection may take.
+  ///   - files: the descriptors that a connection may take for its files, as long as it is
+  ///     answered. Where there are not enough for all of them, connections leave a quarter to
+  ///     files, for which answers then have to wait.
   ///   - others: the descriptors that the server has besides, where they are many.
   /// - Returns: the most connections that there can be, with a warning if that is less.
   public static func cap(
-    connections: Int, each: Int = 1, others: Int = 0, logger: Logger
+    connections: Int, files: Int = 0, others: Int = 0, logger: Logger
   ) throws -> Int {
     let resource = __rlimit_resource_t(RLIMIT_NOFILE.rawValue)
     var limit = rlimit()
@@ -28,13 +30,14 @@ public enum DescriptorLimit {
     }
     let kept = others + reserve
     // No higher than what is needed: the kernel's tables grow with it.
-    let needed = rlim_t(connections * each + kept)
+    let needed = rlim_t(connections * (1 + files) + kept)
     if limit.rlim_cur < needed, limit.rlim_cur < limit.rlim_max {
       var raised = limit
       raised.rlim_cur = min(needed, limit.rlim_max)
       if setrlimit(resource, &raised) == 0 { limit = raised }
     }
-    let room = (Int(clamping: limit.rlim_cur) - kept) / each
+    let free = Int(clamping: limit.rlim_cur) - kept
+    let room = files > 0 ? free / 4 * 3 : free
     guard room > 0 else {
       throw Failure(
         """

@@ -7,6 +7,11 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 
+// The kernel's completion ring is read in user space, by a layout that is known for these machines.
+#if !defined(__LP64__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "DispatchAIO takes a 64-bit little-endian machine: it reads the kernel's completion ring itself"
+#endif
+
 #include <signal.h>
 #include <stdint.h>
 
@@ -87,6 +92,8 @@ struct clinux_status {
   int has_alignment;
   uint32_t memory_alignment;  // stx_dio_mem_align, bytes; 0 when direct I/O is not supported
   uint32_t offset_alignment;  // stx_dio_offset_align, bytes; 0 when direct I/O is not supported
+  // STATX_WRITE_ATOMIC (Linux 6.11), bytes; 0 when no write is untorn.
+  uint32_t atomic_unit_minimum, atomic_unit_maximum;
 };
 
 // statx(2) of an open file, or fstat(2) where that is all there is.
@@ -114,6 +121,9 @@ int clinux_cache_block_map(int fd);
 // Answers the new descriptor, which is close-on-exec. May sleep.
 int clinux_reopen_direct(int fd);
 
+// The same for writing without O_DIRECT, with the other flags of the descriptor.
+int clinux_reopen_buffered(int fd);
+
 // How many bytes of the pages of a range are in the page cache (cachestat(2), Linux 6.5); -EPERM
 // for a file that the caller may neither write nor owns.
 int64_t clinux_cached_bytes(int fd, int64_t offset, int64_t length);
@@ -126,6 +136,18 @@ int clinux_is_cached(int fd, int64_t offset, int64_t length, int64_t known_size)
 // preadv2(2) into one piece of memory, with RWF_NOWAIT if is_nowait: -EAGAIN if it would wait, and
 // -EOPNOTSUPP on a file system that has no NOWAIT.
 int64_t clinux_read_at(int fd, void *memory, uintptr_t length, int64_t offset, int is_nowait);
+
+// Whether a descriptor is a stream socket (SO_TYPE) that does not block (O_NONBLOCK): 0, -ENOTSOCK,
+// -EPROTOTYPE for another socket, -EWOULDBLOCK for one that blocks, or what the kernel says.
+int clinux_check_socket(int fd);
+
+// sendfile(2), without SIGPIPE. It waits for what is not in the page cache.
+int64_t clinux_sendfile(int socket, int fd, int64_t offset, uint64_t count);
+
+// sendmsg(2) of two pieces, without waiting and without SIGPIPE. has_more: more follows at once, to
+// go into the same packet.
+int64_t clinux_send(int socket, const void *first, uint64_t first_count, const void *second,
+                    uint64_t second_count, int has_more);
 
 // The logical sector size of a block device (BLKSSZGET), in bytes.
 int clinux_block_device_sector_size(int fd);
@@ -148,9 +170,40 @@ void clinux_size_signal_restore(const struct clinux_size_signal *signal, int may
 // Whether the calling thread masks SIGXFSZ anyway: no system call for a thread that did so before.
 int clinux_masks_size_signal(void);
 
-// fallocate(2) with mode 0: room on the disk, and the file's size raised to cover it. Past
+// fallocate(2). With mode 0: room on the disk, and the file's size raised to cover it. Past
 // RLIMIT_FSIZE it answers -EFBIG, and the calling thread gets no SIGXFSZ, whatever its mask.
-int clinux_fallocate(int fd, int64_t offset, int64_t length);
+extern const int clinux_falloc_punch_hole;
+extern const int clinux_falloc_zero_range;
+extern const int clinux_falloc_collapse_range;
+int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length);
+
+// preadv2(2) and pwritev2(2) with an array of struct iovec and flags (RWF_*); without flags
+// preadv(2) and pwritev(2).
+int64_t clinux_preadv(int fd, const void *vectors, int count, int64_t offset, int flags);
+int64_t clinux_pwritev(int fd, const void *vectors, int count, int64_t offset, int flags);
+
+// pwritev2(2) with RWF_APPEND, which moves the descriptor's file position behind what it wrote.
+// Says in `start` where it began; when there is nothing to write, where the file ends.
+int64_t clinux_append(int fd, const void *vectors, int count, int flags, int64_t *start);
+
+// copy_file_range(2).
+int64_t clinux_copy_range(int from, int64_t from_offset, int to, int64_t to_offset, int64_t length);
+
+// FICLONERANGE: the blocks of a range, shared by another file. A length of 0 is up to the end.
+int clinux_clone_range(int from, int64_t from_offset, int64_t length, int to, int64_t to_offset);
+
+// lseek(2) with SEEK_HOLE or SEEK_DATA, which moves the descriptor's file position.
+int64_t clinux_seek(int fd, int64_t offset, int hole);
+
+// F_OFD_SETLK: takes (F_RDLCK, F_WRLCK) or gives back (F_UNLCK) a lock of the open file on a range,
+// up to any end of the file when the length is 0. Does not wait: -EAGAIN when another has it.
+int clinux_lock(int fd, int type, int64_t start, int64_t length);
+
+// renameat2(2): over what is there, or, when exclusive, only where nothing is (-EEXIST).
+int clinux_rename(int from, const char *old_name, int to, const char *new_name, int exclusive);
+
+// Gives the file of a descriptor a name, which nothing must have: linkat(2) through /proc/self/fd.
+int clinux_link(int fd, int directory, const char *name);
 
 // ftruncate(2), without SIGXFSZ, like clinux_fallocate.
 int clinux_ftruncate(int fd, int64_t size);

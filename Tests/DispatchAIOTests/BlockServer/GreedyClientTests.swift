@@ -168,6 +168,34 @@ final class GreedyClientTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0, server.logged)
   }
 
+  /// A read waits neither for a write that has its range, nor for a zeroing that waits for it; a
+  /// write behind them does.
+  func testReadsWaitForNoRange() throws {
+    let directory = try temporaryDirectory()
+    let files = try FaultFileSystem(in: directory)
+    let server = try NBDServer(directory, ["disk=\(files["hangwrite-direct"])"])
+    let writer = try NBDClient(server)
+    try writer.ask(.write, at: 10, payload: [UInt8](repeating: 0xee, count: 5000))
+    XCTAssertTrue(eventually { files.hanging == 1 })
+    let zeroer = try NBDClient(server)
+    try zeroer.ask(.writeZeroes, at: 4096, count: 4096)
+    let client = try NBDClient(server)
+    for offset in [0, 100, 4096, 6000] {
+      XCTAssertEqual(
+        try client.read(offset..<offset + 3000), FaultFileSystem.contents(offset..<offset + 3000))
+    }
+    let second = try NBDClient(server)
+    try second.ask(.write, at: 4000, payload: [UInt8](repeating: 0xdd, count: 200))
+    XCTAssertEqual(try client.read(4000..<4001), FaultFileSystem.contents(4000..<4001))
+    XCTAssertEqual(files.hanging, 1)
+    files.release()
+    for waiting in [writer, zeroer, second] { XCTAssertEqual(try waiting.reply().error, 0) }
+    XCTAssertEqual(try client.read(10..<11), [0xee])
+    XCTAssertEqual(try client.read(4000..<4001), [0xdd])
+    XCTAssertEqual(try client.read(5000..<5001), [0])
+    XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
   func testManyReadsDoNotHoldUpOthers() throws {
     let server = try serve(megabytes: 64, data: [0..<32 << 20])
     try assertOthersAreServed(
@@ -184,6 +212,25 @@ final class GreedyClientTests: XCTestCase {
       replies: 200 * 16, clients: 32
     ) { XCTAssertEqual(try $0.read(0..<4096).count, 4096) }
     XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
+  // MARK: The log
+
+  /// A client that reads from a bad disk again and again has every answer, and a few lines of the
+  /// log.
+  func testErrorsOfTheDiskDoNotFillTheLog() throws {
+    let directory = try temporaryDirectory()
+    let files = try FaultFileSystem(in: directory)
+    let server = try NBDServer(directory, ["disk=\(files["eioread-direct"])"])
+    let client = try NBDClient(server, structured: false)
+    let count = 3000
+    try client.send(flood(.read, count: count, length: 4096))
+    XCTAssertTrue(client.skip(count * 16))
+    XCTAssertEqual(server.stop(), 0, server.logged)
+    let lines = server.logged.split(separator: "\n")
+    XCTAssertTrue(lines.contains { $0.contains("Input/output error") }, server.logged)
+    XCTAssertTrue(lines.contains { $0.contains(" more of these in the last ") }, server.logged)
+    XCTAssertLessThan(lines.count, 200)
   }
 
   // MARK: Memory

@@ -3,6 +3,8 @@
 import Dispatch
 import DispatchAIO
 import Foundation
+import Glibc
+import SystemPackage
 import XCTest
 
 /// The verbs with `await`.
@@ -144,6 +146,38 @@ final class AsyncVerbTests: XCTestCase {
   }
 
   /// Past the pending limit they wait, and go down in the order in which they came.
+  /// Tasks on the loop, whose requests the kernel mostly gets at once, without a cancellation
+  /// handler: where it refuses one, or has no room, the call makes it again, and has its result.
+  func testReadsOnTheLoopThatHaveToWait() async throws {
+    let directory = try temporaryDirectory()
+    let path = directory.path.appending("cold")
+    let bytes = Data((0...UInt8.max).flatMap { [UInt8](repeating: $0, count: 4096) })
+    try bytes.write(to: URL(fileURLWithPath: path.string))
+    let context = try AIOContext(queueDepth: 4)
+    let descriptor = try FileDescriptor.open(path, .readOnly)
+    // Only clean pages leave the page cache.
+    Glibc.fsync(descriptor.rawValue)
+    posix_fadvise(descriptor.rawValue, 0, 0, POSIX_FADV_DONTNEED)
+    let file = try AIOFile(adopting: descriptor, path: path)
+    try await withThrowingTaskGroup(of: Void.self) { group in
+      for block in 0..<256 {
+        group.addTask(executorPreference: context.taskExecutor) {
+          var buffer = AIOUniqueBuffer(count: 4096)
+          let count = try await context.read(file, at: Int64(block) * 4096, into: &buffer)
+          XCTAssertEqual(count, 4096)
+          let last = buffer.bytes.unsafeLoad(fromByteOffset: 4095, as: UInt8.self)
+          XCTAssertEqual(last, UInt8(block))
+        }
+      }
+      try await group.waitForAll()
+    }
+    await file.close()
+    await context.close()
+    XCTAssertGreaterThan(context.statistics.nowaitRefusals, 0, "nothing had to wait")
+    XCTAssertEqual(context.statistics.accepted, 256)
+    XCTAssertEqual(context.statistics.succeeded, 256)
+  }
+
   func testBackpressureKeepsTheOrder() async throws {
     let directory = try temporaryDirectory()
     let file = try await AIOFile.open(try directory.makeFile(size: 4096), .readOnly)

@@ -61,6 +61,28 @@ final class OddFileTests: XCTestCase {
     }
   }
 
+  // MARK: Standard descriptors
+
+  /// Neither the source nor the copy takes the place of one that is closed, and what cannot be said
+  /// is not in the copy.
+  func testClosedStandardDescriptors() throws {
+    let directory = try temporaryDirectory()
+    let source = try directory.makeFile("source", size: 300_001)
+    for closed in ["<&- >&- 2>&-", ">&-", "2>&-", "<&-", ">/dev/full 2>/dev/full"] {
+      for options in ["", "--verify --fsync", "--preserve"] {
+        let run = try shell("\"$copy\" source new \(options) \(closed)", in: directory)
+        XCTAssertEqual(run.status, 0, "\(options) \(closed): \(run.errors)")
+        XCTAssertEqual(try read(directory.path.appending("new").string), try read(source.string))
+        // Nor is the error of one that fails.
+        let again = try shell("\"$copy\" source new \(options) \(closed)", in: directory)
+        XCTAssertEqual(again.status, 1)
+        XCTAssertEqual(try read(directory.path.appending("new").string), try read(source.string))
+        XCTAssertEqual(try names(directory.path), ["new", "source"])
+        unlink(directory.path.appending("new").string)
+      }
+    }
+  }
+
   // MARK: Names
 
   /// Names are bytes. What is not UTF-8 stays as it is, and what works a terminal is escaped.

@@ -31,15 +31,29 @@ final class EchoServer: ServerProcess, @unchecked Sendable {
   }
 
   func list() throws -> [Row] {
-    let run = try Self.command("list", data.string, "--json")
+    let (run, rows) = try Self.list(data)
     guard run.status == 0 else { throw Failure(description: run.errors) }
-    return try JSONDecoder().decode([Row].self, from: Data(run.output.utf8))
+    return rows
+  }
+
+  /// What `list` gives, also of a damaged journal.
+  static func list(_ data: FilePath) throws -> (run: ChildProcess, rows: [Row]) {
+    let run = try command("list", data.string, "--json")
+    let rows = try? JSONDecoder().decode([Row].self, from: Data(run.output.utf8))
+    return (run, rows ?? [])
   }
 
   func verify() throws -> ChildProcess { try Self.command("verify", data.string) }
 
   /// The bytes of a connection, as `replay` gives them.
   func replay(_ connection: UInt64) throws -> [UInt8] {
+    let (status, bytes) = try Self.replay(data, connection)
+    XCTAssertEqual(status, 0)
+    return bytes
+  }
+
+  /// What `replay` gives, and its exit status.
+  static func replay(_ data: FilePath, _ connection: UInt64) throws -> (Int32, [UInt8]) {
     // Not in the data's directory, whose disk may be full.
     let directory = try TemporaryDirectory()
     let file = directory.path.appending("replay").string
@@ -49,10 +63,12 @@ final class EchoServer: ServerProcess, @unchecked Sendable {
     process.executableURL = URL(fileURLWithPath: try ChildProcess.built("echo-to-disk"))
     process.arguments = ["replay", data.string, "--connection", "\(connection)"]
     process.standardOutput = FileHandle(fileDescriptor: output)
+    // What it says of damage, `verify` says, too.
+    process.standardError = FileHandle.nullDevice
     try process.run()
     process.waitUntilExit()
-    XCTAssertEqual(process.terminationStatus, 0)
-    return [UInt8](try Data(contentsOf: URL(fileURLWithPath: file)))
+    let bytes = [UInt8](try Data(contentsOf: URL(fileURLWithPath: file)))
+    return (process.terminationStatus, bytes)
   }
 
   static func command(_ arguments: String...) throws -> ChildProcess {

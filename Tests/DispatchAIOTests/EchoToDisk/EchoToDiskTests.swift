@@ -383,7 +383,7 @@ final class EchoToDiskTests: XCTestCase {
       let spare = data.appending("segment-000000000\(segment + 1).journal").string
       XCTAssertTrue(eventually { FileManager.default.fileExists(atPath: spare) })
       // The segment is written beyond that, the spare is not.
-      try limitFiles(of: server, to: "8192")
+      try server.limitFiles(to: "8192")
       let loser = segment == 1 ? client : try EchoClient(port: server.port)
       let more = segment == 1 ? bytes : []
       XCTAssertFalse(loser.exchange(more, until: 2 * bytes.count, seconds: 20))
@@ -391,7 +391,7 @@ final class EchoToDiskTests: XCTestCase {
       XCTAssertTrue(
         server.logged.contains("segment-000000000\(segment).journal: File too large"), server.logged
       )
-      try limitFiles(of: server, to: "unlimited")
+      try server.limitFiles(to: "unlimited")
     }
     let client = try EchoClient(port: server.port)
     XCTAssertTrue(client.exchange([1], until: 1))
@@ -414,7 +414,7 @@ final class EchoToDiskTests: XCTestCase {
       if limit == "8192" {
         XCTAssertTrue(client.exchange(randomBytes(20_000), until: 20_001))
       }
-      try limitFiles(of: server, to: limit)
+      try server.limitFiles(to: limit)
       XCTAssertEqual(server.stop(), 1, server.logged)
       withExtendedLifetime(directory) {}
     }
@@ -424,14 +424,14 @@ final class EchoToDiskTests: XCTestCase {
   func testASegmentThatCannotBeMade() throws {
     let (directory, data) = try data()
     let server = try EchoServer(data, ["--segment-size", "1M"])
-    try limitFiles(of: server, to: "65536")
+    try server.limitFiles(to: "65536")
     let client = try EchoClient(port: server.port)
     XCTAssertTrue(client.exchange([1], until: 1))
     XCTAssertTrue(
       eventually { server.logged.contains("cannot make the journal's next segment") }, server.logged
     )
     XCTAssertFalse(server.logged.contains("no room"), server.logged)
-    try limitFiles(of: server, to: "unlimited")
+    try server.limitFiles(to: "unlimited")
     XCTAssertTrue(
       eventually { server.logged.contains("the journal has its next segment") }, server.logged)
     XCTAssertEqual(server.stop(), 0)
@@ -469,14 +469,6 @@ final class EchoToDiskTests: XCTestCase {
     XCTAssertTrue(line.contains(" 1088 "), "\(line)")
     XCTAssertEqual(raised.stop(), 0)
     withExtendedLifetime(directory) {}
-  }
-
-  /// Sets the soft limit; `RLIMIT_FSIZE` counts for each write.
-  private func limitFiles(of server: EchoServer, to size: String) throws {
-    let prlimit = try ChildProcess.run(
-      ChildProcess.installed("prlimit", package: "util-linux"),
-      ["--pid", "\(server.process.processIdentifier)", "--fsize=\(size):"])
-    XCTAssertEqual(prlimit.status, 0, prlimit.errors)
   }
 
   // MARK: Wrong use

@@ -238,6 +238,37 @@ final class JournalDamageTests: XCTestCase {
     }
   }
 
+  /// As somebody who may not read one of them: it is named, and the others are read.
+  func testASegmentThatMayNotBeRead() throws {
+    try XCTSkipIf(getuid() != 0, "only root can give files to somebody else")
+    let directory = try temporaryDirectory()
+    let snapshot = try snapshot(directory)
+    let name = JournalFormat.fileName(of: 2)
+    XCTAssertEqual(chmod(directory.path.string, 0o755), 0)
+    for file in [""] + Array(snapshot.files.keys) where file != name {
+      XCTAssertEqual(chown(snapshot.data.string + "/" + file, 65534, 65534), 0)
+    }
+    let setpriv = try ChildProcess.installed("setpriv", package: "util-linux")
+    func run(_ arguments: String...) throws -> ChildProcess {
+      let program = try ChildProcess.built("echo-to-disk")
+      return try ChildProcess.run(
+        setpriv, ["--reuid=65534", "--regid=65534", "--clear-groups", program] + arguments)
+    }
+    let data = snapshot.data.string
+    let verify = try run("verify", data)
+    try XCTSkipIf(verify.errors.contains("cannot execute"), "nobody may not run it here")
+    XCTAssertEqual(verify.status, 1, verify.errors)
+    let words = "damage: \(name): cannot be opened: Permission denied; batches "
+    XCTAssertTrue(verify.output.contains(words), verify.output)
+    XCTAssertTrue(verify.output.contains(" 1 damages"), verify.output)
+    let list = try run("list", data)
+    XCTAssertEqual(list.status, 1)
+    XCTAssertEqual(list.output.split(separator: "\n").count, 1 + snapshot.sent.count, list.output)
+    let replay = try run("replay", data, "--connection", "1")
+    XCTAssertEqual(replay.status, 1)
+    XCTAssertTrue(replay.errors.contains("bytes of connection 1 from position"), replay.errors)
+  }
+
   /// Batches say themselves whose they are: all is read, and the damage is named once.
   func testAnUnreadableHeader() throws {
     let directory = try temporaryDirectory()

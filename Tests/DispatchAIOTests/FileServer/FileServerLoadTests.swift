@@ -194,6 +194,37 @@ final class FileServerLoadTests: XCTestCase {
     XCTAssertTrue(server.logged.contains("1000 accepted, 0 refused; 3000 requests"), server.logged)
   }
 
+  /// Goal: who asks for a file while there are no descriptors to open it with gets it when there
+  /// are some, is told after a time when there are none, and is served before and after.
+  func testNoDescriptorForAFile() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--request-timeout", "2"])
+    let prlimit = try ChildProcess.installed("prlimit", package: "util-linux")
+    for name in ["a", "b", "c"] { try server.make(name, "hello " + name) }
+    let clients = try (0..<4).map { _ in try HTTPClient(server) }
+    XCTAssertEqual(try clients[0].get("/a").text, "hello a")
+    func limit(_ number: Int) throws {
+      let run = try ChildProcess.run(
+        prlimit, ["--pid", "\(server.process.processIdentifier)", "--nofile=\(number):"])
+      try XCTSkipIf(run.status != 0, run.errors)
+    }
+    // No number is free below it.
+    try limit(3)
+    for (client, name) in zip(clients, ["a", "b", "c", "b"]) {
+      try client.send("GET /\(name) HTTP/1.1\r\nHost: a\r\n\r\n")
+    }
+    XCTAssertTrue(eventually { server.logged.contains("no descriptor to open a file with") })
+    try limit(100)
+    for (client, name) in zip(clients, ["a", "b", "c", "b"]) {
+      XCTAssertEqual(try client.answer().text, "hello " + name)
+    }
+    try limit(3)
+    XCTAssertEqual(try clients[1].get("/c").status, 503)
+    try limit(100)
+    XCTAssertEqual(try clients[1].get("/c").text, "hello c")
+    XCTAssertEqual(server.stop(), 0)
+  }
+
   // MARK: The end
 
   /// An answer that is being sent is sent to its end; what is idle is closed; nothing new is
@@ -297,6 +328,58 @@ final class FileServerLoadTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0)
     let lines = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")
     XCTAssertLessThan(lines.count, 60)
+  }
+
+  /// Lines that cannot be written are missed where somebody looks: in the server's log, and in this
+  /// one once it can be written again.
+  func testAnAccessLogThatCannotBeWritten() throws {
+    let directory = try temporaryDirectory()
+    // More than the server's own log, so that one limit stops this one only.
+    let size = 100_000
+    let path = try directory.makeFile("access", size: size) { _ in 10 }.string
+    let server = try HTTPServer(directory, ["--access-log", path])
+    let client = try HTTPClient(server)
+    _ = try client.get("/first")
+    let file = URL(fileURLWithPath: path)
+    XCTAssertTrue(eventually { (try? Data(contentsOf: file))?.count ?? 0 > size })
+    try server.limitFiles(to: "\(size)")
+    for number in 1...3 {
+      _ = try client.get("/lost")
+      XCTAssertTrue(
+        eventually {
+          server.logged.components(separatedBy: "the access log cannot be written").count > number
+        }, server.logged)
+    }
+    XCTAssertTrue(server.logged.contains("File too large"), server.logged)
+    try server.limitFiles(to: "unlimited")
+    _ = try client.get("/last")
+    XCTAssertEqual(server.stop(), 0)
+    let lines = try String(contentsOf: file, encoding: .utf8).split(separator: "\n")
+    XCTAssertEqual(lines.count, 3)
+    XCTAssertTrue(lines[0].contains("/first"))
+    XCTAssertEqual(lines[1], "# 3 answers are not in the log")
+    XCTAssertTrue(lines[2].contains("/last"))
+  }
+
+  /// A line waits for the write of the one before, and the end for both.
+  func testTheEndWaitsForTheAccessLog() throws {
+    let directory = try temporaryDirectory()
+    let files = try FaultFileSystem(in: directory)
+    let log = "hangwrite-direct-empty"
+    let server = try HTTPServer(directory, ["--access-log", files[log].string])
+    let client = try HTTPClient(server)
+    _ = try client.get("/first")
+    XCTAssertTrue(eventually { files.hanging == 1 })
+    _ = try client.get("/second")
+    kill(server.process.processIdentifier, SIGTERM)
+    XCTAssertTrue(client.isClosedSoon())
+    XCTAssertTrue(server.process.isRunning)
+    files.release()
+    server.process.waitUntilExit()
+    XCTAssertEqual(server.process.terminationStatus, 0, server.logged)
+    let text = String(decoding: try files.contents(of: log), as: UTF8.self)
+    XCTAssertTrue(text.contains("/first"), text)
+    XCTAssertTrue(text.contains("/second"), text)
   }
 
   func testBadOptions() throws {

@@ -198,6 +198,28 @@ final class FileServerTests: XCTestCase {
     XCTAssertFalse(FileManager.default.fileExists(atPath: directory.path.appending("new").string))
   }
 
+  /// Names are bytes: what is not UTF-8 is served, listed and uploaded under its own name.
+  func testNamesThatAreNotText() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--writable"])
+    func path(_ bytes: [UInt8]) -> FilePath {
+      server.root.appending(
+        FilePath.Component(platformString: bytes.map { CChar(bitPattern: $0) } + [0])!)
+    }
+    let file = try FileDescriptor.open(
+      path([0x6e, 0xfe, 0x78]), .writeOnly, options: .create, permissions: .ownerReadWrite)
+    try file.closeAfter { _ = try file.writeAll("hello".utf8) }
+    let client = try HTTPClient(server)
+    XCTAssertEqual(try client.get("/n%FEx").text, "hello")
+    XCTAssertEqual(try client.get("/n%EF%BF%BDx").status, 404)
+    XCTAssertTrue(try client.get("/").text.contains("href=\"./n%FEx\""))
+    try client.send("PUT /%ff%fe HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi")
+    XCTAssertEqual(try client.answer().status, 201)
+    XCTAssertEqual(path([0xff, 0xfe]).withPlatformString { access($0, F_OK) }, 0)
+    XCTAssertEqual(try client.get("/%ff%fe").text, "hi")
+    XCTAssertEqual(server.stop(), 0)
+  }
+
   func testPrecompressed() throws {
     let directory = try temporaryDirectory()
     let server = try HTTPServer(directory)

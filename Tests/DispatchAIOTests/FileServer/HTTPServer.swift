@@ -15,15 +15,23 @@ final class HTTPServer: ServerProcess, @unchecked Sendable {
   /// Starts a server and waits until it is ready.
   ///
   /// - Parameter under: another program to run it, and that one's arguments.
-  init(
+  convenience init(
     _ directory: TemporaryDirectory, _ options: [String] = [],
     address: [String] = ["--port", "0"], under: [String] = []
   ) throws {
-    root = directory.path.appending("www")
+    try self.init(
+      root: directory.path.appending("www"), options, address: address,
+      log: directory.path.appending("log"), under: under)
+  }
+
+  init(
+    root: FilePath, _ options: [String] = [], address: [String] = ["--port", "0"], log: FilePath,
+    under: [String] = []
+  ) throws {
+    self.root = root
     try FileManager.default.createDirectory(atPath: root.string, withIntermediateDirectories: true)
     try super.init(
-      "aio-httpd", [root.string] + address + options, log: directory.path.appending("log"),
-      under: under)
+      "aio-httpd", [root.string] + address + options, log: log, under: under)
     socketsAtFirst = sockets
   }
 
@@ -71,7 +79,12 @@ final class HTTPClient {
   }
 
   init(_ server: HTTPServer, receiveBuffer: Int32? = nil) throws {
-    socket = Glibc.socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+    socket = try Self.connect(port: server.port, receiveBuffer: receiveBuffer)
+  }
+
+  /// A socket that is connected.
+  static func connect(port: UInt16, receiveBuffer: Int32? = nil) throws -> Int32 {
+    let socket = Glibc.socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
     if var size = receiveBuffer {
       setsockopt(socket, SOL_SOCKET, SO_RCVBUF, &size, socklen_t(MemoryLayout<Int32>.size))
     }
@@ -81,17 +94,18 @@ final class HTTPClient {
     setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &patience, length)
     var address = sockaddr_in()
     address.sin_family = sa_family_t(AF_INET)
-    address.sin_port = server.port.bigEndian
+    address.sin_port = port.bigEndian
     address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
     let answer = withUnsafePointer(to: &address) {
       $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        connect(socket, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
+        Glibc.connect(socket, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
       }
     }
     guard answer == 0 else {
       close(socket)
       throw Errno(rawValue: errno)
     }
+    return socket
   }
 
   deinit { close(socket) }

@@ -317,6 +317,28 @@ final class BadInputTests: XCTestCase {
       Row(
         "fsync: file open for reading only", .completes(0),
         wait { try context.fsync(readOnly, completion: $0) }),
+      // Options that the file does not have
+      Row(
+        "write: untorn, on a disk that has none",
+        .refused(.notSupported, "AIOFile.atomicWriteUnit"),
+        wait { try context.write(file, at: 0, from: buffer, options: .atomic, completion: $0) }),
+      Row(
+        "write: untorn, through the page cache", .refused(.notSupported, "caching: .direct"),
+        wait { try context.write(buffered, at: 0, from: buffer, options: .atomic, completion: $0) }),
+      Row(
+        "append: untorn", .refused(.notSupported, "write at an offset"),
+        wait { try context.append(file, from: buffer, options: .atomic, completion: $0) }),
+      Row(
+        "append: file open for reading only", .refused(.wrongAccessMode, "append of 4096 bytes of"),
+        wait { try context.append(readOnly, from: buffer, completion: $0) }),
+      Row(
+        "append: misaligned length", .refused(.misaligned, "length 100 is not a multiple"),
+        wait { try context.append(file, from: AIOBuffer(count: 100), completion: $0) }),
+      Row(
+        "append: nothing", .completes(8192),
+        wait {
+          try context.append(file, from: empty, completion: $0)
+        }),
       // The end of the file
       Row(
         "read: across the end", .completes(4096),

@@ -35,7 +35,7 @@ final class EngineSimulationTests: XCTestCase {
       """,
       injected.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "))
     if seeds > 100 {
-      XCTAssertEqual(injected.count, 19, "a kind of fault was never injected")
+      XCTAssertEqual(injected.count, 20, "a kind of fault was never injected")
     }
     if seeds == 10_000 { XCTAssertGreaterThanOrEqual(requests, 1_000_000) }
   }
@@ -66,8 +66,12 @@ private final class Simulation {
     var operation: DispatchAIO.Operation
     var file: OpenFile
     var submission: SimulatedKernel.Submission
+    var mayWait: Bool
     var wasCancelled = false
     var outcome: Int?
+
+    /// Whether it ended because it would have had to wait.
+    var wasTurnedAway: Bool { outcome == Request<Int>.wouldWait }
   }
 
   let kernel: SimulatedKernel
@@ -237,10 +241,13 @@ private final class Simulation {
     guard file.retain() else { throw Violation("an open file cannot be retained") }
     let (operation, opcode, memory) = randomOperation()
     let offset = memory.isEmpty ? 0 : Int64.random(in: 0...1000, using: &generator) * 512
+    let mayWait = !generator.oneIn(4)
+    let options = randomOptions(operation.verb)
     let id = table.accept(
       Request(
         operation: operation, file: file, offset: offset,
-        length: memory.reduce(0) { $0 + $1.count }, attachment: number),
+        length: memory.reduce(0) { $0 + $1.count }, options: options, mayWait: mayWait,
+        attachment: number),
       in: slot)
     inInbox += 1
     let tag = table.tag(of: slot)
@@ -250,7 +257,16 @@ private final class Simulation {
         id: id, operation: operation, file: file,
         submission: .init(
           tag: tag, opcode: Int32(opcode.rawValue), descriptor: file.descriptor, offset: offset,
-          memory: memory, event: event)))
+          memory: memory, event: event, options: options.subtracting(.uncached),
+          isUncached: options.contains(.uncached)), mayWait: mayWait))
+  }
+
+  /// The inline policy has no threads, which what waits for the disk needs.
+  private func randomOptions(_ verb: Verb) -> RequestOptions {
+    guard !verb.isSync, policy != .inline, generator.oneIn(3) else { return [] }
+    let choices: [RequestOptions] =
+      verb == .read ? [.uncached] : [.dataSync, .sync, .uncached, [.dataSync, .uncached]]
+    return choices.randomElement(using: &generator)!
   }
 
   private func randomOperation() -> (
@@ -275,6 +291,8 @@ private final class Simulation {
 
   private func cancel() throws {
     guard let number = asks.indices.randomElement(using: &generator) else { return }
+    // Nobody has the ID of one that may not wait.
+    guard asks[number].mayWait else { return }
     let phase = table.phase(of: asks[number].id)
     let cancelled = table.cancel(asks[number].id)
     guard cancelled == (phase == .waiting) else {
@@ -315,6 +333,9 @@ private final class Simulation {
     joined += slots.count
     for (slot, next) in zip(slots, slots.dropFirst()) {
       guard table.continues(slot, next) else { throw Violation("writes with a gap are joined") }
+      guard table[request: slot].options == table[request: next].options else {
+        throw Violation("writes with different options are joined")
+      }
     }
     for slot in slots { try perform(slot) }
   }
@@ -348,7 +369,8 @@ private final class Simulation {
     while !engine.collect() {}
     inInbox = 0
     try checkAccounts()
-    _ = engine.submit()
+    let submission = engine.submit()
+    if submission != .overBudget { try checkWaiting() }
     if policy == .inline, engine.hasOffloaded { throw Violation("the inline policy offloads") }
     try checkAccounts()
     _ = engine.reap()
@@ -383,7 +405,9 @@ private final class Simulation {
       throw Violation("\(number): completed, its ID is not stale")
     }
     let told = kernel.results[ask.submission.tag]?.last
-    if ask.wasCancelled {
+    if asks[number].wasTurnedAway {
+      guard !ask.mayWait else { throw Violation("\(number): might have waited") }
+    } else if ask.wasCancelled {
       guard result == -Int(ECANCELED) else {
         throw Violation("\(number): was told it is cancelled, and got \(result)")
       }
@@ -435,6 +459,16 @@ private final class Simulation {
     }
   }
 
+  /// After a submission, nothing waits that may not.
+  private func checkWaiting() throws {
+    for ask in asks where !ask.mayWait && ask.outcome == nil {
+      let place = table[ask.id.slot].place
+      guard place == .inKernel || place == .ended else {
+        throw Violation("\(ask.id): may not wait, and is \(place)")
+      }
+    }
+  }
+
   private func checkAccounts() throws {
     let accounts = engine.accounts
     let sum =
@@ -468,11 +502,17 @@ private final class Simulation {
         throw Violation("\(number): kernel AIO got a request that needs a system call")
       }
       // The rest of a transfer: it ends where the request does, or before.
+      guard submission.options == ask.submission.options else {
+        throw Violation("\(number): \(ask.submission) was submitted with \(submission.options)")
+      }
       let done = Int(submission.offset - ask.submission.offset)
       guard done >= 0, done % ask.file.traits.alignment.offset == 0,
         submission.length <= ask.submission.length - done
       else { throw Violation("\(number): resumed at \(done) with \(submission.length) bytes") }
-      if !seen.contains(submission.tag), submission.isNowait, !offloaded.contains(submission.tag) {
+      // One that was refused for RWF_DONTCACHE has lost its turn.
+      if !seen.contains(submission.tag), submission.isNowait, !offloaded.contains(submission.tag),
+        !ask.submission.isUncached
+      {
         guard submission == ask.submission else {
           throw Violation("\(number): asked for \(ask.submission), submitted \(submission)")
         }
@@ -487,6 +527,7 @@ private final class Simulation {
 
   private func checkCounts() throws {
     let counts = engine.counts
+    let asks = asks.filter { !$0.wasTurnedAway }
     let succeeded = asks.count { $0.outcome! >= 0 }
     let cancelled = asks.count { $0.wasCancelled }
     guard counts.accepted == asks.count, counts.succeeded == succeeded,

@@ -32,13 +32,14 @@ final class EngineTests: XCTestCase {
     @discardableResult
     func accept(
       _ number: Int, _ file: OpenFile, _ operation: DispatchAIO.Operation = .fdatasync,
-      at offset: Int64 = 0, length: Int = 0
+      at offset: Int64 = 0, length: Int = 0, mayWait: Bool = true
     ) throws -> RequestID {
       let slot = try XCTUnwrap(table.free.take())
       XCTAssertTrue(file.retain())
       return table.accept(
         Request(
-          operation: operation, file: file, offset: offset, length: length, attachment: number),
+          operation: operation, file: file, offset: offset, length: length, mayWait: mayWait,
+          attachment: number),
         in: slot)
     }
 
@@ -73,6 +74,37 @@ final class EngineTests: XCTestCase {
     XCTAssertEqual(scene.kernel.submitCalls, 1)
     XCTAssertEqual(scene.kernel.taken.count, 5)
     XCTAssertEqual(scene.engine.inKernel, 5)
+  }
+
+  /// A request that may not wait goes to the kernel at once, or ends: where its file's share of the
+  /// room is used up, where the kernel has no room, and where it would have to be offloaded.
+  func testWhatMayNotWaitEnds() throws {
+    let short = OpenFile(
+      descriptor: 3, path: nil, traits: .init(), size: 0, onLastRelease: { _ in })
+    let buffer = AIOBuffer(count: 512)
+    var scene = Scene(depth: 1, limit: 3)
+    let write = DispatchAIO.Operation.write(from: .buffer(buffer))
+    func submitsNext(_ verb: Verb, _ file: OpenFile) -> Bool {
+      scene.engine.submitsNext(verb, file, offset: 0, length: 512)
+    }
+    XCTAssertTrue(submitsNext(.read, short))
+    XCTAssertFalse(submitsNext(.write, short), "an append is offloaded")
+    try scene.accept(0, short, write, length: 512, mayWait: false)
+    XCTAssertEqual(scene.submit(), .settled)
+    XCTAssertEqual(scene.next()?.result, Request<Int>.wouldWait)
+    XCTAssertEqual(scene.engine.offloaded, 0)
+
+    try scene.accept(1, file, mayWait: false)
+    XCTAssertEqual(scene.submit(), .settled)
+    XCTAssertEqual(scene.engine.inKernel, 1)
+    XCTAssertFalse(submitsNext(.fsync, file), "the file has its share")
+    try scene.accept(2, file, mayWait: false)
+    XCTAssertEqual(scene.submit(), .settled)
+    XCTAssertEqual(scene.next()?.result, Request<Int>.wouldWait)
+    scene.kernel.completeAll()
+    XCTAssertEqual(scene.drain(), [1])
+    XCTAssertEqual(scene.engine.counts.accepted, 1)
+    XCTAssertEqual(scene.table.free.count, scene.table.capacity)
   }
 
   func testAFailingHeadFailsAlone() throws {

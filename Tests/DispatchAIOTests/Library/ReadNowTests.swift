@@ -93,15 +93,23 @@ final class ReadNowTests: XCTestCase {
         let offset = Int.random(in: 0..<size + 10_000, using: &generator)
         let count = Int.random(in: 0..<40_000, using: &generator)
         let end = min(offset + count, size)
-        let isCached = offset >= end || pages[offset / 4096...(end - 1) / 4096].allSatisfy { $0 }
+        func isCached(_ pages: [Bool]) -> Bool {
+          offset >= end || pages[offset / 4096...(end - 1) / 4096].allSatisfy { $0 }
+        }
         let answer = try read(file, at: offset, count)
-        let expected: Int? = isCached || count == 0 ? max(0, end - offset) : nil
-        XCTAssertEqual(answer, expected, "\(count) at \(offset), \(Seeds.replay(Seeds.one))")
+        let expected: Int? = isCached(pages) || count == 0 ? max(0, end - offset) : nil
+        // The kernel may have needed the memory of a page since.
+        if answer != expected, try answer != nil || isCached(cachedPages(file, size: size)) {
+          XCTFail(
+            "\(answer ?? -1), not \(expected ?? -1): \(count) at \(offset), "
+              + Seeds.replay(Seeds.one))
+        }
         if answer == nil { refused += 1 } else { answered += 1 }
       }
       XCTAssertGreaterThan(answered, 100)
       XCTAssertGreaterThan(refused, 100)
-      XCTAssertEqual(try cachedPages(file, size: size), pages, "it began to read")
+      let read = try zip(cachedPages(file, size: size), pages).contains { $0 && !$1 }
+      XCTAssertFalse(read, "it began to read")
     }
   }
 

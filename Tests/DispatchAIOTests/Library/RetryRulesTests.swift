@@ -80,6 +80,12 @@ final class RetryRulesTests: XCTestCase {
       // Nothing may be appended twice.
       ("appended to a boundary", attempt(.write, .syscall, 8192, appending), goesOn(8192)),
       ("appended within a block", attempt(.write, .syscall, 5000, appending), .failed(EIO)),
+      // An untorn write is whole; the parts of a durable one are durable, each.
+      ("untorn", attempt(.write, .nowait, 8192, direct, options: .atomic), .failed(EIO)),
+      (
+        "durable", attempt(.write, .nowait, 8192, direct, options: .dataSync),
+        goesOn(8192, nil, .offload)
+      ),
     ]
     for (what, attempt, resolution) in rows {
       XCTAssertEqual(attempt.resolve(), resolution, what)
@@ -121,6 +127,25 @@ final class RetryRulesTests: XCTestCase {
         "no NOWAIT", fail(.read, .direct, EOPNOTSUPP, automatic), .retried(.syscall, isRetry: false)
       ),
       ("bad disk, direct", fail(.read, .direct, EIO, automatic), .failed(EIO)),
+      // The answer may be that of the sync, which the kernel gives only once.
+      ("no room, durable", fail(.write, .syscall, ENOSPC, direct, .dataSync), .failed(ENOSPC)),
+      ("quota, durable", fail(.write, .nowait, EDQUOT, buffered, .sync), .failed(EDQUOT)),
+      ("too large, untorn", fail(.write, .nowait, EFBIG, direct, .atomic), .failed(EFBIG)),
+      (
+        "would sleep, durable", fail(.write, .nowait, EAGAIN, direct, .dataSync),
+        .retried(.offload, isRetry: false)
+      ),
+      (
+        "no untorn writes", fail(.write, .offload, EOPNOTSUPP, direct, .atomic), .failed(EOPNOTSUPP)
+      ),
+      ("no RWF_DONTCACHE, NOWAIT", fail(.read, .nowait, EOPNOTSUPP, buffered, .uncached), .cached),
+      ("no RWF_DONTCACHE", fail(.write, .syscall, EOPNOTSUPP, buffered, .uncached), .cached),
+      // Nothing may be appended twice.
+      ("no room, append", append(ENOSPC), .failed(ENOSPC)),
+      ("interrupted append", append(EINTR), .retried(.syscall, isRetry: true)),
+      ("interrupted after a part", append(EINTR, done: 4096), .failed(EINTR)),
+      ("interrupted in the sync", append(EINTR, .dataSync), .failed(EINTR)),
+      ("append, no RWF_DONTCACHE", append(EOPNOTSUPP, .uncached), .cached),
       ("inline only", fail(.fsync, .inline, EINVAL, direct, mayOffload: false), .failed(EINVAL)),
     ]
     for (what, attempt, resolution) in rows {
@@ -131,20 +156,28 @@ final class RetryRulesTests: XCTestCase {
   private func attempt(
     _ verb: Verb, _ route: Route, _ answer: Int, _ file: Traits, length: Int = 16384,
     from resumeOffset: Int = 0, done: Int? = nil, chunk: Int = .max, mayRetry: Bool = true,
-    isFileEnd: Bool = false
+    isFileEnd: Bool = false, options: RequestOptions = []
   ) -> Attempt {
     Attempt(
       verb: verb, route: route, answer: answer, length: length, resumeOffset: resumeOffset,
-      transferred: done ?? resumeOffset, chunkLimit: chunk, mayRetry: mayRetry,
+      transferred: done ?? resumeOffset, chunkLimit: chunk, options: options, mayRetry: mayRetry,
       isFileEnd: isFileEnd, file: file)
   }
 
+  private func append(_ errno: Int32, _ options: RequestOptions = [], done: Int = 0) -> Attempt {
+    Attempt(
+      verb: .write, route: .syscall, answer: -Int(errno), length: 16384, resumeOffset: done,
+      transferred: done, options: options, isAppend: true, file: buffered)
+  }
+
   private func fail(
-    _ verb: Verb, _ route: Route, _ errno: Int32, _ file: Traits, chunk: Int = .max,
+    _ verb: Verb, _ route: Route, _ errno: Int32, _ file: Traits,
+    _ options: RequestOptions = [], chunk: Int = .max,
     mayRetry: Bool = true, mayOffload: Bool = true, refusalRoute: Route? = nil
   ) -> Attempt {
     Attempt(
       verb: verb, route: route, answer: -Int(errno), length: 16384, chunkLimit: chunk,
-      mayRetry: mayRetry, mayOffload: mayOffload, refusalRoute: refusalRoute, file: file)
+      options: options, mayRetry: mayRetry, mayOffload: mayOffload, refusalRoute: refusalRoute,
+      file: file)
   }
 }

@@ -1,54 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Foundation
-import Glibc
 import SystemPackage
-import XCTest
 
 /// A mounted FUSE file system whose files misbehave as the words in their names say, for the life
-/// of the value: `Tests/CFaultFS/CFaultFS.c` lists the words. Needs root and `/dev/fuse`; skips the
-/// test where it cannot have them.
-///
-/// It is served by a process of its own. With the end of that process, whatever still hangs ends
-/// with an error, and it ends with this process, too.
+/// of the value: `Tests/CFaultFS/CFaultFS.c` lists the words. Skips the test where it cannot have
+/// one.
 final class FaultFileSystem {
-  let path: FilePath
-  private let process = Process()
-  private let commands = Pipe()
-  /// Removed after the file system has been unmounted.
-  private let directory: TemporaryDirectory
+  private let served: ServedFileSystem
+  var path: FilePath { served.path }
 
   init(in directory: TemporaryDirectory) throws {
-    guard getuid() == 0 else { throw XCTSkip("only root can mount a FUSE file system") }
-    guard access("/dev/fuse", R_OK | W_OK) == 0 else { throw XCTSkip("there is no /dev/fuse") }
-    self.directory = directory
-    path = directory.path.appending("fault")
-    try FileManager.default.createDirectory(
-      atPath: path.string, withIntermediateDirectories: false)
-    let output = Pipe()
-    process.executableURL = URL(fileURLWithPath: try ChildProcess.built("dispatch-aio-probe"))
-    process.arguments = ["fault-file-system", path.string]
-    process.standardInput = commands
-    process.standardOutput = output
-    try process.run()
-    let answer = String(decoding: output.fileHandleForReading.availableData, as: UTF8.self)
-    guard answer == "mounted\n" else { throw XCTSkip("no FUSE file system: \(answer)") }
+    served = try ServedFileSystem("fault-file-system", named: "fault", in: directory)
   }
 
-  deinit {
-    try? commands.fileHandleForWriting.close()
-    if !eventually(within: 10, { !process.isRunning }) { kill(process.processIdentifier, SIGKILL) }
-    process.waitUntilExit()
-    umount2(path.string, Int32(MNT_DETACH))
-  }
-
-  subscript(name: String) -> FilePath { path.appending(name) }
+  subscript(name: String) -> FilePath { served[name] }
 
   /// Opens the gate: what hangs is answered, and nothing hangs any more.
-  func release() {
-    // The process reads until it is told to end.
-    try? commands.fileHandleForWriting.write(contentsOf: Data("r".utf8))
-  }
+  func release() { served.send("r") }
 
   /// How many requests of the kernel's hang.
   var hanging: Int {

@@ -80,6 +80,14 @@ class ServerProcess: @unchecked Sendable {
 
   func kill() { stop(SIGKILL) }
 
+  /// Sets the soft limit of the size of files; `RLIMIT_FSIZE` counts for each write.
+  func limitFiles(to size: String) throws {
+    let prlimit = try ChildProcess.run(
+      ChildProcess.installed("prlimit", package: "util-linux"),
+      ["--pid", "\(process.processIdentifier)", "--fsize=\(size):"])
+    XCTAssertEqual(prlimit.status, 0, prlimit.errors)
+  }
+
   /// The most memory it ever had resident, in bytes.
   var peakMemory: Int { memory("VmHWM") }
 
@@ -94,13 +102,15 @@ class ServerProcess: @unchecked Sendable {
     return (Int(line.filter(\.isNumber)) ?? 0) << 10
   }
 
-  /// The number of sockets it has open.
-  var sockets: Int {
+  /// What its descriptors are, as /proc has it.
+  var descriptors: [String] {
     let path = "/proc/\(process.processIdentifier)/fd"
     let names = (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []
-    return names.count { name in
-      let target = try? FileManager.default.destinationOfSymbolicLink(atPath: "\(path)/\(name)")
-      return target?.hasPrefix("socket:") == true
+    return names.compactMap { name in
+      try? FileManager.default.destinationOfSymbolicLink(atPath: "\(path)/\(name)")
     }
   }
+
+  /// The number of sockets it has open.
+  var sockets: Int { descriptors.count { $0.hasPrefix("socket:") } }
 }

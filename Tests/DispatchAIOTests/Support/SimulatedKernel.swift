@@ -26,14 +26,19 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     var memory: [UnsafeMutableRawBufferPointer]
     var event: Int32?
     var isNowait = false
+    /// What of the options must be in every attempt.
+    var options: RequestOptions = []
 
     /// The same request, whether it may wait or not, and counts on the eventfd or not.
     static func == (a: Submission, b: Submission) -> Bool {
       a.tag == b.tag && a.opcode == b.opcode && a.descriptor == b.descriptor
         && a.offset == b.offset
         && a.memory.map(\.baseAddress) == b.memory.map(\.baseAddress)
-        && a.memory.map(\.count) == b.memory.map(\.count)
+        && a.memory.map(\.count) == b.memory.map(\.count) && a.options == b.options
     }
+
+    /// Whether it has RWF_DONTCACHE, which may be left out.
+    var isUncached = false
 
     var length: Int { memory.reduce(0) { $0 + $1.count } }
   }
@@ -52,13 +57,14 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     var nowaitRefusal = 0
     var nowaitShort = 0
     var noSync = 0
+    var noUncached = 0
     var spuriousWakeUp = 0
 
     static let none = Faults()
     static let all = Faults(
       full: 10, shortCount: 4, interrupted: 20, refused: 30, interruptedReap: 10, partialReap: 4,
       unaskedRetry: 12, failure: 15, shortTransfer: 10, nowaitRefusal: 4, nowaitShort: 8,
-      noSync: 20, spuriousWakeUp: 10)
+      noSync: 20, noUncached: 20, spuriousWakeUp: 10)
   }
 
   /// Requests on this descriptor are refused with EBADF.
@@ -318,6 +324,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     {
       return EINVAL
     }
+    if submission.isUncached, inject(\.noUncached, "no RWF_DONTCACHE") { return EOPNOTSUPP }
     if inject(\.refused, "refused at submission") {
       return [EINVAL, EBADF, EPERM].randomElement(using: &generator)
     }
@@ -341,11 +348,14 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     default:
       preconditionFailure("opcode \(opcode)")
     }
+    let options = RequestOptions(
+      rawValue: UInt8(block.aio_rw_flags & ~UInt32(clinux_rwf_nowait)))
     return Submission(
       tag: UInt64(UInt(bitPattern: block.data)), opcode: opcode, descriptor: block.aio_fildes,
       offset: block.u.c.offset, memory: memory,
       event: block.u.c.flags & 1 != 0 ? Int32(block.u.c.resfd) : nil,
-      isNowait: block.aio_rw_flags & UInt32(clinux_rwf_nowait) != 0)
+      isNowait: block.aio_rw_flags & UInt32(clinux_rwf_nowait) != 0,
+      options: options.subtracting(.uncached), isUncached: options.contains(.uncached))
   }
 
   private func inject(_ fault: KeyPath<Faults, Int>, _ name: String) -> Bool {

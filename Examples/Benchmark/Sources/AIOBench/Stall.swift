@@ -14,7 +14,9 @@ struct Stall: ParsableCommand {
     discussion: """
       A timer of 1 ms on the loop's queue, beside 4 KiB appends to a file without room reserved, \
       with an fdatasync always in flight. In turn: this library, and the same loop submitting \
-      inline, as other users of Linux AIO do. Told are the appends per second, the processor time of \
+      inline, as other users of Linux AIO do. With one in flight also c-offload, two threads in C \
+      that do nothing but hand each append over and back, without the timer: the least that an \
+      append costs that does not stop its loop. Told are the appends per second, the processor time of \
       all threads for each, the longest io_submit on the loop, and how late the timer was.
       """)
 
@@ -48,6 +50,7 @@ struct Stall: ParsableCommand {
           ProgressLine.show("\(depth) in flight, round \(round) of \(rounds): \(name)")
           results[name, default: []].append(try Loop(self, depth, isInline: isInline).run())
         }
+        if depth == 1 { results["c-offload", default: []].append(try offloadInC()) }
       }
       ProgressLine.clear()
       printTable(depth, results)
@@ -61,25 +64,51 @@ struct Stall: ParsableCommand {
       \(rounds) rounds; medians, and the worst of all rounds
       loop          appends/s  cpu us  longest submit us  timer late by us: 50 %   99.9 %    worst
       """)
-    for name in ["dispatch-aio", "inline"] {
-      let all = results[name] ?? []
+    for name in ["dispatch-aio", "inline", "c-offload"] {
+      guard let all = results[name] else { continue }
+      func told(_ value: Double, _ width: Int) -> String {
+        pad(value.isNaN ? "-" : value.text(0), width)
+      }
       print(
         name.padding(toLength: 12, withPad: " ", startingAt: 0),
         pad(median(all.map(\.rate)).rate, 10), pad(median(all.map(\.processorTime)).text(1), 7),
-        pad((all.map(\.longestSubmit).max() ?? 0).text(0), 18),
-        pad(median(all.map(\.late50)).text(0), 23), pad(median(all.map(\.late999)).text(0), 8),
-        pad((all.map(\.lateWorst).max() ?? 0).text(0), 8))
+        told(all.map(\.longestSubmit).max() ?? 0, 18),
+        told(median(all.map(\.late50)), 23), told(median(all.map(\.late999)), 8),
+        told(all.map(\.lateWorst).max() ?? 0, 8))
     }
-    func ratio(_ what: KeyPath<Result, Double>) -> String {
-      let pairs = zip(results["dispatch-aio"] ?? [], results["inline"] ?? [])
-      return median(pairs.map { $0[keyPath: what] / $1[keyPath: what] }).text(2)
+    for other in ["inline", "c-offload"] {
+      guard let others = results[other] else { continue }
+      func ratio(_ what: KeyPath<Result, Double>) -> String {
+        let pairs = zip(results["dispatch-aio"] ?? [], others)
+        return median(pairs.map { $0[keyPath: what] / $1[keyPath: what] }).text(2)
+      }
+      print(
+        """
+        dispatch-aio beside \(other): \(ratio(\.rate)) of its appends, at \
+        \(ratio(\.processorTime)) of its processor time for each (medians of the rounds)
+        """)
     }
-    print(
-      """
-      the first beside the second: \(ratio(\.rate)) of its appends, at \
-      \(ratio(\.processorTime)) of its processor time for each (medians of the rounds)
+    print()
+  }
 
-      """)
+  /// Appends as the offload pool does, in C; see `cengines_append_offloaded`.
+  private func offloadInC() throws -> Result {
+    let descriptor = cengines_open(file, 1, 1, 1)
+    guard descriptor >= 0 else {
+      throw BenchError("\(file): \(String(cString: strerror(-descriptor)))")
+    }
+    defer {
+      close(descriptor)
+      unlink(file)
+    }
+    var appends: UInt64 = 0
+    let (began, spent) = (cengines_now(), Loop.processorSeconds())
+    let error = cengines_append_offloaded(descriptor, UInt64(runtime * 1e9), &appends)
+    guard error == 0 else { throw BenchError("\(file): \(String(cString: strerror(error)))") }
+    let (seconds, used) = (Double(cengines_now() - began) / 1e9, Loop.processorSeconds() - spent)
+    return Result(
+      rate: Double(appends) / seconds, processorTime: used * 1e6 / Double(max(1, appends)),
+      longestSubmit: .nan, late50: .nan, late999: .nan, lateWorst: .nan)
   }
 
   private func pad(_ text: String, _ width: Int) -> String {
@@ -90,7 +119,8 @@ struct Stall: ParsableCommand {
     var rate: Double
     /// Of all threads, user and system, for each append, in microseconds.
     var processorTime: Double
-    /// The longest submission on the loop, in microseconds. The others are in microseconds, too.
+    /// The longest submission on the loop, in microseconds. The others are so, too; NaN
+    /// where there is no loop with a timer.
     var longestSubmit: Double
     var late50: Double
     var late999: Double
@@ -166,7 +196,7 @@ struct Stall: ParsableCommand {
     }
 
     /// What all threads have used, in the kernel too.
-    private static func processorSeconds() -> Double {
+    static func processorSeconds() -> Double {
       var usage = rusage()
       getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
       return [usage.ru_utime, usage.ru_stime].reduce(0) {

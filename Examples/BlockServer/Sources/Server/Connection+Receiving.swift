@@ -13,9 +13,9 @@ extension Connection {
   private static let mostAnswers = 8
   /// The most receives in a row before the other connections get their turn.
   private static let mostReceives = 8
-  /// The size of the remaining payload beyond which nothing but that is received, so that what
-  /// follows need not be copied.
-  private static let longPayload = 16 << 10
+  /// The size of a write's payload beyond which no more is received with it than the head of the
+  /// next request, whose payload, which may be as long, need not be copied then.
+  static let longPayload = 16 << 10
 
   /// Receives and parses, as far as there is room for the requests.
   func receive() {
@@ -78,7 +78,8 @@ extension Connection {
   private func receiveOnce(after filled: Int) -> (asked: Int, received: Int) {
     let remaining = session.payloadRemaining
     guard remaining > 0, let incomingWrite else {
-      let count = loop.scratch.count - filled
+      let isHead = isWritingMuch && filled < NBD.requestSize
+      let count = (isHead ? NBD.requestSize : loop.scratch.count) - filled
       return (count, recv(socket, loop.scratch.baseAddress! + filled, count, 0))
     }
     // Of the buffers that there are one is not full, and small ones follow each other in none.
@@ -97,7 +98,7 @@ extension Connection {
       guard missing == 0 else {
         return (end - incomingWrite.payload, readv(socket, vectors.baseAddress, Int32(elements)))
       }
-      let following = remaining > Self.longPayload ? NBD.requestSize : loop.scratch.count
+      let following = isWritingMuch ? NBD.requestSize : loop.scratch.count
       vectors.initializeElement(
         at: elements, to: iovec(iov_base: loop.scratch.baseAddress, iov_len: following))
       return (remaining + following, readv(socket, vectors.baseAddress, Int32(elements + 1)))

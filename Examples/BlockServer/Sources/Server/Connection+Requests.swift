@@ -65,6 +65,7 @@ extension Connection {
   /// - Returns: whether the requests behind it may be parsed.
   @inline(__always)
   func take(_ request: Request) -> Bool {
+    isWritingMuch = request.command == .write && Int(request.length) > Self.longPayload
     let cost = cost(of: request)
     if !admits(request, cost) {
       if MemoryBudget.isLarge(cost) && request.command == .read {

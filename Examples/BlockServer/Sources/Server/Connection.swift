@@ -52,6 +52,8 @@ final class Connection: @unchecked Sendable {
   var unparsed: [UInt8] = []
   /// The write whose payload is being received.
   var incomingWrite: Command?
+  /// Whether the last request was a write with a long payload, so that the next one may be, too.
+  var isWritingMuch = false
   /// A request that was parsed, and waits for memory.
   var heldRequest: Request?
   /// Large reads that wait for memory.

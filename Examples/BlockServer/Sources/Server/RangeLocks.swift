@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Locks of byte ranges, for the requests on one export that must not overlap. Reads and aligned
-// writes *share* their ranges; a read-modify-write of the blocks around an unaligned write, and
-// zeroing and discarding on the worker queue, are *exclusive*.
+// Locks of byte ranges, for the requests on one export that must not overlap. Aligned writes
+// *share* their ranges; a read-modify-write of the blocks around an unaligned write, and zeroing
+// and discarding on the worker queue, are *exclusive*. Reads lock nothing: whoever reads what is
+// being written gets the bytes before or after it, block by block, and what was written before is
+// read whichever way it was written, which the kernel sees to.
 //
 // Nearly all requests share. On the fast path they only count themselves, in one atomic, and check
 // whether there is an exclusive request. An exclusive request announces itself, after which nobody

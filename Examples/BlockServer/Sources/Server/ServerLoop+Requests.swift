@@ -15,7 +15,8 @@ extension ServerLoop {
     let export = command.connection!.export!
     switch request.command {
     case .read where request.length > 0:
-      lock(command, command.start..<command.start + UInt64(command.count), exclusive: false)
+      // Whatever is written meanwhile: the read has the bytes before it, or those after it.
+      command.transfer()
     case .write where request.length > 0:
       if command.range.upperBound > export.wholeBlocks {
         export.worker.add(Job(command))
@@ -88,7 +89,7 @@ extension ServerLoop {
     dropWaiting(of: connection)
   }
 
-  /// Executes a read or a write whose range is locked.
+  /// Executes a write whose range is locked.
   @inline(__always)
   private func execute(_ command: Command) {
     let connection = command.connection!

@@ -2,9 +2,11 @@
 //
 // The calls on an export that may block, on a queue of their own, in turns: each client that has
 // work gets some milliseconds of it done, and then the others. It is done in pieces that take
-// milliseconds at the most (see Export+Blocking), whatever was asked for, and lock no more than
-// their own range, for no longer. So nobody waits for more than a turn of each of the others, and
-// reads and writes of a range for no more than the pieces that have begun.
+// milliseconds at the most (see Export+Blocking), whatever was asked for. A piece locks no more
+// than its own range, and only when it is its turn; one that had to wait for its range is done
+// before all others as soon as it has it, because others may wait for it. So nobody waits for more
+// than a turn of each of the others, and writes of a range for no more than the pieces of it that
+// were there before.
 
 import DequeModule
 import Dispatch
@@ -42,15 +44,26 @@ final class Worker: Sendable {
     var active: Job?
   }
 
+  /// What is to be done next: pieces of a job, or the one that has its range already.
+  fileprivate struct Turn {
+    var job: Job
+    var ticket: RangeLocks.Ticket?
+  }
+
   fileprivate struct State {
     var clients: [ObjectIdentifier: Client] = [:]
     /// The clients that have work and none that is active, in the order of their turns.
     var turns: Deque<ObjectIdentifier> = []
-    var active = 0
+    /// The pieces that had to wait for their ranges, and have them.
+    var granted: Deque<Turn> = []
+    /// The number of pieces that wait for their ranges.
+    var parked = 0
+    /// Whether `work` runs, or will.
+    var isWorking = false
   }
 
   /// The most pieces that wait for their ranges, so that others need not wait behind one.
-  private static let mostActive = 8
+  private static let mostParked = 8
   /// The time after which a job's turn ends, with the piece that is being done.
   private static let turn = Duration.milliseconds(2)
 
@@ -66,14 +79,13 @@ final class Worker: Sendable {
 
   /// Does a job, and then calls `finished` of its command's loop, on that loop.
   func add(_ job: Job) {
-    state.withLock { state in
+    change { state in
       let client = job.client
       state.clients[client, default: Client()].waiting.append(job)
       if let entry = state.clients[client], entry.active == nil, entry.waiting.count == 1 {
         state.turns.append(client)
       }
     }
-    beginTurns()
   }
 
   /// Drops the jobs of a client that has gone: those that have not begun, which are returned, and
@@ -93,62 +105,83 @@ final class Worker: Sendable {
     }
   }
 
-  private func beginTurns() {
-    while let job = state.withLock({ $0.next(Self.mostActive) }) {
-      lockPiece(of: job) { ticket in queue.async { [self] in run(job, ticket) } }
+  /// Changes what there is to do, and sees to it that it is done.
+  private func change(_ body: (inout State) -> Void) {
+    let isIdle = state.withLock { state in
+      body(&state)
+      defer { state.isWorking = true }
+      return !state.isWorking
+    }
+    if isIdle { queue.async { [self] in work() } }
+  }
+
+  // MARK: On the queue
+
+  private func work() {
+    while let turn = state.withLock({ $0.next(Self.mostParked) }) { take(turn) }
+  }
+
+  /// Does pieces of a job for as long as its turn lasts.
+  private func take(_ turn: Turn) {
+    let job = turn.job
+    let end = ContinuousClock.now + Self.turn
+    // Whoever waited for its range has others behind it: they come next.
+    let isOnePiece = turn.ticket != nil
+    var ticket = turn.ticket
+    var isDone = false
+    repeat {
+      if ticket == nil, let range = job.export.lockedRange(of: job) {
+        ticket = lock(range, for: job)
+        if ticket == nil { return }
+      }
+      isDone = job.isDropped.load(ordering: .relaxed) || job.export.perform(job)
+      if let held = ticket { ranges.release(held) }
+      ticket = nil
+    } while !isDone && !isOnePiece && ContinuousClock.now < end && !isAnyGranted
+    state.withLock { $0.end(job, isDone: isDone) }
+    if isDone {
+      let loop = job.command.loop
+      loop.context.async { loop.finished(job) }
     }
   }
 
-  /// Locks the range of a job's next piece, if it needs one, and calls `locked` with the ticket, if
-  /// it has it at once. If not, the job runs when it is granted.
+  private var isAnyGranted: Bool { state.withLock { !$0.granted.isEmpty } }
+
+  /// Locks the range of a job's next piece.
   ///
-  /// - Returns: whether it has it.
-  @discardableResult
-  private func lockPiece(of job: Job, _ locked: (RangeLocks.Ticket?) -> Void) -> Bool {
-    guard let range = job.export.lockedRange(of: job) else {
-      locked(nil)
-      return true
-    }
+  /// - Returns: `nil` if others have it; the piece is done as soon as it is granted.
+  private func lock(_ range: Range<UInt64>, for job: Job) -> RangeLocks.Ticket? {
+    // Counted first, because it may be granted before `acquire` returns.
+    state.withLock { $0.parked += 1 }
     let (ticket, isGranted) = ranges.acquire(
       range, exclusive: true,
-      granted: { [self] ticket in queue.async { [self] in run(job, ticket) } })
-    if isGranted { locked(ticket) }
-    return isGranted
-  }
-
-  /// Does a job's turn: a piece, and further ones as long as the turn lasts.
-  private func run(_ job: Job, _ ticket: RangeLocks.Ticket?) {
-    let end = ContinuousClock.now + Self.turn
-    var ticket = ticket
-    while true {
-      let isDone = job.isDropped.load(ordering: .relaxed) || job.export.perform(job)
-      if let ticket { ranges.release(ticket) }
-      if isDone || ContinuousClock.now > end {
-        state.withLock { $0.end(job, isDone: isDone) }
-        if isDone {
-          let loop = job.command.loop
-          loop.context.async { loop.finished(job) }
+      granted: { [self] ticket in
+        change { state in
+          state.parked -= 1
+          state.granted.append(Turn(job: job, ticket: ticket))
         }
-        return beginTurns()
-      }
-      guard lockPiece(of: job, { ticket = $0 }) else { return }
-    }
+      })
+    guard isGranted else { return nil }
+    state.withLock { $0.parked -= 1 }
+    return ticket
   }
 }
 
 extension Worker.State {
-  /// The job whose turn it is.
-  fileprivate mutating func next(_ mostActive: Int) -> Job? {
-    guard active < mostActive, let client = turns.popFirst() else { return nil }
+  /// The job whose turn it is; `nil` if there is none, and the work ends.
+  fileprivate mutating func next(_ mostParked: Int) -> Worker.Turn? {
+    if let turn = granted.popFirst() { return turn }
+    guard parked < mostParked, let client = turns.popFirst() else {
+      isWorking = false
+      return nil
+    }
     let job = clients[client]!.waiting.removeFirst()  // Who has a turn has work.
     clients[client]!.active = job
-    active += 1
-    return job
+    return Worker.Turn(job: job, ticket: nil)
   }
 
-  /// Notes that a piece is done.
+  /// Notes that a turn is over.
   fileprivate mutating func end(_ job: Job, isDone: Bool) {
-    active -= 1
     let client = job.client
     clients[client]!.active = nil  // It was there, with this job.
     if !isDone { clients[client]!.waiting.prepend(job) }

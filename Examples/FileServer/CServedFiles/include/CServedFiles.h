@@ -31,15 +31,8 @@ int cfiles_status(int fd, struct cfiles_status *status);
 // fstatat(2) without following a symbolic link.
 int cfiles_status_at(int directory, const char *name, struct cfiles_status *status);
 
-// Whether all of a range is in the page cache and can be read: 1, or 0 where it is not, or where
-// the kernel does not tell (cachestat(2), Linux 6.5).
-int cfiles_is_cached(int fd, int64_t offset, int64_t count);
-
 // preadv2(2) with RWF_NOWAIT: what is in the page cache, or -EAGAIN.
 int64_t cfiles_read_cached(int fd, void *memory, size_t count, int64_t offset);
-
-// sendfile(2).
-int64_t cfiles_sendfile(int socket, int fd, int64_t offset, size_t count);
 
 // sendmsg(2) of two pieces, or send(2) of one, with MSG_NOSIGNAL, and with MSG_MORE where more
 // follows at once.

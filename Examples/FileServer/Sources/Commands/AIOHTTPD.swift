@@ -160,9 +160,9 @@ struct AIOHTTPD: ParsableCommand {
       // Before there are other threads, because it changes the environment.
       var listeners = try Listener.fromEnvironment()
       var settings = settings
-      // A connection may have a file and its directory open, or a file by two ways.
+      // An answer may have a file and its directory open, or a file by two ways.
       settings.maxConnections = try DescriptorLimit.cap(
-        connections: maxConnections, each: 3, others: loops * (16 + 2 * openFiles), logger: logger)
+        connections: maxConnections, files: 2, others: loops * (16 + 2 * openFiles), logger: logger)
       let root = try Root(
         directory.path, caching: caching, lists: listing, isPrecompressed: precompressed)
       let log = try accessLog.map { try AccessLog.sink($0) }

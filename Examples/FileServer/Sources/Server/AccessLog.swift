@@ -2,11 +2,12 @@
 //
 // A line for each answer, as Apache's and nginx's "combined" format has it. The lines of a turn are
 // written at once, before the turn's requests go down; where the disk, or the reader of standard
-// output, falls behind, lines are counted rather than kept.
+// output, falls behind or fails, lines are counted rather than kept.
 
 import Dispatch
 import DispatchAIO
 import Glibc
+import Logging
 import SystemPackage
 
 /// - Safety: `@unchecked Sendable` because it is confined to its loop's queue, but for
@@ -24,16 +25,22 @@ final class AccessLog: @unchecked Sendable {
   private let sink: Sink
   private unowned let context: AIOContext
   private let rate: Int?
+  private let logger: Logger
   private var lines: [UInt8] = []
+  /// The number of answers that `lines` tells of.
+  private var lineCount = 0
   private var isFlushQueued = false
   private var isWriting = false
   private var dropped = 0
   private var second: Int64 = 0
   private var linesInSecond = 0
+  private var isFinishing = false
+  /// Called when there is nothing to write any more.
+  private var whenIdle: (() -> Void)?
 
   /// - Parameter rate: The most lines in a second.
-  init(_ sink: Sink, context: AIOContext, rate: Int?) {
-    (self.sink, self.context, self.rate) = (sink, context, rate)
+  init(_ sink: Sink, context: AIOContext, rate: Int?, logger: Logger) {
+    (self.sink, self.context, self.rate, self.logger) = (sink, context, rate, logger)
   }
 
   /// Where a log is written to: a file, appended to, or `-` for standard output.
@@ -96,15 +103,13 @@ final class AccessLog: @unchecked Sendable {
       dropped += 1
       return
     }
-    if dropped > 0 {
-      lines += "# \(dropped) answers are not in the log\n".utf8
-      dropped = 0
-    }
+    noteDropped()
     lines += "\(peer) - - [\(date)] ".utf8
     lines += request.line
     lines += " \(status) \(bytes)".utf8
     lines += request.tail
     lines.append(UInt8(ascii: "\n"))
+    lineCount += 1
     guard !isFlushQueued else { return }
     isFlushQueued = true
     context.beforeSubmit { [self] in
@@ -113,33 +118,72 @@ final class AccessLog: @unchecked Sendable {
     }
   }
 
+  private func noteDropped() {
+    guard dropped > 0 else { return }
+    lines += "# \(dropped) answers are not in the log\n".utf8
+    // Where this line is lost, too, they are missing still.
+    lineCount += dropped
+    dropped = 0
+  }
+
   private func flush() {
     guard !isWriting, !lines.isEmpty else { return }
     isWriting = true
+    let (lines, count) = (lines, lineCount)
+    self.lines.removeAll(keepingCapacity: true)
+    lineCount = 0
     switch sink {
     case .file(let file):
       let buffer = AIOBuffer(count: lines.count, alignment: 16)
       buffer.withUnsafeMutableBytes { $0.copyBytes(from: lines) }
       do throws(AIOError) {
-        // The offset means nothing to a file that is appended to. A line that cannot be written is
-        // lost.
-        try context.write(file, at: 0, from: buffer) { [self] _ in written() }
+        // The offset means nothing to a file that is appended to.
+        try context.write(file, at: 0, from: buffer) { [self] result in
+          if case .failure(let error) = result { lost(count, "\(error)") }
+          written()
+        }
       } catch {
-        isWriting = false
-        dropped += 1
+        lost(count, "\(error)")
+        written()
       }
     case .standardOutput(let queue):
-      let (lines, context) = (lines, context)
-      queue.async { [self] in
-        _ = try? FileDescriptor.standardOutput.writeAll(lines)
-        context.async { [self] in written() }
+      queue.async { [self, context] in
+        var failure: Errno?
+        do { try FileDescriptor.standardOutput.writeAll(lines) } catch { failure = error as? Errno }
+        context.async { [self, failure] in
+          if let failure { lost(count, "standard output: \(failure)") }
+          written()
+        }
       }
     }
-    lines.removeAll(keepingCapacity: true)
+  }
+
+  private func lost(_ count: Int, _ error: String) {
+    dropped += count
+    logger.warning("the access log cannot be written, and lacks answers: \(error)")
   }
 
   private func written() {
     isWriting = false
     flush()
+    if !isWriting, let body = whenIdle {
+      whenIdle = nil
+      body()
+    }
+  }
+
+  // MARK: The end
+
+  /// Writes what there is. On the queue.
+  ///
+  /// - Parameter body: called when it is written, if it is not already.
+  /// - Returns: whether it is.
+  func finish(_ body: @escaping () -> Void) -> Bool {
+    if !isFinishing { noteDropped() }
+    isFinishing = true
+    flush()
+    guard isWriting else { return true }
+    whenIdle = body
+    return false
   }
 }

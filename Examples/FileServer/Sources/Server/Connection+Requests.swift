@@ -6,6 +6,9 @@ import DispatchAIO
 import Glibc
 
 extension Connection {
+  /// For how long a file is waited for that cannot be opened for want of descriptors.
+  private static let descriptorTimeout: UInt64 = 5_000_000_000
+
   /// Begins to answer a request; what can be answered at once is.
   ///
   /// - Parameter bytes: The head's, valid during the call.
@@ -74,12 +77,32 @@ extension Connection {
       answer(200, type: "text/html; charset=utf-8", body: page) {
         $0.add("Cache-Control", "no-cache")
       }
+    case .failed(EMFILE), .failed(ENFILE): waitForDescriptor(head, bytes)
     case .failed(let errno): answer(Upload.status(errno))
     case .wouldBlock: answer(500)  // Never of a look-up that may wait.
     }
   }
 
+  /// Tries to open the file once others have closed theirs; answers 503 when that takes too long.
+  private func waitForDescriptor(_ head: RequestHead, _ bytes: Bytes) {
+    phase = .resolving
+    if reply.descriptorWait == 0 {
+      reply.descriptorWait = loop.nextDescriptorWait()
+      wait(min(Self.descriptorTimeout, loop.settings.requestTimeout))
+    }
+    let (number, bytes) = (reply.descriptorWait, Array(bytes))
+    loop.waitForDescriptor { [self] in
+      // It may have been given up, and another request be looked up.
+      guard phase == .resolving, reply.descriptorWait == number else { return }
+      bytes.withUnsafeBytes { serve(head, $0) }
+      flush()
+      proceed()
+    }
+  }
+
   private func respond(_ file: ServedFile, _ head: RequestHead, _ bytes: Bytes) {
+    waitForDisk()
+    reply.descriptorWait = 0
     reply.file = file
     if head.isConditional {
       switch Conditions.evaluate(head, bytes, file.validator) {

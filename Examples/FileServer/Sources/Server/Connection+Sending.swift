@@ -11,8 +11,8 @@ import Glibc
 extension Connection {
   /// From so many bytes on, sendfile is cheaper than to copy.
   private static let sendfileThreshold: Int64 = 24 << 10
-  /// The most bytes of one sendfile, and of one handler.
-  private static let (piece, share): (Int64, Int64) = (512 << 10, 4 << 20)
+  /// The most bytes that one handler sends.
+  private static let share: Int64 = 4 << 20
   /// The most reads after those that the page cache refused for which it is not asked: who reads
   /// what is not there mostly goes on to. After the first refusal it is 4, then twice as many each.
   private static let mostReadsToSkip = 256
@@ -102,26 +102,32 @@ extension Connection {
   /// - Returns: How many bytes; 0 if they are not there; `nil` if the socket takes no more.
   private func sendFromCache() -> Int64? {
     guard let file = reply.file, file.isInPageCache else { return 0 }
-    let size = min(reply.end - reply.position, Self.piece)
+    let size = min(reply.end - reply.position, Int64(AIOFile.maximumCachedSend))
     guard size >= Self.sendfileThreshold else { return copyFromCache(file, size) }
-    guard cfiles_is_cached(file.descriptor, reply.position, size) != 0 else { return 0 }
+    let output = loop.output
+    let (before, wasHeadPending) = (output.count, reply.isHeadPending)
     appendPendingHead()
-    guard flush(hasMore: true) else {
+    do throws(AIOError) {
+      let answer = try file.file.sendIfCached(
+        at: reply.position, count: Int(size), to: socket, header: output.bytes.bytes)
+      guard answer != .notCached else {
+        output.removeAll(after: before)
+        reply.isHeadPending = wasHeadPending
+        return 0
+      }
+      var sent = 0
+      if case .sent(let count) = answer { sent = count }
+      let ofHead = min(sent, output.count)
+      if ofHead < output.count { unsent += output.bytes[ofHead...] }
+      output.removeAll()
+      count(Int64(sent - ofHead))
+      if Int64(sent - ofHead) == size { return size }
       waitToWrite()
-      return nil
-    }
-    let sent = cfiles_sendfile(socket, file.descriptor, reply.position, Int(size))
-    if sent == 0 || sent < 0 && sent != -Int64(EAGAIN) {
-      // The file is shorter than it was, or the client is gone.
+    } catch {
+      // The client is gone.
       close()
-      return nil
     }
-    count(max(0, sent))
-    guard sent == size else {
-      waitToWrite()
-      return nil
-    }
-    return sent
+    return nil
   }
 
   private func copyFromCache(_ file: ServedFile, _ size: Int64) -> Int64? {

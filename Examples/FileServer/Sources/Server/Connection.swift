@@ -275,6 +275,9 @@ final class Connection: @unchecked Sendable {
   func expired() {
     switch phase {
     case .reading where isHeadBegun && unsent.isEmpty, .receiving: refuse(408)
+    case .resolving where reply.descriptorWait > 0:
+      answer(503)
+      proceed()
     default: close()
     }
     flush()

@@ -24,4 +24,6 @@ struct Reply {
   /// Bytes of the body, for the log.
   var sent: Int64 = 0
   var logged: AccessLog.Request?
+  /// The number of its wait for a descriptor, to open its file with; 0 if it does not wait.
+  var descriptorWait = 0
 }

@@ -20,6 +20,9 @@ final class ServerLoop: @unchecked Sendable {
   /// How precise timeouts are, in nanoseconds.
   private static let timerPrecision: UInt64 = 200_000_000
 
+  /// The time after which is tried again what failed for want of descriptors.
+  private static let descriptorInterval = Duration.milliseconds(20)
+
   /// Calls that may sleep in a disk: to look up a path for the first time, to list, to rename.
   private static let blockingCalls = DispatchQueue(
     label: "aio-httpd.blocking", attributes: .concurrent)
@@ -52,6 +55,9 @@ final class ServerLoop: @unchecked Sendable {
   private let timer: AIOTimerSource
   /// When the timer fires; `.max` for never.
   private var timerDeadline = UInt64.max
+  /// Requests whose files could not be opened for want of descriptors, in order.
+  private var waitingForDescriptor: [() -> Void] = []
+  private var lastDescriptorWait = 0
   private var isDraining = false
   private var whenDrained: (@Sendable () -> Void)?
   /// Called on the queue when a connection has closed.
@@ -73,7 +79,9 @@ final class ServerLoop: @unchecked Sendable {
       queueDepth: settings.queueDepth, queue: queue, pendingLimit: settings.maxConnections + 16,
       options: options)
     timer = try context.makeTimerSource()
-    if let log { accessLog = AccessLog(log, context: context, rate: settings.accessLogRate) }
+    if let log {
+      accessLog = AccessLog(log, context: context, rate: settings.accessLogRate, logger: logger)
+    }
     timer.setEventHandler { [unowned self] in checkDeadlines() }
     timer.activate()
     refreshTime()
@@ -131,6 +139,46 @@ final class ServerLoop: @unchecked Sendable {
     }
   }
 
+  // MARK: Descriptors
+
+  /// The number of the next wait for a descriptor.
+  func nextDescriptorWait() -> Int {
+    lastDescriptorWait += 1
+    return lastDescriptorWait
+  }
+
+  /// Runs a block when there may be a descriptor, which answers that end give back, and files that
+  /// were kept open for nobody.
+  func waitForDescriptor(_ body: @escaping () -> Void) {
+    cache.removeAll()
+    waitingForDescriptor.append(body)
+    guard waitingForDescriptor.count == 1 else { return }
+    logger.warning("no descriptor to open a file with: answers wait (`ulimit -n`, fs.file-max)")
+    retryLater()
+  }
+
+  private func retryLater() {
+    // It cannot fail: the context has timers. When it closes, connections close before.
+    _ = try? context.once(after: Self.descriptorInterval) { [weak self] in
+      self?.retryForDescriptors()
+    }
+  }
+
+  /// Runs what waits, until one of it has to wait on.
+  private func retryForDescriptors() {
+    refreshTime()
+    let waiting = waitingForDescriptor
+    waitingForDescriptor = []
+    var next = 0
+    while next < waiting.count, waitingForDescriptor.isEmpty {
+      waiting[next]()
+      next += 1
+    }
+    let isRetried = !waitingForDescriptor.isEmpty
+    waitingForDescriptor += waiting[next...]
+    if !isRetried, !waitingForDescriptor.isEmpty { retryLater() }
+  }
+
   // MARK: Timeouts
 
   /// A connection waits until a time at the most.
@@ -178,11 +226,16 @@ final class ServerLoop: @unchecked Sendable {
   func forceClose() {
     context.async { [self] in
       for connection in Array(connections.values) { connection.close() }
+      // For the access log nobody waits any more, either.
+      accessLog = nil
+      endIfDrained()
     }
   }
 
   private func endIfDrained() {
-    guard isDraining, connections.isEmpty, let completion = whenDrained else { return }
+    guard isDraining, connections.isEmpty, whenDrained != nil,
+      accessLog?.finish({ [self] in endIfDrained() }) ?? true, let completion = whenDrained
+    else { return }
     whenDrained = nil
     cache.removeAll()
     timer.cancel()

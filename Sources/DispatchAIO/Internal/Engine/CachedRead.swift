@@ -27,7 +27,7 @@ extension OpenFile {
       descriptor, offset, Int64(memory.count), predictor.knownEnd)
     let asksFirst = cached >= 0
     if asksFirst ? cached == 0 : !isWorthTrying(at: offset, memory.count) { return nil }
-    let answer = unsafe read(at: offset, into: memory)
+    let answer = unsafe readNowait(at: offset, into: memory)
     if !asksFirst { learn(answer) }
     if answer == -Int(EOPNOTSUPP) { predictor.unsupported(.read) }
     guard answer >= 0 else { return nil }
@@ -35,11 +35,11 @@ extension OpenFile {
     if answer == memory.count || answer == 0 || traits.isMemory { return answer }
     // Fewer: the file ends there, or a page was not there. In bounds, as the answer was short.
     let rest = unsafe UnsafeMutableRawBufferPointer(rebasing: memory[answer..<answer + 1])
-    return unsafe read(at: offset + Int64(answer), into: rest) == 0 ? answer : nil
+    return unsafe readNowait(at: offset + Int64(answer), into: rest) == 0 ? answer : nil
   }
 
-  /// Calls preadv2(2). tmpfs has no NOWAIT, and does not wait for what is in memory.
-  private func read(at offset: Int64, into memory: UnsafeMutableRawBufferPointer) -> Int {
+  /// Calls preadv2(2) with RWF_NOWAIT. tmpfs has no NOWAIT, and does not wait for what is in memory.
+  func readNowait(at offset: Int64, into memory: UnsafeMutableRawBufferPointer) -> Int {
     // The memory is the caller's, for the duration of the call.
     unsafe Int(
       clinux_read_at(

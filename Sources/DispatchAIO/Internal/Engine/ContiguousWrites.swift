@@ -4,7 +4,7 @@
 // one by one under the inode's lock, and wait for the disk for each that extends the file. Each
 // request has its own result, also if the kernel transfers only a part, or refuses.
 
-extension RequestTable {
+extension RequestTable where Attachment: ~Copyable {
   /// The most bytes that one call writes for several requests.
   static var largestContiguousWrite: Int { 1 << 20 }
 
@@ -12,8 +12,12 @@ extension RequestTable {
   /// Both are in the offload queue, whose lock the caller holds.
   func continues(_ first: UInt32, _ second: UInt32) -> Bool {
     canJoin(first) && canJoin(second)
-      // With O_APPEND, whatever their offsets.
-      && (self[request: first].file.traits.appends
+      // The options are those of the call: a durable write makes those durable that it is made
+      // with, and must not be made with those of others.
+      && self[request: first].options == self[request: second].options
+      && self[request: first].operation.isAppend == self[request: second].operation.isAppend
+      // At the end of the file, whatever their offsets.
+      && (self[request: first].file.traits.appends || self[request: first].operation.isAppend
         || self[request: first].chunkOffset + Int64(self[request: first].chunkLength)
           == self[request: second].chunkOffset)
   }
@@ -21,7 +25,7 @@ extension RequestTable {
   /// Whether a write is a small system call that transfers all that is left of its request.
   private func canJoin(_ slot: UInt32) -> Bool {
     self[request: slot].route == .syscall && self[request: slot].verb == .write
-      && self[request: slot].length > 0
+      && self[request: slot].length > 0 && !self[request: slot].options.contains(.atomic)
       && self[request: slot].length - self[request: slot].resumeOffset
         == self[request: slot].chunkLength
       && self[request: slot].chunkLength <= Self.largestContiguousWrite / 8
@@ -33,7 +37,7 @@ extension Operation {
   /// The number of its pieces of memory.
   var elements: Int {
     switch self {
-    case .read(let memory), .write(let memory): memory.elements
+    case .read(let memory), .write(let memory), .append(let memory): memory.elements
     case .fsync, .fdatasync: 0
     }
   }

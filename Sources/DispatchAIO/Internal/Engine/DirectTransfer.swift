@@ -13,7 +13,7 @@ enum DirectTransfer: Equatable {
   case bounced(start: Int64, count: Int, wanted: Int)
 }
 
-extension Request {
+extension Request where Attachment: ~Copyable {
   /// The memory of its next direct attempt.
   ///
   /// - Parameters:
@@ -72,11 +72,12 @@ extension Memory {
     case .piece(let piece):
       return unsafe (UInt(bitPattern: piece.bytes.baseAddress) &+ UInt(bitPattern: start)) & mask
         == 0
-    case .pieces(let pieces):
+    case .buffers, .raws, .constants:
       guard start & (max(alignment.memory, alignment.offset) - 1) == 0 else { return false }
-      return pieces.allSatisfy {
-        unsafe $0.bytes.count & (alignment.offset - 1) == 0
-          && ($0.bytes.isEmpty || UInt(bitPattern: $0.bytes.baseAddress) & mask == 0)
+      return (0..<elements).allSatisfy {
+        let bytes = unsafe self[$0]
+        return unsafe bytes.count & (alignment.offset - 1) == 0
+          && (bytes.isEmpty || UInt(bitPattern: bytes.baseAddress) & mask == 0)
       }
     }
   }

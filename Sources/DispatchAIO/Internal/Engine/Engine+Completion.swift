@@ -5,7 +5,7 @@
 internal import CLibAIO
 internal import Glibc
 
-extension Engine {
+extension Engine where Attachment: ~Copyable {
   /// The number of completions to deliver before the requests that their handlers make are
   /// submitted.
   ///
@@ -78,6 +78,10 @@ extension Engine {
   private mutating func conclude(_ slot: UInt32, _ answer: Int) -> Completion? {
     noLongerUnsignalled(slot)
     endFill(slot)
+    if answer == Request<Attachment>.wouldWait {
+      counts.accepted -= 1
+      return retire(slot, answer)
+    }
     var (answer, isFileEnd) = (answer, false)
     switch table[request: slot].route {
     case .nowait: learn(slot, answer)
@@ -114,20 +118,29 @@ extension Engine {
       table[request: slot].chunkLimit = chunkLimit
       counts.continuations += 1
       requeue(slot, table[request: slot].route, isRetry: false, isFirst: true)
+    case .cached:
+      table[request: slot].options.remove(.uncached)
+      table[request: slot].file.predictor.uncachedIsUnsupported()
+      requeue(slot, nil, isRetry: false, isFirst: true)
     }
     return nil
   }
 
   private mutating func attempt(_ slot: UInt32, _ answer: Int, _ isFileEnd: Bool) -> Attempt {
     let isRefused = table[request: slot].route == .nowait && answer == -Int(EAGAIN)
+    var traits = table[request: slot].file.traits
+    if table[request: slot].anyRangeWrite == .buffered {
+      (traits.isDirect, traits.alignment) = (false, .none)
+    }
     return Attempt(
       verb: table[request: slot].verb, route: table[request: slot].route, answer: answer,
       length: table[request: slot].length, resumeOffset: table[request: slot].resumeOffset,
       transferred: table[request: slot].transferred, chunkLimit: table[request: slot].chunkLimit,
+      options: table[request: slot].options, isAppend: table[request: slot].operation.isAppend,
       mayRetry: table[request: slot].retries < Self.maximumRetries,
       mayOffload: policy != .inline,
       refusalRoute: isRefused ? routeAfterRefusal(slot) : nil, isFileEnd: isFileEnd,
-      file: table[request: slot].file.traits)
+      file: traits)
   }
 
   /// Records the answer to an attempt with RWF_NOWAIT.
@@ -139,7 +152,7 @@ extension Engine {
     } else if answer == -Int(EAGAIN) {
       table[request: slot].file.predictor.refused(verb)
       counts.nowaitRefusals += 1
-    } else if answer == -Int(EOPNOTSUPP) {
+    } else if answer == -Int(EOPNOTSUPP), !table[request: slot].options.mayBeUnsupported {
       table[request: slot].file.predictor.unsupported(verb)
       counts.nowaitRefusals += 1
     }
@@ -148,6 +161,7 @@ extension Engine {
   /// Makes a request wait for another attempt.
   private mutating func requeue(_ slot: UInt32, _ route: Route?, isRetry: Bool, isFirst: Bool) {
     if isRetry { table[request: slot].retries += 1 }
+    let route = table[request: slot].requiredRoute ?? route
     table[request: slot].isRouteForced = route != nil
     if let route { table[request: slot].route = route }
     // A write's may be less because the disk is nearly full.

@@ -5,7 +5,7 @@
 internal import CLinux
 internal import Glibc
 
-extension Engine {
+extension Engine where Attachment: ~Copyable {
   /// The most bytes that one turn copies out of bounce buffers.
   static var bounceBudget: Int { 512 << 10 }
 

@@ -6,7 +6,7 @@
 internal import CLinux
 internal import Glibc
 
-extension Engine {
+extension Engine where Attachment: ~Copyable {
   /// Submits pending requests, as many as the kernel has room for, in as few calls as possible,
   /// until the turn's budget of copying and time is used up.
   mutating func submit() -> Submission {
@@ -34,6 +34,7 @@ extension Engine {
           continue
         case 0, -Int(EAGAIN):
           putBack(from: done)
+          endWhatMayNotWait(from: pending.first)
           checkAccounts()
           return .stalled
         case _ where done == poll:
@@ -102,8 +103,12 @@ extension Engine {
       let file = table[request: slot].file.number
       if shares.hasParked(file) || !shares.hasRoom(for: file) {
         pending.remove(slot, in: table)
-        table[slot].place = .parked
-        shares.park(slot, of: file, in: table)
+        if table[request: slot].mayWait {
+          table[slot].place = .parked
+          shares.park(slot, of: file, in: table)
+        } else {
+          endWaiting(slot)
+        }
       } else {
         switch submit(slot, &contents) {
         case .taken: break
@@ -113,7 +118,21 @@ extension Engine {
       }
       slot = next
     }
+    if shares.isFull { endWhatMayNotWait(from: slot) }
     return true
+  }
+
+  /// Ends the pending requests, from one on, that would have to wait for room, and may not.
+  private mutating func endWhatMayNotWait(from first: UInt32) {
+    var slot = first
+    while slot != SlotList.end {
+      let next = table[slot].next
+      if !table[request: slot].mayWait {
+        pending.remove(slot, in: table)
+        endWaiting(slot)
+      }
+      slot = next
+    }
   }
 
   /// The properties of a batch that determine the next delivery batch.
@@ -222,7 +241,9 @@ extension Engine {
       releaseRoom(slot)
       table.unclaim(slot)
       let file = table[request: slot].file.number
-      if shares.hasParked(file) {
+      if !table[request: slot].mayWait {
+        endWaiting(slot)
+      } else if shares.hasParked(file) {
         // The parked requests were accepted after it.
         table[slot].place = .parked
         shares.park(slot, of: file, isFirst: true, in: table)
@@ -250,7 +271,8 @@ extension Operation {
     @inline(__always) get {
       switch self {
       case .fsync, .fdatasync: false
-      case .read(let memory), .write(let memory): memory.isForeign && !memory.isResident
+      case .read(let memory), .write(let memory), .append(let memory):
+        memory.isForeign && !memory.isResident
       }
     }
   }

@@ -33,7 +33,7 @@ internal import CLibAIO
 internal import CLinux
 internal import Glibc
 
-struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
+struct Engine<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
   /// A request that has ended. Its ID is stale; the receiver owns its slot, and returns it to the
   /// table's free list.
   struct Completion: ~Copyable {
@@ -41,6 +41,10 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     let slot: UInt32
     /// The number of bytes, or a negative errno.
     let result: Int
+
+    /// Takes the attachment out, and releases the request's memory and its file.
+    @inline(__always)
+    consuming func takeAttachment() -> Attachment { request.attachment }
   }
 
   /// The answer of `submit` to the driver.
@@ -270,6 +274,7 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
 
   /// Adds a request to the offload queue, by the route that it has.
   mutating func offload(_ slot: UInt32) {
+    guard table[request: slot].mayWait else { return endWaiting(slot) }
     table[slot].place = .offloaded
     offloaded += 1
     counts.offloadSubmits += 1
@@ -283,6 +288,27 @@ struct Engine<K: Kernel, Attachment: Sendable>: ~Copyable {
     table[slot].place = .ended
     table[slot].answer = answer
     ended.append(slot, in: table)
+  }
+
+  /// Ends a request that would have to wait, and may not.
+  mutating func endWaiting(_ slot: UInt32) {
+    releaseRoom(slot)
+    end(slot, Request<Attachment>.wouldWait)
+  }
+
+  /// Whether a request that arrives now, on a file whose requests have not been parked, goes to the
+  /// kernel with the next submission.
+  func submitsNext(_ verb: Verb, _ file: OpenFile, offset: Int64, length: Int) -> Bool {
+    // With so much room left, the file's share has room, too.
+    guard shares.held + pending.count < shares.queueDepth, shares.parkedCount == 0,
+      blocked.isEmpty, length <= NowaitPredictor.longestCopy
+    else { return false }
+    switch policy {
+    case .nonblocking:
+      return file.predictor.route(verb, offset: offset, length: length, counts: false).isOnLoop
+    case .inline: return true
+    case .threadsOnly: return false
+    }
   }
 
   @inline(__always)

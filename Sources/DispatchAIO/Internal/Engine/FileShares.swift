@@ -73,7 +73,7 @@ struct FileShares: ~Copyable {
   }
 
   /// - Parameter isFirst: Whether it was accepted before those that are parked.
-  mutating func park<A>(
+  mutating func park<A: ~Copyable>(
     _ slot: UInt32, of file: UInt32, isFirst: Bool = false, in table: RequestTable<A>
   ) {
     if file >= shares.count { grow(to: file) }
@@ -89,7 +89,7 @@ struct FileShares: ~Copyable {
     }
   }
 
-  mutating func unpark<A>(_ slot: UInt32, of file: UInt32, in table: RequestTable<A>) {
+  mutating func unpark<A: ~Copyable>(_ slot: UInt32, of file: UInt32, in table: RequestTable<A>) {
     shares[Int(file)].parked.remove(slot, in: table)
     parkedCount -= 1
   }

@@ -58,6 +58,8 @@ final class NowaitPredictor: Sendable {
   /// Whether the file has no NOWAIT.
   private let readsAreOffloaded = Atomic<Bool>(false)
   private let writesAreOffloaded: Atomic<Bool>
+  /// Whether the file has no RWF_DONTCACHE.
+  private let hasNoUncached = Atomic<Bool>(false)
   /// Whether the file has no IOCB_CMD_FSYNC.
   private let syncsAreOffloaded = Atomic<Bool>(false)
 
@@ -166,6 +168,12 @@ final class NowaitPredictor: Sendable {
     case .fsync, .fdatasync: syncsAreOffloaded.store(true, ordering: .relaxed)
     }
   }
+
+  /// Learns that the kernel or the file system lacks RWF_DONTCACHE (-EOPNOTSUPP).
+  func uncachedIsUnsupported() { hasNoUncached.store(true, ordering: .relaxed) }
+
+  /// Whether requests of the file are made without RWF_DONTCACHE, whatever they ask for.
+  var lacksUncached: Bool { hasNoUncached.load(ordering: .relaxed) }
 
   /// Records how long a submission of writes on the loop took.
   func submissionTook(_ nanoseconds: UInt64, now: UInt64) {

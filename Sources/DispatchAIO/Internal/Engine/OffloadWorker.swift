@@ -4,14 +4,15 @@
 // that the loop uses, too, or by the plain system call. A request that the kernel takes completes
 // like any other; every other one is returned to the loop through `table.offloadResults`.
 
+internal import CLinux
 internal import Glibc
 
 /// The state of one offload thread, not shared.
-struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
+struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
   private let kernel: K
-  private let table: RequestTable<Attachment>
+  let table: RequestTable<Attachment>
   private let event: Int32
-  private var batch = SubmissionBatch(capacity: 1)
+  var batch = SubmissionBatch(capacity: 1)
 
   init(kernel: K, table: RequestTable<Attachment>, event: Int32) {
     self.kernel = kernel
@@ -31,6 +32,10 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     let start = kernel.now
     predictor.offloadedWriteBegins()
     defer { predictor.offloadedWriteEnded(start: start, now: kernel.now) }
+    if table[request: slot].operation.isAppend {
+      append([slot] + more)
+      return true
+    }
     guard more.isEmpty else {
       writeContiguously(slot, more)
       return true
@@ -58,7 +63,8 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     }
   }
 
-  private func give(_ slot: UInt32, _ answer: Int) {
+  /// Returns a request to the loop.
+  func give(_ slot: UInt32, _ answer: Int) {
     table[slot].answer = answer
     table.offloadResults.push(slot)
   }
@@ -68,14 +74,16 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     batch.removeAll()
     for slot in slots { batch.appendVectors(of: table[request: slot]) }
     let (file, offset) = (
-      table[request: slots[0]].file.descriptor, off_t(table[request: slots[0]].chunkOffset)
+      table[request: slots[0]].descriptor, table[request: slots[0]].chunkOffset
     )
+    guard file >= 0 else { return Int(file) }
+    // `continues` sees to it that all have the same.
+    let flags = Int32(table[request: slots[0]].options.rawValue)
     var answer: Int
     repeat {
       answer = unsafe batch.withVectors { vectors, count in
-        unsafe pwritev(file, vectors, Int32(count), offset)
+        unsafe Int(clinux_pwritev(file, vectors, Int32(count), offset, flags))
       }
-      if answer < 0 { answer = -Int(errno) }
     } while answer == -Int(EINTR)
     return answer
   }
@@ -106,26 +114,38 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable>: ~Copyable {
     return answer == 0 ? -Int(EAGAIN) : answer
   }
 
-  /// Carries out the request by `preadv(2)`, `pwritev(2)`, `fsync(2)` or `fdatasync(2)`.
+  /// Carries out the request by `preadv2(2)`, `pwritev2(2)`, `fsync(2)` or `fdatasync(2)`.
   private mutating func callSystem(_ request: borrowing Request<Attachment>) -> Int {
-    let file = request.file.descriptor
-    let offset = off_t(request.chunkOffset)
+    let file = request.descriptor
+    guard file >= 0 else { return Int(file) }
+    let (offset, flags) = (request.chunkOffset, Int32(request.options.rawValue))
     var answer: Int
     repeat {
       switch request.operation {
-      case .fsync: answer = Int(Glibc.fsync(file))
-      case .fdatasync: answer = Int(Glibc.fdatasync(file))
+      case .fsync: answer = Glibc.fsync(file) < 0 ? -Int(errno) : 0
+      case .fdatasync: answer = Glibc.fdatasync(file) < 0 ? -Int(errno) : 0
       case .read(let memory):
         answer = unsafe batch.withVectors(of: memory, request) { vectors, count in
-          unsafe preadv(file, vectors, Int32(count), offset)
+          unsafe Int(clinux_preadv(file, vectors, Int32(count), offset, flags))
         }
       case .write(let memory):
         answer = unsafe batch.withVectors(of: memory, request) { vectors, count in
-          unsafe pwritev(file, vectors, Int32(count), offset)
+          unsafe Int(clinux_pwritev(file, vectors, Int32(count), offset, flags))
         }
+      case .append:
+        preconditionFailure("engine: an append is made by `append`")
       }
-      if answer < 0 { answer = -Int(errno) }
     } while answer == -Int(EINTR)
     return answer
+  }
+}
+
+extension Request where Attachment: ~Copyable {
+  /// The descriptor for a system call, which is opened if need be, or a negative errno.
+  fileprivate var descriptor: Int32 {
+    guard anyRangeWrite == .buffered, let writes = file.bufferedWrites else {
+      return file.descriptor
+    }
+    return writes.open(file.descriptor)
   }
 }

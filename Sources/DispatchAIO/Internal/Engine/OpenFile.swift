@@ -15,6 +15,11 @@ final class OpenFile: Sendable {
   /// The path as it was given, for error messages; `nil` for an adopted descriptor without one.
   let path: FilePath?
   let traits: Traits
+  /// The lengths of writes that the disk does not tear; `nil` if it has none.
+  let atomicWriteUnit: ClosedRange<Int>?
+  /// Held by whoever uses the descriptor's file position. Only threads that may sleep take it: it
+  /// is held during system calls.
+  let position = Lock(())
   /// A number that no other open file has.
   let number = FileNumbers.take()
   /// The predictor of the routes of its requests.
@@ -22,6 +27,9 @@ final class OpenFile: Sendable {
   /// The second descriptor; `nil` if its reads are never made past the page cache. Whoever closes
   /// the file's descriptor closes this one, too.
   let directReads: DirectReads?
+  /// The descriptor of writes of any range; `nil` if the file's own takes them. Whoever closes the
+  /// file's descriptor closes this one, too.
+  let bufferedWrites: BufferedWrites?
 
   /// The properties that never change while the descriptor is open.
   struct Traits: Sendable {
@@ -76,12 +84,16 @@ final class OpenFile: Sendable {
   /// - Parameter size: The size of the file when it was opened, in bytes.
   init(
     descriptor: Int32, path: FilePath?, traits: Traits, size: Int64 = .max,
-    directReads: DirectReads? = nil, onLastRelease: @escaping @Sendable (Int32) -> Void
+    atomicWriteUnit: ClosedRange<Int>? = nil,
+    directReads: DirectReads? = nil, bufferedWrites: BufferedWrites? = nil,
+    onLastRelease: @escaping @Sendable (Int32) -> Void
   ) {
     self.descriptor = descriptor
     self.path = path
     self.traits = traits
+    self.atomicWriteUnit = atomicWriteUnit
     self.directReads = directReads
+    self.bufferedWrites = bufferedWrites
     predictor = NowaitPredictor(traits, size: size, directReads: directReads)
     self.onLastRelease = onLastRelease
   }
@@ -101,6 +113,9 @@ final class OpenFile: Sendable {
     release()
     return false
   }
+
+  /// Holds the file once more, for a caller that holds it.
+  func retainHeld() { uses.add(1, ordering: .relaxed) }
 
   /// Ends the hold of a request.
   @inline(__always)

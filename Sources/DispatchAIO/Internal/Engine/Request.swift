@@ -4,6 +4,8 @@
 enum Operation {
   case read(into: Memory)
   case write(from: Memory)
+  /// A write at the end of the file, wherever that is then.
+  case append(from: Memory)
   case fsync
   case fdatasync
 
@@ -11,7 +13,7 @@ enum Operation {
     @inline(__always) get {
       switch self {
       case .read: .read
-      case .write: .write
+      case .write, .append: .write
       case .fsync: .fsync
       case .fdatasync: .fdatasync
       }
@@ -19,7 +21,13 @@ enum Operation {
   }
 }
 
-/// An operation without its memory.
+extension Operation {
+  var isAppend: Bool {
+    @inline(__always) get { if case .append = self { true } else { false } }
+  }
+}
+
+/// An operation without its memory. To append is to write.
 enum Verb {
   case read, write, fsync, fdatasync
 
@@ -62,10 +70,18 @@ struct Piece {
 
 /// The memory of a read or a write. No existential is in here: it would make each move of a request
 /// a call, which doubles the library's own time.
+///
+/// The pieces of a vectored request are the array that the caller gave, so that no other one is
+/// allocated.
+///
+/// - Safety: `@safe` for the reason that `Piece` is.
+@safe
 enum Memory {
   case piece(Piece)
-  /// The pieces of a vectored request.
-  case pieces([Piece])
+  case buffers([AIOBuffer])
+  case raws([UnsafeMutableRawBufferPointer])
+  /// Those of a write.
+  case constants([UnsafeRawBufferPointer])
 
   /// One piece of the caller's own memory.
   @inline(__always)
@@ -73,17 +89,14 @@ enum Memory {
     unsafe .piece(Piece(bytes: memory, owner: nil))
   }
 
-  /// Several pieces of the caller's own memory.
-  static func raws(_ memory: [UnsafeMutableRawBufferPointer]) -> Memory {
-    unsafe .pieces(memory.map { unsafe Piece(bytes: $0, owner: nil) })
-  }
-
   /// The number of pieces.
   var elements: Int {
     @inline(__always) get {
       switch self {
       case .piece: 1
-      case .pieces(let pieces): pieces.count
+      case .buffers(let buffers): buffers.count
+      case .raws(let raws): unsafe raws.count
+      case .constants(let constants): unsafe constants.count
       }
     }
   }
@@ -93,7 +106,11 @@ enum Memory {
   subscript(index: Int) -> UnsafeMutableRawBufferPointer {
     switch self {
     case .piece(let piece): unsafe piece.bytes
-    case .pieces(let pieces): unsafe pieces[index].bytes
+    case .buffers(let buffers): unsafe buffers[index].unsafeBytes
+    case .raws(let raws): unsafe raws[index]
+    // The memory is mutable in name only: a write does not change it.
+    case .constants(let constants):
+      unsafe UnsafeMutableRawBufferPointer(mutating: constants[index])
     }
   }
 
@@ -102,7 +119,7 @@ enum Memory {
     @inline(__always) get {
       switch self {
       case .piece: false
-      case .pieces: true
+      case .buffers, .raws, .constants: true
       }
     }
   }
@@ -113,7 +130,9 @@ enum Memory {
     @inline(__always) get {
       switch self {
       case .piece(let piece): piece.owner == nil
-      case .pieces(let pieces): pieces.contains { $0.owner == nil }
+      case .buffers: false
+      case .raws(let raws): unsafe !raws.isEmpty
+      case .constants(let constants): unsafe !constants.isEmpty
       }
     }
   }
@@ -124,17 +143,26 @@ enum Memory {
 ///
 /// Not copyable, because each copy would retain and release three references, which took a third of
 /// the library's own time.
-struct Request<Attachment>: ~Copyable {
+struct Request<Attachment: ~Copyable>: ~Copyable {
   let operation: Operation
   let verb: Verb
   let file: OpenFile
-  /// The offset in the file, in bytes; 0 for a sync.
-  let offset: Int64
+  /// The offset in the file, in bytes; 0 for a sync. That of an append is known once it was made.
+  var offset: Int64
   /// The number of bytes of all pieces; 0 for a sync.
   let length: Int
   /// A value of the driver's, which it gets back with the completion.
   let attachment: Attachment
 
+  /// Whether it may wait for room or for an offload thread. If not, it ends where it would have to,
+  /// with `wouldWait`: its maker has no way to cancel it, and makes another that may wait.
+  let mayWait: Bool
+
+  /// The result of a request that would have to wait.
+  static var wouldWait: Int { .min }
+
+  /// The options of each attempt.
+  var options: RequestOptions
   /// The route of the last attempt; of the next one if `isRouteForced`.
   var route = Route.inline
   /// Whether the next attempt must take `route`.
@@ -146,6 +174,9 @@ struct Request<Attachment>: ~Copyable {
   var isUnsignalled = false
   /// Whether the attempt brings its range into the page cache: see `DirectReads`.
   var fillsPageCache = false
+  /// If it is a write of any range to a direct file, how it is made: see `BufferedWrites`. Its
+  /// route is always `syscall`.
+  let anyRangeWrite: AnyRangeWrite?
   /// The number of its bounce buffer; -1 if it has none.
   var bounce: Int32 = -1
   /// The number of attempts repeated because the kernel answered that nothing was done.
@@ -160,15 +191,42 @@ struct Request<Attachment>: ~Copyable {
   var chunkLimit: Int
 
   init(
-    operation: Operation, file: OpenFile, offset: Int64, length: Int, attachment: Attachment
+    operation: Operation, file: OpenFile, offset: Int64, length: Int,
+    options: RequestOptions = [], mayWait: Bool = true, attachment: consuming Attachment
   ) {
     self.operation = operation
     verb = operation.verb
     self.file = file
     self.offset = offset
     self.length = length
+    self.mayWait = mayWait
     self.attachment = attachment
+    anyRangeWrite = options.contains(.anyRange) ? operation.anyRangeWrite(file, offset) : nil
+    self.options = options.subtracting(.anyRange)
     chunkLimit = file.traits.maximumTransfer
+    if !self.options.isEmpty { adaptOptions() }
+    if let route = requiredRoute {
+      self.route = route
+      isRouteForced = true
+    }
+  }
+
+  /// Removes what the file does not have, and does without.
+  private mutating func adaptOptions() {
+    if file.traits.isDirect || file.predictor.lacksUncached { options.remove(.uncached) }
+  }
+
+  /// The route that each attempt must take, if there is one. What waits for the disk within the
+  /// call, NOWAIT or not, is a system call on an offload thread: a durable or uncached write
+  /// through the page cache, and an append, whose place only the system call tells.
+  var requiredRoute: Route? {
+    @inline(__always) get {
+      if operation.isAppend || anyRangeWrite != nil { return .syscall }
+      guard !options.isEmpty, verb == .write, !file.traits.isDirect, !file.traits.isMemory else {
+        return nil
+      }
+      return .syscall
+    }
   }
 
   /// The number of bytes of the next attempt.

@@ -63,7 +63,7 @@ struct Slot {
 ///   the slot or pushes it to `offloadResults`. The hand-overs are release/acquire pairs. The
 ///   states are atomics.
 @safe
-final class RequestTable<Attachment: Sendable>: @unchecked Sendable {
+final class RequestTable<Attachment: Sendable & ~Copyable>: @unchecked Sendable {
   let capacity: Int
   let free: FreeList
   /// Requests on their way to the pending queue.

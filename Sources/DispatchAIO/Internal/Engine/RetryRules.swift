@@ -21,6 +21,9 @@ struct Attempt {
   var transferred = 0
   /// The most bytes that this attempt asked for.
   var chunkLimit = Int.max
+  var options: RequestOptions = []
+  /// Whether it is an append.
+  var isAppend = false
   /// Whether the request may be retried without progress.
   var mayRetry = true
   /// Whether requests may be offloaded.
@@ -49,6 +52,9 @@ enum Resolution: Equatable {
   case retried(Route, isRetry: Bool)
   /// The attempt is repeated with at most this many bytes, because the disk has no room for all.
   case shortened(Int)
+  /// The attempt is repeated without RWF_DONTCACHE, which the kernel or the file system does not
+  /// have.
+  case cached
 }
 
 extension Attempt {
@@ -87,6 +93,8 @@ extension Attempt {
   }
 
   private func resolveShortWrite(_ end: Int, _ done: Int) -> Resolution {
+    // An untorn write is whole, or it is not made.
+    if options.contains(.atomic) { return .failed(EIO) }
     let resume = file.alignment.roundDown(end)
     // The kernel appends after what is there, so that no byte may be written twice.
     if file.appends && resume != end { return .failed(EIO) }
@@ -99,7 +107,14 @@ extension Attempt {
   }
 
   private func resolve(errno: Int32) -> Resolution {
+    // The worker has done what it could: see `OffloadWorker.append`.
+    if isAppend { return resolveAppend(errno: errno) }
     switch (errno, route, verb) {
+    case (EOPNOTSUPP, _, _) where options.contains(.uncached):
+      return .cached
+    case (ENOSPC, _, .write) where options.isWhole, (EDQUOT, _, .write) where options.isWhole,
+      (EFBIG, _, .write) where options.isWhole:
+      return .failed(errno)
     case (ENOSPC, _, .write), (EDQUOT, _, .write), (EFBIG, _, .write):
       // A direct write fails as a whole, also when a part of it had room: half of it may have.
       let half = file.alignment.roundDown(min(length - resumeOffset, chunkLimit) / 2)
@@ -121,6 +136,18 @@ extension Attempt {
       return mayRetry ? .retried(route, isRetry: true) : .failed(errno)
     default:
       return .failed(errno)
+    }
+  }
+
+  /// An append is repeated only where nothing was appended: it has no place that a second one would
+  /// overwrite.
+  private func resolveAppend(errno: Int32) -> Resolution {
+    switch errno {
+    case EOPNOTSUPP where options.contains(.uncached): .cached
+    case EAGAIN where mayRetry && !options.isDurable && transferred == 0,
+      EINTR where mayRetry && !options.isDurable && transferred == 0:
+      .retried(route, isRetry: true)
+    default: .failed(errno)
     }
   }
 }

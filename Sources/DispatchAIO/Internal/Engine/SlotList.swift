@@ -12,17 +12,17 @@ struct SlotList {
   var isEmpty: Bool { count == 0 }
 
   @inline(__always)
-  mutating func append<Attachment>(_ slot: UInt32, in table: RequestTable<Attachment>) {
+  mutating func append<Attachment: ~Copyable>(_ slot: UInt32, in table: RequestTable<Attachment>) {
     insert(slot, between: last, and: SlotList.end, in: table)
   }
 
   @inline(__always)
-  mutating func prepend<Attachment>(_ slot: UInt32, in table: RequestTable<Attachment>) {
+  mutating func prepend<Attachment: ~Copyable>(_ slot: UInt32, in table: RequestTable<Attachment>) {
     insert(slot, between: SlotList.end, and: first, in: table)
   }
 
   @inline(__always)
-  mutating func remove<Attachment>(_ slot: UInt32, in table: RequestTable<Attachment>) {
+  mutating func remove<Attachment: ~Copyable>(_ slot: UInt32, in table: RequestTable<Attachment>) {
     let (before, after) = (table[slot].previous, table[slot].next)
     if before == SlotList.end { first = after } else { table[before].next = after }
     if after == SlotList.end { last = before } else { table[after].previous = before }
@@ -30,7 +30,7 @@ struct SlotList {
   }
 
   @inline(__always)
-  mutating func popFirst<Attachment>(in table: RequestTable<Attachment>) -> UInt32? {
+  mutating func popFirst<Attachment: ~Copyable>(in table: RequestTable<Attachment>) -> UInt32? {
     guard first != SlotList.end else { return nil }
     let slot = first
     remove(slot, in: table)
@@ -38,7 +38,7 @@ struct SlotList {
   }
 
   @inline(__always)
-  private mutating func insert<Attachment>(
+  private mutating func insert<Attachment: ~Copyable>(
     _ slot: UInt32, between before: UInt32, and after: UInt32, in table: RequestTable<Attachment>
   ) {
     table[slot].previous = before

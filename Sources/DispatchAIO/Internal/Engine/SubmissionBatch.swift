@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CLibAIO
+internal import CLinux
 
 /// The control blocks of one `io_submit(2)`, filled just before the call. The kernel copies them
 /// and the vectors during the call, so that one small set, always in the cache, serves every
@@ -14,6 +15,8 @@ struct SubmissionBatch: ~Copyable {
   static let maximumCount = 128
   /// The most elements of one vectored request: the kernel's UIO_MAXIOV.
   static let maximumElements = 1024
+
+  private static var nowait: UInt32 { UInt32(clinux_rwf_nowait) }
 
   private(set) var count = 0
   private var blocks: ControlBlocks
@@ -41,7 +44,7 @@ struct SubmissionBatch: ~Copyable {
   func hasRoom(for operation: Operation) -> Bool {
     guard count < blocks.capacity - 1 else { return false }
     switch operation {
-    case .read(let memory), .write(let memory):
+    case .read(let memory), .write(let memory), .append(let memory):
       return !memory.isVector || vectorCount + memory.elements <= Self.maximumElements
     case .fsync, .fdatasync:
       return true
@@ -55,24 +58,25 @@ struct SubmissionBatch: ~Copyable {
   ///   - event: The eventfd that counts the completion; if `nil`, none does.
   ///   - isNowait: Whether the kernel is to refuse what it would have to sleep for.
   @inline(__always)
-  mutating func append<Attachment>(
+  mutating func append<Attachment: ~Copyable>(
     _ request: borrowing Request<Attachment>, to descriptor: Int32? = nil, tag: UInt64,
     event: Int32?, isNowait: Bool
   ) {
     let file = descriptor ?? request.file.descriptor
+    let flags = UInt32(request.options.rawValue) | (isNowait ? Self.nowait : 0)
     switch request.operation {
     case .read(let memory):
       let isVector = memory.isVector
       let (start, length) = unsafe pieces(memory, request.resumeOffset, request.chunkLimit)
       unsafe blocks.fill(
         count, isVector ? .readVector : .read, file, tag: tag, event: event, memory: start,
-        count: length, offset: request.chunkOffset, isNowait: isNowait)
-    case .write(let memory):
+        count: length, offset: request.chunkOffset, flags: flags)
+    case .write(let memory), .append(let memory):
       let isVector = memory.isVector
       let (start, length) = unsafe pieces(memory, request.resumeOffset, request.chunkLimit)
       unsafe blocks.fill(
         count, isVector ? .writeVector : .write, file, tag: tag, event: event, memory: start,
-        count: length, offset: request.chunkOffset, isNowait: isNowait)
+        count: length, offset: request.chunkOffset, flags: flags)
     case .fsync:
       blocks.fill(count, .fsync, file, tag: tag, event: event)
     case .fdatasync:
@@ -88,7 +92,7 @@ struct SubmissionBatch: ~Copyable {
   ) {
     unsafe blocks.fill(
       count, .read, descriptor, tag: tag, event: event, memory: memory, count: length,
-      offset: offset, isNowait: true)
+      offset: offset, flags: Self.nowait)
     count += 1
   }
 
@@ -143,9 +147,12 @@ struct SubmissionBatch: ~Copyable {
   }
 
   /// Adds the elements of what is left of a write's memory, for `withVectors`.
-  mutating func appendVectors<Attachment>(of request: borrowing Request<Attachment>) {
-    guard case .write(let memory) = request.operation else { return }
-    _ = append(memory, from: request.resumeOffset, most: request.chunkLimit)
+  mutating func appendVectors<Attachment: ~Copyable>(of request: borrowing Request<Attachment>) {
+    switch request.operation {
+    case .write(let memory), .append(let memory):
+      _ = append(memory, from: request.resumeOffset, most: request.chunkLimit)
+    case .read, .fsync, .fdatasync: break
+    }
   }
 
   /// Calls `body` with the elements that were added.
@@ -155,7 +162,7 @@ struct SubmissionBatch: ~Copyable {
 
   /// Calls `body` with the elements of what is left of a request's memory, as system calls take
   /// them.
-  mutating func withVectors<Attachment, Result>(
+  mutating func withVectors<Attachment: ~Copyable, Result>(
     of memory: Memory, _ request: borrowing Request<Attachment>,
     _ body: (UnsafePointer<iovec>, Int) -> Result
   ) -> Result {

@@ -3,7 +3,6 @@
 // The one place that fills an iocb. It takes numbers and pointers, and knows no requests.
 
 internal import CLibAIO
-internal import CLinux
 internal import Glibc
 
 /// An operation of kernel AIO.
@@ -51,15 +50,15 @@ extension iocb {
   ///   - memory: The bytes; for a vectored command, the vectors.
   ///   - count: The number of bytes; for a vectored command, of vectors.
   ///   - offset: The offset in the file, in bytes.
-  ///   - isNowait: Whether the kernel is to refuse what it would have to sleep for.
+  ///   - flags: RWF_NOWAIT and its like.
   @inline(__always)
   mutating func setTransfer(
-    _ memory: UnsafeMutableRawPointer?, _ count: Int, at offset: Int64, isNowait: Bool
+    _ memory: UnsafeMutableRawPointer?, _ count: Int, at offset: Int64, flags: UInt32
   ) {
     unsafe u.c.buf = unsafe memory
     unsafe u.c.nbytes = UInt(count)
     unsafe u.c.offset = offset
-    if isNowait { unsafe aio_rw_flags = UInt32(clinux_rwf_nowait) }
+    unsafe aio_rw_flags = flags
   }
 }
 
@@ -102,11 +101,11 @@ struct ControlBlocks: ~Copyable {
   @inline(__always)
   mutating func fill(
     _ index: Int, _ command: Command, _ descriptor: Int32, tag: UInt64, event: Int32?,
-    memory: UnsafeMutableRawPointer?, count: Int, offset: Int64, isNowait: Bool
+    memory: UnsafeMutableRawPointer?, count: Int, offset: Int64, flags: UInt32
   ) {
     precondition(index < capacity)
     var block = unsafe iocb(command, descriptor, tag: tag, event: event)
-    unsafe block.setTransfer(memory, count, at: offset, isNowait: isNowait)
+    unsafe block.setTransfer(memory, count, at: offset, flags: flags)
     unsafe blocks[index] = unsafe block
   }
 

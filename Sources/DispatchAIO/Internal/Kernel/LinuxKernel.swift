@@ -3,6 +3,7 @@
 internal import CLibAIO
 internal import CLinux
 internal import Glibc
+internal import Synchronization
 internal import SystemPackage
 
 /// The real kernel's AIO context, through libaio; or `absent`, where there is no AIO.
@@ -19,21 +20,30 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   /// Room for the poll request, the timer of waits, and completions that `wake` makes: several
   /// threads may be about to, while the loop has stopped waiting already.
   private static let extraRoom = 6
-  /// A descriptor that is always readable: an eventfd that has counted one, and is never read.
-  private static let readableDescriptor: Int32 = {
-    let descriptor = clinux_eventfd()
-    if descriptor >= 0 { clinux_eventfd_signal(descriptor) }
-    return descriptor
-  }()
+  /// A descriptor that is always readable: an eventfd that has counted one, and is never read. The
+  /// process has one, from its first context on; -1 before that.
+  private static let readableDescriptor = Atomic<Int32>(-1)
 
   private let context: io_context_t?
   private let waitTimer = WaitTimer()
 
-  /// `io_setup(2)`.
+  /// Makes what `wake` needs: later there may be no descriptors left.
+  private static func prepareWake() throws(Errno) {
+    guard readableDescriptor.load(ordering: .relaxed) < 0 else { return }
+    let descriptor = clinux_eventfd()
+    guard descriptor >= 0 else { throw Errno(rawValue: -descriptor) }
+    clinux_eventfd_signal(descriptor)
+    let (isFirst, _) = readableDescriptor.compareExchange(
+      expected: -1, desired: descriptor, ordering: .relaxed)
+    if !isFirst { close(descriptor) }
+  }
+
+  /// `io_setup(2)`, and, the first time, `eventfd(2)`.
   ///
   /// - Parameter room: The number of requests that may be in flight. The kernel promises room for
   ///   the completions of that many, and of `extraRoom` more.
   init(room: Int) throws(Errno) {
+    try Self.prepareWake()
     var context: io_context_t?
     let answer = unsafe io_setup(Int32(room + Self.extraRoom), &context)
     guard answer == 0 else { throw Errno(rawValue: -answer) }
@@ -88,9 +98,9 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   /// a descriptor that is readable. Before Linux 4.18, which has no polls, the wait ends at its
   /// bound.
   func wake() {
-    guard unsafe context != nil, Self.readableDescriptor >= 0 else { return }
-    var block = unsafe iocb(
-      .pollReadable, Self.readableDescriptor, tag: Self.wakeTag, event: nil)
+    let readable = Self.readableDescriptor.load(ordering: .relaxed)
+    guard unsafe context != nil, readable >= 0 else { return }
+    var block = unsafe iocb(.pollReadable, readable, tag: Self.wakeTag, event: nil)
     unsafe withUnsafeMutablePointer(to: &block) { block in
       var pointer: UnsafeMutablePointer<iocb>? = unsafe block
       _ = unsafe submit(&pointer, count: 1)
@@ -117,7 +127,7 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
     _ descriptor: Int32, into memory: UnsafeMutableRawBufferPointer, waiting nanoseconds: UInt64
   ) -> ReadAnswer {
     var block = unsafe iocb(.read, descriptor, tag: 0, event: nil)
-    unsafe block.setTransfer(memory.baseAddress, memory.count, at: 0, isNowait: false)
+    unsafe block.setTransfer(memory.baseAddress, memory.count, at: 0, flags: 0)
     let submitted = unsafe withUnsafeMutablePointer(to: &block) { block in
       var pointer: UnsafeMutablePointer<iocb>? = unsafe block
       return unsafe submit(&pointer, count: 1)

@@ -13,7 +13,7 @@ internal import Glibc
 /// - Safety: `@unchecked Sendable` because it is touched by the one who reaps only, a turn of the
 ///   loop; and by the end, when there are no turns any more.
 final class WaitTimer: @unchecked Sendable {
-  /// A timerfd; -1 before the first wait, and where there is none.
+  /// A timerfd; negative before the first wait, and where there is none.
   private var descriptor: Int32 = -1
   /// Whether the kernel has refused: waits have timeouts then.
   private var isRefused = false
@@ -31,6 +31,8 @@ final class WaitTimer: @unchecked Sendable {
     let end = clinux_monotonic_nanoseconds() &+ nanoseconds
     if isSet && deadline <= end { return true }
     if descriptor < 0 { descriptor = clinux_timerfd() }
+    // There may be descriptors again before the next wait.
+    if descriptor == -EMFILE || descriptor == -ENFILE { return false }
     guard descriptor >= 0, clinux_timerfd_set(descriptor, end) == 0 else {
       isRefused = true
       return false

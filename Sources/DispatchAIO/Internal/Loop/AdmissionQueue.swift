@@ -80,15 +80,13 @@ final class AdmissionQueue: Sendable {
   /// prepares to sleep.
   var isEmpty: Bool { count.load(ordering: .sequentiallyConsistent) == 0 }
 
-  /// Adds a request. The caller then schedules a turn, because slots may have become free before
-  /// the waiter was added.
-  ///
-  /// - Returns: `nil`; or the reason of a refusal, after which the caller ends the request.
-  func add(_ request: consuming Request<Delivery>, _ waiter: Waiter) -> AIOError? {
+  /// Adds a request, or ends it in this call if it was cancelled, or the queue was closed. The
+  /// caller then schedules a turn, because slots may have become free before the waiter was added.
+  func add(_ request: consuming Request<Delivery>, _ waiter: Waiter) {
     let subject = request.subject
     // The waiter is in no list yet, so that no other thread touches it.
     waiter.request = consume request
-    return state.withLock { state in
+    let refusal = state.withLock { state in
       let refusal: AIOError? =
         if state.isClosed {
           .contextClosed(subject)
@@ -98,14 +96,12 @@ final class AdmissionQueue: Sendable {
         } else {
           nil
         }
-      guard refusal == nil else {
-        waiter.request = nil
-        return refusal
-      }
+      guard refusal == nil else { return refusal }
       state.append(waiter)
       count.store(state.count, ordering: .sequentiallyConsistent)
       return nil
     }
+    if let refusal { end(waiter) { _ in refusal } }
   }
 
   /// Moves requests to the table while it has slots. Called by the loop.
@@ -164,8 +160,8 @@ final class AdmissionQueue: Sendable {
 
   private func end(_ waiter: Waiter, _ error: (AIOError.Subject) -> AIOError) {
     let request = waiter.takeRequest()
-    request.file.release()
-    request.attachment.completion(.failure(error(request.subject)))
+    let error = error(request.subject)
+    request.end(error)
   }
 }
 

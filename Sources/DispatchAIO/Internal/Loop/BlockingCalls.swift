@@ -54,6 +54,17 @@ enum BlockingCalls {
     pool.start(for: nil)
   }
 
+  /// Runs a block on a thread that may sleep, and waits for its result.
+  static func value<Value: Sendable>(
+    on device: UInt64?, isolation: isolated (any Actor)? = #isolation,
+    _ body: @escaping @Sendable () throws(AIOError) -> Value
+  ) async throws(AIOError) -> Value {
+    // Resumed once, by the block.
+    try await suspended(isolation: isolation) { (resumption: Resumption<Result<Value, AIOError>>) in
+      run(on: device) { resumption.resume(returning: Result(catching: body)) }
+    }.get()
+  }
+
   private static func perform(_ item: UInt32) {
     let body = state.withLock { $0.calls[Int(item)].body.take() }
     body?()

@@ -3,10 +3,22 @@
 internal import Dispatch
 
 /// The destination of the result of a request.
-struct Delivery: Sendable {
-  let completion: AIOCompletion
-  /// The queue to call it on; `nil` for the loop's own, where it is called in place.
-  let queue: DispatchQueue?
+///
+/// Not copyable, because each copy would retain and release what it holds.
+enum Delivery: ~Copyable, Sendable {
+  /// A closure, and the queue to call it on; `nil` for the loop's own, where it is called in place.
+  case callback(AIOCompletion, queue: DispatchQueue?)
+  /// A suspended task, and whether it is isolated to an actor.
+  case task(Resumption<Result<Int, AIOError>>, isIsolated: Bool)
+
+  /// Delivers a result in this call, whatever the queue.
+  consuming func complete(_ result: Result<Int, AIOError>) {
+    switch consume self {
+    case .callback(let completion, _): completion(result)
+    // Resumed once, since a request completes once.
+    case .task(let resumption, _): resumption.resume(returning: result)
+    }
+  }
 }
 
 /// The owner of the slots.

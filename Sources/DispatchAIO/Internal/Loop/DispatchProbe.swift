@@ -15,8 +15,8 @@ internal import SystemPackage
 enum DispatchProbe {
   /// The number of descriptors that must be free before Dispatch is used for the first time.
   /// Dispatch takes its epoll set, the eventfd that wakes its manager, and a timerfd for each
-  /// clock; the context and the probe take an eventfd each; and a few are for the program's other
-  /// threads meanwhile.
+  /// clock; the context and the probe take an eventfd each, and all contexts one to end waits; and
+  /// the rest is for the program's other threads meanwhile.
   private static let firstReserve = 8
   /// The number once Dispatch has its own: the context's, and the probe's.
   private static let reserve = 2

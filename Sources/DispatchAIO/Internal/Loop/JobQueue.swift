@@ -14,12 +14,13 @@ internal import Synchronization
 
 /// The jobs of a context's queue.
 ///
-/// - Safety: `@unchecked Sendable` because `jobs`, `running`, `isRunning` and `isPreferred` are
-///   touched on the queue only, which is serial; the rest is constant, atomic or locked.
+/// - Safety: `@unchecked Sendable` because `state` is touched on the queue only, which is serial,
+///   and `executors` is set before there are jobs; the rest is constant, atomic or locked.
+@safe
 final class JobQueue: @unchecked Sendable {
   /// The number of jobs after which the queue's other blocks run.
   static let jobsPerPass = 256
-  /// The time after which they do so, in nanoseconds; the clock is read between jobs.
+  /// The time after which they do so, in nanoseconds; the clock is read after each eight jobs.
   static let longestPass: UInt64 = 100_000
 
   let queue: DispatchQueue
@@ -30,42 +31,90 @@ final class JobQueue: @unchecked Sendable {
   private let passing = Atomic<UInt>(0)
   /// Jobs from other threads. A pass is queued while there are any.
   private let arrived = Lock<[Job]>([])
-  /// Jobs from within a turn or a pass.
-  private var jobs: [Job] = []
-  /// The jobs that are being run, from `nextRunning` on. Jobs that these make are in `jobs`.
-  private var running: [Job] = []
-  private var nextRunning = 0
-  private var isRunning = false
-  /// Whether the job that runs belongs to a task that prefers this queue.
-  private var isPreferred = false
+  private var executors: Executors?
 
-  /// - Safety: `@safe` because a job is run once, by `run`, and the executors it names are held:
-  ///   the first by the actor or the second, the second by the task that prefers it.
+  /// - Safety: `@safe` because an executor is used while it runs a job, and is held by then: the
+  ///   first by the actor or by the second, the second by the task that prefers it.
+  @safe
+  private struct Executors {
+    let actors: UnownedSerialExecutor
+    let tasks: UnownedTaskExecutor
+  }
+
+  /// - Safety: `@safe` because a job is run once, by `run`.
   @safe
   struct Job {
     let job: UnownedJob
-    /// The executor that runs actors on the queue.
-    let executor: UnownedSerialExecutor
-    /// The task executor that it was enqueued on; `nil` if it was enqueued for an actor.
-    let preference: UnownedTaskExecutor?
+    let isolation: Isolation
   }
+
+  /// The executor that Swift is told a job runs on, beside the queue. Where it differs from the one
+  /// that the job's code wants, Swift enqueues the task once more, at each step of that code.
+  enum Isolation {
+    /// An actor's, for a task that does not prefer the queue. (With the preference, such a task
+    /// would change executors at each step.)
+    case actor
+    /// None, for a task that prefers the queue: what is nonisolated stays where it is.
+    case task
+    /// An actor's, for a task that prefers the queue.
+    case actorOfTask
+  }
+
+  /// What is touched on the queue only.
+  private struct State {
+    /// Jobs from within a turn or a pass.
+    var jobs: [Job] = []
+    /// The jobs that are being run, from `nextRunning` on. Jobs that these make are in `jobs`.
+    var running: [Job] = []
+    var nextRunning = 0
+    var isRunning = false
+    /// Whether the job that runs belongs to a task that prefers this queue.
+    var isPreferred = false
+    /// Whether a task that is being resumed, and prefers this queue, is isolated to no actor.
+    var resumesNonisolated = false
+  }
+
+  /// Behind a pointer, because the runtime would check each access of a class's property for
+  /// exclusivity. No access lasts while a job runs. Allocated by `init`, freed by `deinit`.
+  private let state: UnsafeMutablePointer<State>
 
   init(queue: DispatchQueue) {
     self.queue = queue
+    unsafe state = .allocate(capacity: 1)
+    unsafe state.initialize(to: State())
     queue.setSpecific(key: onQueue, value: ())
   }
 
   deinit {
     queue.setSpecific(key: onQueue, value: nil)
+    unsafe state.deinitialize(count: 1)
+    unsafe state.deallocate()
+  }
+
+  /// Sets the executors of the queue's jobs, before there are any.
+  func setExecutors(actors: UnownedSerialExecutor, tasks: UnownedTaskExecutor) {
+    executors = unsafe Executors(actors: actors, tasks: tasks)
   }
 
   // MARK: From any thread
 
-  /// Adds a job.
-  func enqueue(_ job: Job) {
-    // Only this thread can have stored its own number, and it does so only in a turn or a pass.
-    if passing.load(ordering: .relaxed) == Self.thread {
-      jobs.append(job)
+  /// Adds a job of an actor.
+  func enqueueForActor(_ job: UnownedJob) { enqueue(job, .actor) }
+
+  /// Adds a job of a task that prefers the queue.
+  ///
+  /// Swift does not say what it is isolated to. A job that the task itself makes while it runs is a
+  /// step to nonisolated code. One that is made otherwise resumes the task, which may be in either.
+  func enqueueForTask(_ job: UnownedJob) {
+    let isNonisolated =
+      unsafe isPassing && (state.pointee.isRunning || state.pointee.resumesNonisolated)
+    enqueue(job, isNonisolated ? .task : .actorOfTask)
+  }
+
+  private func enqueue(_ job: UnownedJob, _ isolation: Isolation) {
+    let job = Job(job: job, isolation: isolation)
+    if isPassing {
+      unsafe state.pointee.jobs.append(job)
       return
     }
     let isFirst = arrived.withLock { arrived in
@@ -73,6 +122,12 @@ final class JobQueue: @unchecked Sendable {
       return arrived.count == 1
     }
     if isFirst { queue.async { [self] in pass() } }
+  }
+
+  /// Whether the caller is within a turn or a pass. While it is, `state` is this thread's: only it
+  /// can have stored its own number, and it does so only in a turn or a pass.
+  private var isPassing: Bool {
+    @inline(__always) get { passing.load(ordering: .relaxed) == Self.thread }
   }
 
   /// Whether the caller is on the queue.
@@ -90,60 +145,70 @@ final class JobQueue: @unchecked Sendable {
   @inline(__always)
   func leave(_ outer: UInt) { passing.store(outer, ordering: .relaxed) }
 
+  /// Resumes a task that was suspended in code that is isolated to no actor. Called on the queue.
+  func resumeNonisolated(_ resume: () -> Void) {
+    unsafe state.pointee.resumesNonisolated = true
+    resume()
+    unsafe state.pointee.resumesNonisolated = false
+  }
+
   /// Whether there are jobs for `run`.
   var hasJobs: Bool {
-    @inline(__always) get { nextRunning < running.count || !jobs.isEmpty }
+    @inline(__always) get {
+      unsafe state.pointee.nextRunning < state.pointee.running.count || !state.pointee.jobs.isEmpty
+    }
   }
 
   /// Runs the jobs that are there, except those that they make themselves, up to `jobsPerPass` of
   /// them. The remaining ones keep their order.
   ///
-  /// - Parameter end: The time to stop at, by the monotonic clock, which is read between jobs.
+  /// - Parameter end: The time to stop at, by the monotonic clock, which is read after each eight.
   /// - Returns: The number of jobs that were run.
   func run(until end: UInt64) -> Int {
     // A job that drives the loop by hand may get here: a second job of the same actor must not run
     // before the first has ended.
-    guard !isRunning, hasJobs else { return 0 }
-    isRunning = true
-    if nextRunning == running.count {
-      running.removeAll(keepingCapacity: true)
-      nextRunning = 0
-      swap(&jobs, &running)
+    guard unsafe !state.pointee.isRunning, hasJobs else { return 0 }
+    unsafe state.pointee.isRunning = true
+    if unsafe state.pointee.nextRunning == state.pointee.running.count {
+      unsafe state.pointee.running.removeAll(keepingCapacity: true)
+      unsafe state.pointee.nextRunning = 0
+      unsafe swap(&state.pointee.jobs, &state.pointee.running)
     }
-    let first = nextRunning
-    let last = min(running.count, first + Self.jobsPerPass)
-    while nextRunning < last {
-      let job = running[nextRunning]
-      nextRunning += 1
+    let first = unsafe state.pointee.nextRunning
+    let last = unsafe min(state.pointee.running.count, first + Self.jobsPerPass)
+    var next = first
+    while next < last {
+      let job = unsafe state.pointee.running[next]
+      next += 1
+      unsafe state.pointee.nextRunning = next
       run(job)
-      if clinux_monotonic_nanoseconds() > end { break }
+      if (next - first) & 7 == 0, clinux_monotonic_nanoseconds() > end { break }
     }
-    isRunning = false
-    return nextRunning - first
+    unsafe state.pointee.isRunning = false
+    return next - first
   }
 
   private func run(_ job: Job) {
-    // A job without a preference must run without one, or it would change executors at every
-    // step.
-    if let preference = unsafe job.preference {
-      isPreferred = true
-      unsafe job.job.runSynchronously(
-        isolatedTo: job.executor, taskExecutor: preference)
-      isPreferred = false
-    } else {
-      unsafe job.job.runSynchronously(on: job.executor)
+    guard let executors else { preconditionFailure("job queue: a job before the executors") }
+    unsafe state.pointee.isPreferred = job.isolation != .actor
+    switch job.isolation {
+    case .actor:
+      unsafe job.job.runSynchronously(on: executors.actors)
+    case .task:
+      unsafe job.job.runSynchronously(on: executors.tasks)
+    case .actorOfTask:
+      unsafe job.job.runSynchronously(isolatedTo: executors.actors, taskExecutor: executors.tasks)
     }
   }
 
   /// Whether a job is being run. Asked on the queue only.
-  var isRunningJob: Bool { isRunning }
+  var isRunningJob: Bool { unsafe state.pointee.isRunning }
 
   /// Whether the caller is a job on this queue of a task that does not prefer the queue, so that
   /// Swift would resume the task elsewhere.
   var needsPreference: Bool {
     @inline(__always) get {
-      // While `passing` is this thread, the other properties are this thread's, too.
-      passing.load(ordering: .relaxed) == Self.thread && isRunning && !isPreferred
+      unsafe isPassing && state.pointee.isRunning && !state.pointee.isPreferred
     }
   }
 
@@ -156,7 +221,7 @@ final class JobQueue: @unchecked Sendable {
   private func pass() {
     let outer = enter()
     arrived.withLock { arrived in
-      jobs.append(contentsOf: arrived)
+      unsafe state.pointee.jobs.append(contentsOf: arrived)
       arrived.removeAll(keepingCapacity: true)
     }
     let end = clinux_monotonic_nanoseconds() &+ Self.longestPass

@@ -17,7 +17,10 @@ enum KernelProbe {
   static let failure: Errno? = {
     let failure = probe()
     // Answers that do not say whether it would work at another time.
-    let passing: [Errno] = [.resourceTemporarilyUnavailable, .noMemory, .interrupted]
+    let passing: [Errno] = [
+      .resourceTemporarilyUnavailable, .noMemory, .interrupted, .tooManyOpenFiles,
+      .tooManyOpenFilesInSystem,
+    ]
     return failure.flatMap { passing.contains($0) ? nil : $0 }
   }()
 

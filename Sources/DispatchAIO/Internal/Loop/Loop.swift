@@ -43,6 +43,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   let admission = AdmissionQueue()
   /// Runs what completions resume within the turn.
   let jobs: JobQueue
+  /// What is being sent from files to sockets.
+  var sends = FileSends()
   private let kernel: LinuxKernel
   /// Behind a pointer, because the compiler cannot know that turns never overlap, and would check
   /// each access of a class's property while the program runs. Allocated by `init`, freed by
@@ -57,6 +59,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private let isClosing = Atomic<Bool>(false)
   /// Whether the epoll set is polled.
   private let isPolling = Atomic<Bool>(false)
+  /// Whether there are descriptors of which the engine does not know yet.
+  private let isPollWanted = Atomic<Bool>(false)
   /// Marks `queue`, so that one can ask whether one is on it.
   private let onQueue = DispatchSpecificKey<Void>()
 
@@ -174,9 +178,22 @@ final class Loop: SlotOwner, @unchecked Sendable {
     let id = table.accept(request, in: slot)
     // The caller is a block of the queue, for example the handler of a Dispatch source: such blocks
     // cannot run while the loop waits.
-    if DispatchQueue.getSpecific(key: onQueue) != nil { wait.deferToOthers() }
+    // While another thread runs a turn, this one is not on the queue.
+    if turnThread.load(ordering: .relaxed) == 0, DispatchQueue.getSpecific(key: onQueue) != nil {
+      wait.deferToOthers()
+    }
     scheduler.scheduleTurn()
     return id
+  }
+
+  /// Whether a request that is made now goes to the kernel with the next submission: the caller is
+  /// within a turn, and the request has to wait neither for a slot nor for room, nor for an offload
+  /// thread.
+  @inline(__always)
+  func submitsNext(_ verb: Verb, _ file: OpenFile, offset: Int64, length: Int) -> Bool {
+    unsafe turnThread.load(ordering: .relaxed) == Self.thread && !admission.hasWaiters
+      && table.free.count > 0
+      && engine.pointee.submitsNext(verb, file, offset: offset, length: length)
   }
 
   private static var thread: UInt {
@@ -191,15 +208,17 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
   }
 
-  /// Adds a request that waits for a slot. In a forked child it would wait forever, and is refused.
+  /// Adds a request that waits for a slot; one that is refused ends in this call. In a forked child
+  /// it would wait forever.
   ///
   /// - Parameter request: The request, which holds its file.
-  /// - Returns: `nil`; or the reason of a refusal, after which the caller releases the file.
-  func admit(_ request: consuming Request<Delivery>, _ waiter: Waiter) -> AIOError? {
-    if Fork.isChild { return .forked(request.subject) }
-    if let error = admission.add(request, waiter) { return error }
+  func admit(_ request: consuming Request<Delivery>, _ waiter: Waiter) {
+    if Fork.isChild {
+      let error = AIOError.forked(request.subject)
+      return request.end(error)
+    }
+    admission.add(request, waiter)
     scheduler.scheduleTurn()
-    return nil
   }
 
   func cancel(_ id: RequestID) -> AIOCancellation {
@@ -281,22 +300,29 @@ final class Loop: SlotOwner, @unchecked Sendable {
         """)
     }
     defer { turnThread.store(0, ordering: .releasing) }
-    guard life == .open else { return 0 }
+    guard life == .open else {
+      leaveJobs()
+      return 0
+    }
     scheduler.turnBegins()
     if byHand { scheduler.turnByHandBegins() }
     turns += 1
     let outerPass = byHand ? 0 : jobs.enter()
-    preparePolling()
     var budget = TurnBudget(byHand: byHand)
     unsafe engine.pointee.beginTurn()
     while iterate(&budget) {}
-    if !byHand {
-      jobs.leave(outerPass)
-      if jobs.hasJobs { jobs.runLater() }
-    }
+    if !byHand { jobs.leave(outerPass) }
     flush()
     if isClosing.load(ordering: .sequentiallyConsistent) { endIfIdle() }
+    if !byHand { leaveJobs() }
     return budget.completions
+  }
+
+  /// Makes sure that the jobs that are left run: in a turn, where their requests are submitted
+  /// together, unless the loop has ended.
+  private func leaveJobs() {
+    guard jobs.hasJobs else { return }
+    if life == .open { scheduler.yield() } else { jobs.runLater() }
   }
 
   /// One iteration of a turn.
@@ -339,6 +365,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     var isBehind = false
     if admission.hasWaiters { isBehind = !admitWaiters() }
     if !submitHooks.isEmpty { runSubmitHooks() }
+    if isPollWanted.load(ordering: .relaxed) { preparePolling() }
     if unsafe !engine.pointee.collect() { isBehind = true }
     switch unsafe engine.pointee.submit() {
     case .settled: scheduler.retrySucceeded()
@@ -359,7 +386,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Schedules a turn after a change for which one is needed: a first descriptor to poll, or a
   /// handler to run. From any thread.
   func readinessChanged(hasHandlers: Bool) {
-    if hasHandlers || !isPolling.load(ordering: .relaxed) { scheduler.scheduleTurn() }
+    if hasHandlers { return scheduler.scheduleTurn() }
+    guard !isPolling.load(ordering: .relaxed) else { return }
+    isPollWanted.store(true, ordering: .sequentiallyConsistent)
+    scheduler.scheduleTurn()
   }
 
   /// Runs a block in a turn. From any thread.
@@ -368,6 +398,15 @@ final class Loop: SlotOwner, @unchecked Sendable {
       scheduler.scheduleTurn()
     } else {
       queue.async(execute: body)
+    }
+  }
+
+  /// Begins a send. From any thread.
+  func start(_ send: FileSend) {
+    if turnThread.load(ordering: .relaxed) == Self.thread {
+      send.start()
+    } else {
+      async { send.start() }
     }
   }
 
@@ -412,6 +451,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// Makes the engine poll the epoll set, once there is one.
   private func preparePolling() {
+    isPollWanted.store(false, ordering: .relaxed)
     guard !isPolling.load(ordering: .relaxed), let descriptor = readiness.descriptor else { return }
     isPolling.store(true, ordering: .relaxed)
     if pollsByDispatch {
@@ -462,17 +502,26 @@ final class Loop: SlotOwner, @unchecked Sendable {
   @inline(__always)
   private func deliver(_ completion: consuming Engine<LinuxKernel, Delivery>.Completion) {
     let result: Result<Int, AIOError> =
-      completion.result >= 0
-      ? .success(completion.result)
+      completion.result >= 0 || completion.result == Request<Delivery>.wouldWait
+      ? .success(
+        completion.request.operation.isAppend && completion.result >= 0
+          ? Int(completion.request.offset) : completion.result)
       : .failure(.failed(completion.request, errno: Int32(-completion.result)))
-    let (delivery, slot) = (completion.request.attachment, completion.slot)
+    let slot = completion.slot
     // The request's buffers and file are released before the handler runs.
-    _ = consume completion
-    if let queue = delivery.queue {
-      crossQueueBatch.add(delivery.completion, result, slot: slot, to: queue)
-    } else {
+    switch completion.takeAttachment() {
+    case .callback(let callback, let queue?):
+      crossQueueBatch.add(callback, result, slot: slot, to: queue)
+    case .callback(let callback, nil):
       table.free.give(slot)
-      delivery.completion(result)
+      callback(result)
+    case .task(let resumption, let isIsolated):
+      table.free.give(slot)
+      if isIsolated {
+        resumption.resume(returning: result)
+      } else {
+        jobs.resumeNonisolated { resumption.resume(returning: result) }
+      }
     }
   }
 
@@ -511,7 +560,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Whether other threads have left work for the loop.
   private func hasArrivals() -> Bool {
     table.hasArrivals || !admission.isEmpty && table.free.count > 0 || !blocks.isEmpty
-      || readiness.hasHandlers
+      || readiness.hasHandlers || isPollWanted.load(ordering: .sequentiallyConsistent)
   }
 
   private enum Waited {

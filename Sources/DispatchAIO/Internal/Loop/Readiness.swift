@@ -23,18 +23,19 @@ final class Readiness: Sendable {
     var generation: UInt32
     var reader: (any ReadinessSource)?
     var writer: (any ReadinessSource)?
-    var polls: [OneShotPoll] = []
+    var polls = PollTable.List()
+    /// Whether it was found to be a stream socket that does not block.
+    var isStream = false
     /// The events that the set waits for; `nil` while the descriptor is not in it.
     var events: UInt32?
 
     var isUnused: Bool { reader == nil && writer == nil && polls.isEmpty }
 
     /// The events that the set has to wait for.
-    var wanted: UInt32 {
-      var wanted: UInt32 = 0
+    func wanted(_ table: PollTable) -> UInt32 {
+      var wanted = table.events(of: polls)
       if let reader, reader.isRunning { wanted |= AIOPollEvents.readable.rawValue }
       if let writer, writer.isRunning { wanted |= AIOPollEvents.writable.rawValue }
-      for poll in polls { wanted |= poll.events.rawValue }
       return wanted
     }
   }
@@ -59,6 +60,7 @@ final class Readiness: Sendable {
   struct State {
     var set: PollSet?
     var watched: [Int32: Watched] = [:]
+    var polls = PollTable()
     var generation: UInt32 = 0
     /// Registration and cancel handlers that have not run.
     var handlers: [Block] = []
@@ -106,11 +108,26 @@ final class Readiness: Sendable {
   /// Adds a one-shot poll.
   ///
   /// - Throws: As for a source.
-  func add(_ poll: OneShotPoll) throws(Errno) {
-    try change(poll.fd) { watched in
-      watched.polls.append(poll)
-      return nil
+  func add(_ poll: OneShotPoll) throws(Errno) -> PollTable.ID {
+    let answer = state.withLock { state -> Result<PollTable.ID, Errno> in
+      if state.isClosed { return .failure(.canceled) }
+      do throws(Errno) {
+        let set = try Self.set(&state)
+        var watched = state.watched[poll.fd] ?? Self.watched(&state)
+        let id = state.polls.append(poll, to: &watched.polls)
+        do throws(Errno) {
+          try update(poll.fd, &watched, set, state.polls)
+        } catch {
+          state.polls.take(from: &watched.polls) { $1 == id }
+          throw error
+        }
+        state.watched[poll.fd] = watched
+        return .success(id)
+      } catch {
+        return .failure(error)
+      }
     }
+    return try answer.get()
   }
 
   private func change(_ fd: Int32, _ body: (inout Watched) -> Errno?) throws(Errno) {
@@ -120,7 +137,7 @@ final class Readiness: Sendable {
         let set = try Self.set(&state)
         var watched = state.watched[fd] ?? Self.watched(&state)
         if let refusal = body(&watched) { return refusal }
-        try update(fd, &watched, set)
+        try update(fd, &watched, set, state.polls)
         state.watched[fd] = watched
         return nil
       } catch {
@@ -143,8 +160,10 @@ final class Readiness: Sendable {
   }
 
   /// Changes the events that the set waits for to those wanted of a descriptor.
-  private func update(_ fd: Int32, _ watched: inout Watched, _ set: PollSet) throws(Errno) {
-    let wanted = watched.wanted
+  private func update(
+    _ fd: Int32, _ watched: inout Watched, _ set: PollSet, _ polls: PollTable
+  ) throws(Errno) {
+    let wanted = watched.wanted(polls)
     guard watched.events != wanted else { return }
     let number = UInt64(UInt32(bitPattern: fd)) | UInt64(watched.generation) << 32
     if watched.events == nil {
@@ -163,7 +182,7 @@ final class Readiness: Sendable {
   func update(_ fd: Int32, _ state: inout State) -> Errno? {
     guard let set = state.set, var watched = state.watched[fd] else { return nil }
     do throws(Errno) {
-      try update(fd, &watched, set)
+      try update(fd, &watched, set, state.polls)
       state.watched[fd] = watched
       return nil
     } catch {
@@ -181,15 +200,13 @@ final class Readiness: Sendable {
 
   /// Removes a one-shot poll.
   ///
-  /// - Returns: `false` if it has ended.
-  func remove(_ poll: OneShotPoll) -> Bool {
+  /// - Returns: The poll; `nil` if it has ended.
+  func remove(_ id: PollTable.ID) -> OneShotPoll? {
     state.withLock { state in
-      guard var watched = state.watched[poll.fd],
-        let index = watched.polls.firstIndex(where: { $0 === poll })
-      else { return false }
-      watched.polls.remove(at: index)
+      guard let poll = state.polls[id], var watched = state.watched[poll.fd] else { return nil }
+      state.polls.take(from: &watched.polls) { $1 == id }
       settle(poll.fd, watched, &state)
-      return true
+      return poll
     }
   }
 
@@ -201,7 +218,7 @@ final class Readiness: Sendable {
       state.watched[fd] = nil
     } else {
       var watched = watched
-      try? update(fd, &watched, set)
+      try? update(fd, &watched, set, state.polls)
       state.watched[fd] = watched
     }
   }
@@ -254,7 +271,7 @@ final class Readiness: Sendable {
     }
     if !watched.polls.isEmpty {
       var watched = watched
-      watched.polls.removeAll { poll in
+      state.polls.take(from: &watched.polls) { poll, _ in
         let answer = events.intersection(poll.events.union(ends))
         guard !answer.isEmpty else { return false }
         ready.append(.poll(poll, answer))
@@ -309,6 +326,15 @@ final class Readiness: Sendable {
     state.withLock { !$0.handlers.isEmpty || !$0.endedPolls.isEmpty || !$0.retired.isEmpty }
   }
 
+  /// What is known of a socket that is to be sent to: a descriptor that is watched is open, and not
+  /// another one.
+  func knowledge(of fd: Int32) -> (isStream: Bool, isClosed: Bool) {
+    state.withLock { ($0.watched[fd]?.isStream ?? false, $0.isClosed) }
+  }
+
+  /// Learns that a descriptor is a stream socket that does not block, if it is watched.
+  func isStream(_ fd: Int32) { state.withLock { $0.watched[fd]?.isStream = true } }
+
   /// Whether `close` has been called.
   var isClosed: Bool { state.withLock { $0.isClosed } }
 
@@ -317,13 +343,20 @@ final class Readiness: Sendable {
     state.withLock { state in
       guard !state.isClosed else { return }
       state.isClosed = true
+      var polls: [PollTable.List] = []
       for (_, watched) in state.watched {
         watched.reader?.cancel(&state)
         watched.writer?.cancel(&state)
-        for poll in watched.polls {
-          state.endedPolls.append((poll, .contextClosed(poll.subject)))
+        polls.append(watched.polls)
+      }
+      var ended: [(OneShotPoll, AIOError)] = []
+      for var list in polls {
+        state.polls.take(from: &list) { poll, _ in
+          ended.append((poll, .contextClosed(poll.subject)))
+          return true
         }
       }
+      state.endedPolls += ended
       state.watched = [:]
       var timers: [any ReadinessTimer] = []
       for entry in state.timers.unordered { timers.append(entry.timer) }

@@ -5,28 +5,88 @@
 
 extension Operation {
   /// Checks a request on a file.
-  ///
   /// - Returns: The number of bytes that the operation transfers; 0 for a sync.
   /// - Throws: ``AIOError``, which refuses the request.
   @inline(__always)
-  func check(_ file: OpenFile, _ offset: Int64) throws(AIOError) -> Int {
+  func check(
+    _ file: OpenFile, _ offset: Int64, _ options: RequestOptions = []
+  ) throws(AIOError) -> Int {
+    let alignment = options.contains(.anyRange) ? .none : file.traits.alignment
     switch self {
     case .fsync, .fdatasync:
       return 0
     case .read(let memory):
-      let length = try check(memory, file, offset)
+      let length = try check(memory, file, offset, alignment)
       guard file.traits.isReadable else { throw .notReadable(.init(self, file, offset, length)) }
       return length
     case .write(let memory):
-      let length = try check(memory, file, offset)
+      let length = try check(memory, file, offset, alignment)
       guard file.traits.isWritable else { throw .notWritable(.init(self, file, offset, length)) }
+      if options.contains(.atomic) { try checkAtomic(memory, file, offset, length, options) }
       return length
+    case .append(let memory):
+      let length = try check(memory, file, 0, alignment)
+      guard file.traits.isWritable else { throw .notWritable(.init(self, file, 0, length)) }
+      try checkAppend(file, length, options)
+      return length
+    }
+  }
+
+  /// Checks a write that must not be torn: the kernel would refuse it as well, with EINVAL.
+  private func checkAtomic(
+    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ length: Int, _ options: RequestOptions
+  ) throws(AIOError) {
+    let subject = AIOError.Subject(self, file, offset, length, options)
+    guard let unit = file.atomicWriteUnit else {
+      throw AIOError(
+        .notSupported, subject,
+        .text(
+          file.traits.isDirect
+            ? """
+            the disk, the file system or the kernel cannot write untorn (AIOFile.atomicWriteUnit is \
+            nil); write without .atomic, and tell a torn write by a checksum
+            """
+            : "only a direct file is written untorn; open it with caching: .direct"))
+    }
+    if memory.elements != 1 {
+      throw AIOError(
+        .misaligned, subject,
+        .text("an untorn write is of one buffer; \(memory.elements) were given"))
+    }
+    if !unit.contains(length) || length & (length - 1) != 0 {
+      throw AIOError(
+        .misaligned, subject,
+        .text(
+          """
+          an untorn write has a power of two of bytes, from \(unit.lowerBound) to \
+          \(unit.upperBound) (AIOFile.atomicWriteUnit); \(length) were given
+          """))
+    }
+    if offset % Int64(length) != 0 {
+      throw AIOError(
+        .misaligned, subject,
+        .text("the offset of an untorn write is a multiple of its length; \(offset) is not"))
+    }
+  }
+
+  private func checkAppend(
+    _ file: OpenFile, _ length: Int, _ options: RequestOptions
+  ) throws(AIOError) {
+    if file.traits.isBlockDevice {
+      throw AIOError(
+        .unsupportedFile, .init(self, file, 0, length),
+        .text("it is a block device, whose end is fixed; write at an offset"))
+    }
+    if options.contains(.atomic) {
+      throw AIOError(
+        .notSupported, .init(self, file, 0, length),
+        .text("an append cannot be untorn, as its place is not known; write at an offset"))
     }
   }
 
   @inline(__always)
   private func check(
-    _ memory: Memory, _ file: OpenFile, _ offset: Int64
+    _ memory: Memory, _ file: OpenFile, _ offset: Int64, _ alignment: BlockAlignment
   ) throws(AIOError) -> Int {
     let elements = memory.elements
     guard elements <= SubmissionBatch.maximumElements else {
@@ -38,7 +98,6 @@ extension Operation {
           \(SubmissionBatch.maximumElements): split it
           """))
     }
-    let alignment = file.traits.alignment
     let lengthMask = UInt(bitPattern: alignment.offset &- 1)
     let memoryMask = UInt(bitPattern: alignment.memory &- 1)
     // Everything that must be aligned is collected in one word each, so that a good request takes
@@ -100,13 +159,18 @@ extension Operation {
 }
 
 extension AIOError.Subject {
-  init(_ operation: Operation, _ file: OpenFile, _ offset: Int64, _ length: Int?) {
+  init(
+    _ operation: Operation, _ file: OpenFile, _ offset: Int64, _ length: Int?,
+    _ options: RequestOptions = []
+  ) {
     switch operation {
     case .read: self.init(operation: .read, offset: offset, length: length)
     case .write: self.init(operation: .write, offset: offset, length: length)
+    case .append: self.init(operation: .append, length: length)
     case .fsync: self.init(operation: .fsync)
     case .fdatasync: self.init(operation: .fdatasync)
     }
+    isDurable = options.isDurable
     path = file.path
     descriptor = file.descriptor
   }

@@ -6,7 +6,13 @@ internal import Glibc
 
 extension Request<Delivery> {
   /// The subject of the request's error, if it fails.
-  var subject: AIOError.Subject { AIOError.Subject(operation, file, offset, length) }
+  var subject: AIOError.Subject { AIOError.Subject(operation, file, offset, length, options) }
+
+  /// Ends the request, which is in no table, in this call.
+  consuming func end(_ error: AIOError) {
+    file.release()
+    attachment.complete(.failure(error))
+  }
 }
 
 extension AIOError {

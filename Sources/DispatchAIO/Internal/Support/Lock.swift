@@ -3,7 +3,8 @@
 internal import Glibc
 
 /// A value under a `pthread_mutex_t`, for short sections: the library never holds it across a call
-/// that can sleep. It has `package` access because it is the examples' lock, too.
+/// that can sleep, except `OpenFile.position`, which the loop never takes. It has `package`
+/// access because it is the examples' lock, too.
 ///
 /// `Synchronization.Mutex` is not used, because the Thread Sanitizer does not see it synchronize,
 /// and reports races that do not exist.

@@ -133,6 +133,12 @@ class HTTPConnection {
     unsent = (0..<count, 0..<(range?.count ?? 0))
   }
 
+  /// The head of the answer that was begun, for who sends it.
+  func takeHead() -> [UInt8] {
+    defer { unsent = (0..<0, 0..<0) }
+    return Array(UnsafeRawBufferPointer(rebasing: head[unsent.head]))
+  }
+
   /// Sends what has not been sent of the answer, as much as there is room for.
   ///
   /// - Parameter body: The answer's whole body.

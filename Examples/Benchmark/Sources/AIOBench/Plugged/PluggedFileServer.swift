@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The server of DispatchFileServer.swift moved to this library: sources of the context's in place
-// of DispatchSources, files read by the context.
+// of DispatchSources, files opened and sent by the context.
 
 import Dispatch
 import DispatchAIO
@@ -45,10 +45,7 @@ final class PluggedFileServer: @unchecked Sendable {
 private final class Connection: HTTPConnection, @unchecked Sendable {
   private let server: PluggedFileServer
   private var reader: AIOSource?
-  private var writer: AIOSource?
-  private var buffer = AIOBuffer(count: 0)
-  /// The part of the buffer that is the answer's body.
-  private var body = 0..<0
+  private var sending: AIOSend?
   private var isAnswering = false
   private var hasEnded = false
 
@@ -70,28 +67,25 @@ private final class Connection: HTTPConnection, @unchecked Sendable {
     self.reader = reader
   }
 
-  /// Ends the connection if `work` does.
+  /// Ends the connection if `work` does. The socket stays open for what is being sent.
   private func perform(_ work: () throws(ConnectionEnded) -> Void) {
-    do { try work() } catch {
-      hasEnded = true
-      writer?.cancel()
-      reader?.cancel()
-      (reader, writer) = (nil, nil)
-    }
+    do { if !hasEnded { try work() } } catch { hasEnded = true }
+    guard hasEnded else { return }
+    sending?.cancel()
+    if sending == nil { reader?.cancel() } else { reader?.suspend() }
+    reader = sending == nil ? nil : reader
   }
 
   private func answerNext() throws(ConnectionEnded) {
     while !isAnswering, let request = try nextRequest() {
       isAnswering = true
       if let file = server.files[request.path] {
-        try read(request, file)
+        try send(file, request)
       } else {
         try open(request)
       }
     }
   }
-
-  // MARK: Files
 
   private func open(_ request: FileRequest) throws(ConnectionEnded) {
     do {
@@ -99,75 +93,44 @@ private final class Connection: HTTPConnection, @unchecked Sendable {
         server.directory.appending(request.path), .readOnly, caching: server.caching
       ) { [self] result in
         perform { () throws(ConnectionEnded) in
-          if let file = try? result.get() {
-            if !server.opensEach, !request.path.utf8.contains(0x2f) {
-              server.files[request.path] = file
-            }
-            try read(request, file)
-          } else {
-            try answer(request, nil)
+          guard let file = try? result.get() else { return try refuse(request) }
+          if !server.opensEach, !request.path.utf8.contains(0x2f) {
+            server.files[request.path] = file
           }
-          try answerNext()
+          try send(file, request)
         }
       }
     } catch {
-      try answer(request, nil)
+      try refuse(request)
     }
   }
 
-  private func read(_ request: FileRequest, _ file: AIOFile) throws(ConnectionEnded) {
+  private func send(_ file: AIOFile, _ request: FileRequest) throws(ConnectionEnded) {
     let size = Int(file.status.size)
     let range = request.range(in: size)
-    // Where the file is direct, what lies around the range has to be read with it.
-    let alignment = file.alignment.offset
-    let start = range.lowerBound / alignment * alignment
-    let count = (range.upperBound - start + alignment - 1) / alignment * alignment
-    if buffer.count < count { buffer = AIOBuffer(count: count) }
-    body = range.lowerBound - start..<range.upperBound - start
+    begin(request, range, of: size)
     do {
-      try server.context.read(file, at: Int64(start), into: buffer[..<count]) {
-        [self] result in
+      sending = try server.context.send(
+        file, at: Int64(range.lowerBound), count: range.count, to: socket, header: takeHead()
+      ) { [self] result in
+        sending = nil
         perform { () throws(ConnectionEnded) in
-          let isRead = (try? result.get()).map { $0 >= body.upperBound } ?? false
-          try answer(request, isRead ? size : nil)
+          guard case .success(range.count) = result else { throw .init() }
+          isAnswering = false
           try answerNext()
         }
       }
     } catch {
-      try answer(request, nil)
-    }
-  }
-
-  // MARK: Answers
-
-  private func answer(_ request: FileRequest, _ size: Int?) throws(ConnectionEnded) {
-    guard !hasEnded else { return }
-    begin(request, size.map { request.range(in: $0) }, of: size ?? 0)
-    try sendMore()
-  }
-
-  private func sendMore() throws(ConnectionEnded) {
-    let isSent = try buffer[body].withUnsafeBytes { bytes throws(ConnectionEnded) in
-      try send(bytes)
-    }
-    guard isSent else { return try awaitRoom() }
-    isAnswering = false
-    writer?.cancel()
-    writer = nil
-  }
-
-  private func awaitRoom() throws(ConnectionEnded) {
-    guard writer == nil else { return }
-    guard let writer = try? server.context.makeWriteSource(fileDescriptor: socket) else {
       throw .init()
     }
-    writer.setEventHandler { [self] in
-      perform { () throws(ConnectionEnded) in
-        try sendMore()
-        try answerNext()
-      }
-    }
-    writer.activate()
-    self.writer = writer
+  }
+
+  /// Answers that there is no such file.
+  private func refuse(_ request: FileRequest) throws(ConnectionEnded) {
+    begin(request, nil, of: 0)
+    // Some 50 bytes, for which a socket that has taken all else has room.
+    guard try send(UnsafeRawBufferPointer(start: nil, count: 0)) else { throw .init() }
+    isAnswering = false
+    try answerNext()
   }
 }

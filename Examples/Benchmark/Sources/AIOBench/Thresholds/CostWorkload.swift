@@ -19,6 +19,8 @@ struct CostWorkload {
     case readElsewhere
     /// By tasks on the loop's executor.
     case readAsync, writeAsync
+    /// By an actor on it.
+    case readActor
     /// A one-shot poll of a descriptor that is readable.
     case poll
     /// The events of a source whose descriptor stays readable.
@@ -44,6 +46,9 @@ struct CostWorkload {
   static let depths = [1, 8, 32]
   static let blockSize = 4096
   static let blocks = 64
+
+  /// The offset of the block of a number.
+  static func offset(_ number: Int) -> Int64 { Int64(number % blocks * blockSize) }
 
   static let all = Verb.allCases.flatMap { verb in
     (verb == .source ? [1] : depths).map { CostWorkload(verb: verb, depth: $0) }
@@ -78,7 +83,7 @@ final class CostSession {
   /// Makes a number of requests, and waits for them.
   func run(_ count: Int) throws {
     switch workload.verb {
-    case .readAsync, .writeAsync: try runTasks(count)
+    case .readAsync, .writeAsync, .readActor: try runTasks(count)
     case .source: try runSource(count)
     default: try CostRunner(workload, context, file, pipe[0]).run(count)
     }
@@ -102,17 +107,19 @@ final class CostSession {
     let done = DispatchSemaphore(value: 0)
     // Written before the signal and read after it.
     nonisolated(unsafe) var failure: (any Error)?
-    let (depth, isWrite) = (workload.depth, workload.verb == .writeAsync)
+    let (depth, verb) = (workload.depth, workload.verb)
     let each = count / depth
+    let actor = CostActor(context: context, file: file)
     Task(executorPreference: context.taskExecutor) { [context, file] in
       do {
         try await withThrowingTaskGroup(of: Void.self) { group in
           for task in 0..<depth {
             group.addTask(executorPreference: context.taskExecutor) {
+              if verb == .readActor { return try await actor.read(each, from: task) }
               var buffer = AIOUniqueBuffer(count: CostWorkload.blockSize)
-              for number in 0..<each {
-                let offset = Int64((task + number) % CostWorkload.blocks * CostWorkload.blockSize)
-                if isWrite {
+              for number in task..<task + each {
+                let offset = CostWorkload.offset(number)
+                if verb == .writeAsync {
                   _ = try await context.write(file, at: offset, from: buffer)
                 } else {
                   _ = try await context.read(file, at: offset, into: &buffer)
@@ -129,6 +136,25 @@ final class CostSession {
     }
     done.wait()
     if let failure { throw failure }
+  }
+}
+
+/// Reads on the loop, in the tasks that call it.
+private actor CostActor {
+  let context: AIOContext
+  let file: AIOFile
+  nonisolated var unownedExecutor: UnownedSerialExecutor {
+    context.executor.asUnownedSerialExecutor()
+  }
+
+  init(context: AIOContext, file: AIOFile) { (self.context, self.file) = (context, file) }
+
+  /// Reads blocks, one after the other.
+  func read(_ count: Int, from first: Int) async throws {
+    var buffer = AIOUniqueBuffer(count: CostWorkload.blockSize)
+    for number in first..<first + count {
+      _ = try await context.read(file, at: CostWorkload.offset(number), into: &buffer)
+    }
   }
 }
 
@@ -189,7 +215,7 @@ private final class CostRunner: @unchecked Sendable {
       case .fdatasync: try context.fdatasync(file) { [self] in ended($0, slot) }
       case .poll: try context.poll(descriptor, for: .readable) { [self] in ended($0, slot) }
       case .block: context.async { [self] in ended(Result<Int, AIOError>.success(0), slot) }
-      case .readAsync, .writeAsync, .source: preconditionFailure("made by others")
+      case .readAsync, .writeAsync, .readActor, .source: preconditionFailure("made by others")
       }
     } catch {
       ended(Result<Int, AIOError>.failure(error), slot)

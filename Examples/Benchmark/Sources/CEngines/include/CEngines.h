@@ -39,6 +39,10 @@ struct cengines_result {
 void cengines_run(const struct cengines_job *job, struct cengines_result *result,
                   volatile uint64_t *progress);
 
+// Appends 4 KiB at a time to an empty file, one in flight, each made by a worker, with an fdatasync
+// always in flight, for so many nanoseconds. Returns 0 or an errno.
+int cengines_append_offloaded(int fd, uint64_t runtime, uint64_t *appends);
+
 // Fills a block with numbers made of its offset, one at the beginning of each 512 bytes.
 void cengines_stamp(void *block, uint64_t length, uint64_t offset);
 

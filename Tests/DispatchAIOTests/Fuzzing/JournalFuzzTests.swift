@@ -9,23 +9,21 @@ import XCTest
 /// Journals whose files were flipped, cut, swapped, linked, copied and removed at random.
 final class JournalFuzzTests: XCTestCase {
   /// After a clean end whatever is missing is known to be missing.
-  func testHarmAfterACleanEnd() throws { try fuzz(cases: 240, endsCleanly: true) }
+  func testHarmAfterACleanEnd() throws { try fuzz(endsCleanly: true, share: 0.7) }
 
   /// After a crash the last batches may be torn, but nothing is read that was not sent.
-  func testHarmAfterACrash() throws { try fuzz(cases: 80, endsCleanly: false) }
+  func testHarmAfterACrash() throws { try fuzz(endsCleanly: false, share: 0.3) }
 
-  private func fuzz(cases: Int, endsCleanly: Bool) throws {
+  private func fuzz(endsCleanly: Bool, share: Double) throws {
     let directory = try temporaryDirectory()
     let snapshot = try JournalSnapshot(
       in: directory.path.appending("data"), endsCleanly: endsCleanly)
     let foreign = try JournalSnapshot(
       in: directory.path.appending("foreign"), connections: 1, bytes: 20_000, endsCleanly: true)
-    let seed = Seeds.one
-    print("journal fuzzer: \(Seeds.replay(seed))")
     var (damaged, whole) = (0, 0)
-    let cases = ProcessInfo.processInfo.environment["JOURNAL_CASES"].flatMap(Int.init) ?? cases
-    for number in 0..<cases {
-      var generator = SeededGenerator(seed: seed &+ UInt64(number) &* 0x1_0000)
+    let rounds = Fuzzing.rounds(
+      of: "journal", in: self, share: share, least: 40
+    ) { generator, what in
       try snapshot.restore()
       var harms: [Harm] = []
       for _ in 0..<(generator.oneIn(2) ? 1 : Int.random(in: 2...4, using: &generator)) {
@@ -33,22 +31,23 @@ final class JournalFuzzTests: XCTestCase {
         if try harm.apply(to: snapshot) { harms.append(harm) }
       }
       // Whose journal it is, nothing tells then.
-      if Harm.takeTheIdentity(harms) { continue }
-      let what = "case \(number), \(harms.map(\.description)); \(Seeds.replay(seed))"
+      if Harm.takeTheIdentity(harms) { return }
+      let what = "\(harms.map(\.description)); \(what)"
       let before = try check(snapshot, harms, endsCleanly: endsCleanly, what)
       if !before.damages.isEmpty { damaged += 1 }
       if snapshot.sent.allSatisfy({ before.bytes(of: $0) == $1 }) { whole += 1 }
+      let connection = UInt64.random(in: 1...UInt64(snapshot.sent.count), using: &generator)
+      if generator.oneIn(10) { try checkPrograms(snapshot, before, connection, what) }
       if generator.oneIn(20) {
         try serve(snapshot, before, what)
       } else {
         try reopen(snapshot, before, what)
       }
-      if testRun?.failureCount ?? 0 > 5 { return XCTFail("enough; \(what)") }
     }
-    print("\(cases) cases: \(damaged) with damage, \(whole) with every byte readable")
+    print("\(rounds) rounds: \(damaged) with damage, \(whole) with every byte readable")
     // Harm is found, and most of it costs only some bytes.
-    XCTAssertGreaterThan(damaged, cases / 4)
-    XCTAssertGreaterThan(whole, cases / 10)
+    XCTAssertGreaterThan(damaged, rounds / 5)
+    XCTAssertGreaterThan(whole, rounds / 20)
   }
 
   // MARK: Checking
@@ -132,11 +131,30 @@ final class JournalFuzzTests: XCTestCase {
     for connection in snapshot.sent.keys {
       XCTAssertTrue(after.bytes(of: connection) == before.bytes(of: connection), what)
     }
-    // The programs say the same.
-    let verify = try ChildProcess.run(
-      ChildProcess.built("echo-to-disk"), ["verify", snapshot.data.string], seconds: 20)
-    XCTAssertFalse(verify.wasSignalled, "\(verify.output): \(what)")
-    XCTAssertEqual(verify.status, after.damages.isEmpty ? 0 : 1, "\(verify.output): \(what)")
+    try checkPrograms(snapshot, after, number, what)
+  }
+
+  /// The programs end, in time, and say what was found in this process: their exit status, and
+  /// every byte of a connection.
+  private func checkPrograms(
+    _ snapshot: JournalSnapshot, _ contents: JournalContents, _ connection: UInt64, _ what: String
+  ) throws {
+    let data = snapshot.data.string
+    let replayed = "\(data).replayed"
+    let program = try ChildProcess.built("echo-to-disk")
+    for (arguments, status) in [
+      (["verify", data], contents.damages.isEmpty ? 0 : 1),
+      (["list", data], contents.damages.isEmpty ? 0 : 1),
+      (["replay", data, "--connection", "\(connection)"], contents.status(of: connection)),
+    ] {
+      let run = try ChildProcess.run(
+        "/bin/sh", ["-c", "\"$@\" >\"$0\"", replayed, program] + arguments, seconds: 20)
+      let what = "\(arguments), \(run.errors): \(what)"
+      XCTAssertFalse(run.wasSignalled, what)
+      XCTAssertEqual(run.status, status, what)
+    }
+    let bytes = try Data(contentsOf: URL(fileURLWithPath: replayed))
+    XCTAssertTrue(bytes.elementsEqual(contents.bytes(of: connection)), "other bytes: \(what)")
   }
 }
 
@@ -151,6 +169,7 @@ private struct Harm: CustomStringConvertible {
     case swapBlocks(String, Int, String, Int)
     case copy(String, to: String)
     case foreign(Data, to: String)
+    case rename(String, to: String)
     case hardLink(String, to: String)
     case symbolicLink(String)
     case remove(String)
@@ -191,7 +210,8 @@ private struct Harm: CustomStringConvertible {
       .swapBlocks(any, offset / 512, other, Int.random(in: 0..<2048, using: &generator)),
       .copy(any, to: generator.oneIn(9) ? "segment-18446744073709551615.journal" : unknown),
       .foreign(foreign.files[foreign.segments[0]] ?? Data(), to: unknown),
-      .hardLink(any, to: unknown), .symbolicLink(file), .remove(file), .directory(file),
+      .rename(any, to: unknown), .hardLink(any, to: unknown), .symbolicLink(file), .remove(file),
+      .directory(file),
       .pipe(file), .foreign(foreign.files[JournalFormat.marksName] ?? Data(), to: "marks"),
     ]
     return Harm(kind: kinds[Int.random(in: 0..<kinds.count, using: &generator)])
@@ -245,6 +265,8 @@ private struct Harm: CustomStringConvertible {
       guard name != other, let bytes = read(name) else { return false }
       return write(other, bytes)
     case .foreign(let bytes, let name): return write(name, bytes)
+    case .rename(let name, let other):
+      return name != other && rename(path(name), path(other)) == 0
     case .hardLink(let name, let other):
       guard name != other, read(name) != nil else { return false }
       unlink(path(other))

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Files for Hummingbird's FileMiddleware. A file is opened once for a request, where the middleware
+// asks for its attributes, and what is sent is read from that same file: its size and its entity
+// tag belong to the bytes, whatever happens to the path meanwhile.
+
+#if Hummingbird
+internal import CLinux
+public import DispatchAIO
+internal import DispatchAIONIO
+public import FoundationEssentials
+internal import Glibc
+internal import HTTPTypes
+public import Hummingbird
+internal import NIOCore
+internal import NIOPosix
+internal import SystemPackage
+
+/// The files beneath a directory, for Hummingbird's `FileMiddleware` in place of its
+/// `LocalFileSystem`.
+///
+/// ```swift
+/// let files = try AIOFileProvider("/srv/www", context: AIOContext())
+/// router.middlewares.add(FileMiddleware(fileProvider: files))
+/// ```
+///
+/// - What the kernel's caches have is answered in place, on the caller's thread: opening, the
+///   attributes, and the whole of an answer of up to 128 KiB. The rest is read asynchronously, and
+///   no thread waits for it. Larger answers are read in chunks of 128 KiB, up to three ahead of
+///   what the client takes.
+/// - The kernel does not leave the directory, whatever a path says (see `AIODirectory`): symbolic
+///   links are followed where they stay inside.
+/// - Only regular files are served. A pipe, a socket or a device is not found, and not opened.
+/// - Nothing is sent of a range that begins beyond the end of the file: the answer is 416. A file
+///   that shrinks while it is sent ends the connection, so that the client notices.
+public struct AIOFileProvider: FileProvider {
+  /// What `FileMiddleware` asks of a file.
+  public struct FileAttributes: Sendable, FileMiddlewareFileAttributes {
+    /// Whether it is a directory.
+    public let isFolder: Bool
+    /// The size in bytes.
+    public let size: Int
+    /// The time of the last modification, as exact as the file system has it, so that the entity
+    /// tags of two versions within a second differ.
+    public let modificationDate: Date
+  }
+
+  /// A path beneath the directory, and the file once it has been opened. It belongs to one request.
+  public final class FileIdentifier {
+    /// The path, relative to the directory.
+    public let path: String
+    fileprivate var file: AIOFile?
+
+    fileprivate init(path: String) { self.path = path }
+  }
+
+  /// The largest answer that is read at once, and the size of the chunks of larger ones, in bytes.
+  private static var chunkLength: Int { 128 << 10 }
+
+  /// The context that makes the requests.
+  public let context: AIOContext
+  /// The directory whose files are served.
+  public let directory: AIODirectory
+
+  /// Opens a directory. Blocks the calling thread.
+  ///
+  /// - Parameters:
+  ///   - root: The directory's path.
+  ///   - context: The context that makes the requests.
+  /// - Throws: `AIOError`, as where there is no such directory.
+  public init(_ root: String, context: AIOContext) throws(AIOError) {
+    self.init(directory: try AIODirectory.open(FilePath(root)), context: context)
+  }
+
+  /// Makes a provider of the files beneath a directory.
+  public init(directory: AIODirectory, context: AIOContext) {
+    self.directory = directory
+    self.context = context
+  }
+
+  /// The identifier of a path; `nil` for one that cannot name a file.
+  public func getFileIdentifier(_ path: String) -> FileIdentifier? {
+    // A path in the file system ends at a NUL, and what the middleware has looked at does not.
+    guard !path.utf8.contains(0) else { return nil }
+    let relative = path.utf8.drop { $0 == UInt8(ascii: "/") }
+    guard !Substring(relative).hasPrefix(Self.temporaryPrefix),
+      !path.contains("/\(Self.temporaryPrefix)")
+    else { return nil }
+    return FileIdentifier(path: relative.isEmpty ? "." : String(Substring(relative)))
+  }
+
+  /// Opens the file, and says what it is.
+  ///
+  /// - Returns: `nil` if there is no such regular file or directory that may be read.
+  /// - Throws: `HTTPError` with the status 503 if the process has too many files open, and
+  ///   `AIOError` if the disk fails.
+  public func getAttributes(id: FileIdentifier) async throws -> FileAttributes? {
+    if id.path.utf8.last == UInt8(ascii: "/") || id.path == "." { return await folder(id.path) }
+    do throws(AIOError) {
+      let file = try await open(id)
+      let time = file.status.modificationTime
+      return FileAttributes(
+        isFolder: false, size: Int(file.status.size),
+        modificationDate: Date(
+          timeIntervalSince1970: Double(time.seconds) + Double(time.nanoseconds) / 1e9))
+    } catch {
+      switch error.code {
+      case .notFound, .permissionDenied: return nil
+      case .unsupportedFile: return await folder(id.path)
+      case .descriptorLimit: throw HTTPError(.serviceUnavailable)
+      case .device: throw error
+      default:
+        // ENOTDIR, ELOOP, ENAMETOOLONG, and EXDEV for what leads out of the directory.
+        return nil
+      }
+    }
+  }
+
+  /// The whole of a file.
+  public func loadFile(
+    id: FileIdentifier, context: some RequestContext
+  ) async throws -> ResponseBody {
+    let file = try await opened(id)
+    return try await body(file, 0..<file.status.size)
+  }
+
+  /// A part of a file.
+  ///
+  /// - Throws: `HTTPError` with the status 416 if the file ends before the range begins.
+  public func loadFile(
+    id: FileIdentifier, range: ClosedRange<Int>, context: some RequestContext
+  ) async throws -> ResponseBody {
+    let file = try await opened(id)
+    let size = file.status.size
+    guard range.lowerBound >= 0, range.lowerBound < size else {
+      throw HTTPError(.rangeNotSatisfiable, headers: [.contentRange: "bytes */\(size)"])
+    }
+    return try await body(
+      file, Int64(range.lowerBound)..<min(size - 1, Int64(range.upperBound)) + 1)
+  }
+
+  // MARK: Beneath
+
+  private func open(_ id: FileIdentifier) async throws(AIOError) -> AIOFile {
+    let path = FilePath(id.path)
+    let file =
+      if let now = try AIOFile.openNow(path, .readOnly, beneath: directory, caching: .automatic) {
+        now
+      } else {
+        try await AIOFile.open(path, .readOnly, beneath: directory, caching: .automatic)
+      }
+    id.file = file
+    return file
+  }
+
+  /// The file that was opened for its attributes.
+  private func opened(_ id: FileIdentifier) async throws -> AIOFile {
+    if let file = id.file { return file }
+    do throws(AIOError) {
+      return try await open(id)
+    } catch {
+      throw HTTPError(error.code == .descriptorLimit ? .serviceUnavailable : .notFound)
+    }
+  }
+
+  private func body(_ file: AIOFile, _ range: Range<Int64>) async throws -> ResponseBody {
+    guard !range.isEmpty else { return ResponseBody() }
+    if range.count <= Self.chunkLength {
+      let buffer = try await context.readByteBuffer(
+        file, from: range.lowerBound, count: range.count)
+      guard buffer.readableBytes == range.count else { throw FileShrank(file, range) }
+      return ResponseBody(byteBuffer: buffer)
+    }
+    let chunks = AIOByteBufferChunks(
+      context: context, file: file, range: range, chunkLength: Self.chunkLength)
+    return ResponseBody(contentLength: range.count) { writer in
+      var left = range.count
+      for try await chunk in chunks {
+        left -= chunk.readableBytes
+        try await writer.write(chunk)
+      }
+      guard left == 0 else { throw FileShrank(file, range) }
+      try await writer.finish(nil)
+    }
+  }
+
+  /// The attributes of a directory; `nil` if the path names none.
+  private func folder(_ path: String) async -> FileAttributes? {
+    if case .some(let answer) = look(path, clinux_resolve_cached) { return answer }
+    let answer = try? await NIOThreadPool.singleton.runIfActive { look(path, 0) }
+    return answer?.flatMap { $0 }
+  }
+
+  /// Looks a directory up.
+  ///
+  /// - Returns: `nil` if that would have to wait.
+  private func look(_ path: String, _ resolve: UInt64) -> FileAttributes?? {
+    let descriptor = unsafe clinux_openat2(
+      directory.fileDescriptor.rawValue, path, clinux_o_path | O_DIRECTORY | O_CLOEXEC, 0,
+      clinux_resolve_beneath | clinux_resolve_no_magic_links | resolve)
+    if descriptor == -EAGAIN, resolve != 0 { return nil }
+    guard descriptor >= 0 else { return .some(nil) }
+    defer { Glibc.close(descriptor) }
+    var status = stat()
+    // The structure is filled during the call.
+    guard unsafe fstat(descriptor, &status) == 0 else { return .some(nil) }
+    return FileAttributes(
+      isFolder: true, size: Int(status.st_size),
+      modificationDate: Date(timeIntervalSince1970: Double(status.st_mtim.tv_sec)))
+  }
+}
+
+/// A file became shorter after its size had been announced.
+struct FileShrank: Error, CustomStringConvertible {
+  let description: String
+
+  init(_ file: AIOFile, _ range: Range<Int64>) {
+    description =
+      "\(file.path?.string ?? "the file") ended before byte \(range.upperBound) while it was sent"
+  }
+}
+#endif

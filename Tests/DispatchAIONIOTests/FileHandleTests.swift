@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The handles beside NIO's own: the same calls, the same answers.
+
+#if NIO
+import DispatchAIONIO
+import NIOCore
+import SystemPackage
+import XCTest
+import _NIOFileSystem
+
+final class FileHandleTests: XCTestCase {
+  /// What code that is written for NIO's handles reads.
+  private func readings(_ handle: some ReadableFileHandleProtocol) async throws -> [[UInt8]] {
+    var readings: [[UInt8]] = []
+    func add(_ buffer: ByteBuffer) { readings.append(Array(buffer.readableBytesView)) }
+    add(try await handle.readToEnd(maximumSizeAllowed: .mebibytes(10)))
+    add(try await handle.readToEnd(fromAbsoluteOffset: 299_990, maximumSizeAllowed: .bytes(20)))
+    add(try await handle.readToEnd(fromAbsoluteOffset: 400_000, maximumSizeAllowed: .bytes(20)))
+    add(try await handle.readChunk(fromAbsoluteOffset: 1, length: .bytes(70_000)))
+    add(try await handle.readChunk(fromAbsoluteOffset: 299_990, length: .bytes(1000)))
+    add(try await handle.readChunk(fromAbsoluteOffset: 400_000, length: .bytes(1000)))
+    for try await chunk in handle.readChunks() { add(chunk) }
+    for try await chunk in handle.readChunks(in: 1...70_000, chunkLength: .bytes(12_345)) {
+      add(chunk)
+    }
+    for try await chunk in handle.readChunks(in: 290_000..., chunkLength: .kibibytes(4)) {
+      add(chunk)
+    }
+    for try await chunk in handle.readChunks(in: 5..<5, chunkLength: .kibibytes(4)) { add(chunk) }
+    var reader = handle.bufferedReader(startingAtAbsoluteOffset: 100, capacity: .kibibytes(8))
+    for count in [10, 9000, 1, 100_000] { add(try await reader.read(.bytes(Int64(count)))) }
+    let info = try await handle.info()
+    readings.append(Array("\(info.size) \(info.type) \(info.permissions)".utf8))
+    return readings
+  }
+
+  func testReadingAsNIODoes() async throws {
+    let directory = try TemporaryDirectory(self)
+    let path = try directory.file("data", testBytes(300_001))
+    let context = try AIOContext(queueDepth: 8)
+    let expected = try await FileSystem.shared.withFileHandle(forReadingAt: path) {
+      try await readings($0)
+    }
+    for isCached in [false, true] {
+      if !isCached { try evict(path) }
+      let got = try await AIOFileSystem(context).withFileHandle(forReadingAt: path) {
+        try await readings($0)
+      }
+      XCTAssert(got == expected, "cached: \(isCached)")
+    }
+    await context.close()
+  }
+
+  /// A file that is written appears under its name when its handle is closed.
+  func testWriting() async throws {
+    let directory = try TemporaryDirectory(self)
+    let context = try AIOContext(queueDepth: 8)
+    let files = AIOFileSystem(context)
+    let path = directory.path.appending("new")
+    let bytes = testBytes(1_200_000)
+    try await files.withFileHandle(forWritingAt: path) { handle in
+      try await handle.withBufferedWriter { writer in
+        for start in stride(from: 0, to: bytes.count, by: 100_000) {
+          try await writer.write(contentsOf: bytes[start..<start + 100_000])
+        }
+      }
+      XCTAssertFalse(FileManager.default.fileExists(atPath: path.string))
+      try await handle.synchronize()
+    }
+    XCTAssertEqual(FileManager.default.contents(atPath: path.string), Data(bytes))
+    try await files.withFileHandle(
+      forReadingAndWritingAt: path, options: .modifyFile(createIfNecessary: false)
+    ) { handle in
+      try await handle.write(contentsOf: [1, 2, 3], toAbsoluteOffset: 10)
+      try await handle.resize(to: .bytes(20))
+      let all = try await handle.readToEnd(maximumSizeAllowed: .bytes(100))
+      XCTAssertEqual(Array(all.readableBytesView), bytes[..<10] + [1, 2, 3] + bytes[13..<20])
+      let size = try await handle.info().size
+      XCTAssertEqual(size, 20)
+    }
+    struct Failure: Error {}
+    let other = directory.path.appending("other")
+    do {
+      try await files.withFileHandle(forWritingAt: other) { handle in
+        try await handle.write(contentsOf: bytes, toAbsoluteOffset: 0)
+        throw Failure()
+      }
+      XCTFail("no error")
+    } catch is Failure {}
+    XCTAssertFalse(FileManager.default.fileExists(atPath: other.string))
+    await context.close()
+  }
+
+  /// The error that a call throws, as NIO names it.
+  private func code(_ body: () async throws -> Void) async -> FileSystemError.Code? {
+    do {
+      try await body()
+    } catch let error as FileSystemError {
+      return error.code
+    } catch {
+      XCTFail("\(error)")
+    }
+    return nil
+  }
+
+  func testErrorsAreNIOs() async throws {
+    let directory = try TemporaryDirectory(self)
+    let path = try directory.file("data", [1, 2, 3])
+    let context = try AIOContext(queueDepth: 8)
+    let files = AIOFileSystem(context)
+    var codes: [FileSystemError.Code?] = []
+    codes.append(
+      await code { _ = try await files.openFile(forReadingAt: directory.path.appending("none")) })
+    codes.append(await code { _ = try await files.openFile(forReadingAt: directory.path) })
+    // As with NIO, a new file has no name before its handle is closed.
+    codes.append(await code { try await files.openFile(forWritingAt: path).close() })
+    let handle = try await files.openFile(forReadingAt: path)
+    codes.append(
+      await code { _ = try await handle.readChunk(fromAbsoluteOffset: -1, length: .bytes(1)) })
+    try await handle.close()
+    codes.append(
+      await code { _ = try await handle.readChunk(fromAbsoluteOffset: 0, length: .bytes(1)) })
+    codes.append(await code { _ = try await handle.info() })
+    codes.append(await code { _ = try await handle.attributeNames() })
+    XCTAssertEqual(
+      codes,
+      [.notFound, .unsupported, .fileAlreadyExists, .invalidArgument, .closed, .closed, .closed])
+    await context.close()
+  }
+
+  /// A task that was cancelled gets what NIO throws, and the handle stays as it is.
+  func testCancellation() async throws {
+    let directory = try TemporaryDirectory(self)
+    let path = try directory.file("data", testBytes(1 << 20))
+    let context = try AIOContext(queueDepth: 8)
+    let handle = try await AIOFileSystem(context).openFile(forReadingAt: path)
+    try evict(path)
+    let reading = Task {
+      while !Task.isCancelled { await Task.yield() }
+      _ = try await handle.readChunk(fromAbsoluteOffset: 4096, length: .bytes(4096))
+    }
+    reading.cancel()
+    do {
+      try await reading.value
+      XCTFail("read")
+    } catch {
+      XCTAssert(error is CancellationError, "\(error)")
+    }
+    let chunks = Task {
+      while !Task.isCancelled { await Task.yield() }
+      for try await _ in handle.readChunks() {}
+    }
+    chunks.cancel()
+    let ended = await chunks.result
+    XCTAssertThrowsError(try ended.get()) { XCTAssert($0 is CancellationError, "\($0)") }
+    let chunk = try await handle.readChunk(fromAbsoluteOffset: 0, length: .bytes(10))
+    XCTAssertEqual(chunk.readableBytes, 10)
+    try await handle.close()
+    await context.close()
+  }
+
+  /// What NIO's handles do beside reading is theirs here, too.
+  func testAttributesAndPermissions() async throws {
+    let directory = try TemporaryDirectory(self)
+    let path = try directory.file("data", [1, 2, 3])
+    let context = try AIOContext(queueDepth: 8)
+    let handle = try await AIOFileSystem(context).openFile(forReadingAt: path)
+    try await handle.replacePermissions([.ownerRead, .otherExecute])
+    let permissions = try await handle.info().permissions
+    XCTAssertEqual(permissions, [.ownerRead, .otherExecute])
+    let size = try await handle.withUnsafeDescriptor { try $0.seek(offset: 0, from: .end) }
+    XCTAssertEqual(size, 3)
+    let descriptor = try handle.detachUnsafeFileDescriptor()
+    defer { try? descriptor.close() }
+    XCTAssertTrue(handle.file.isClosed)
+    var byte: UInt8 = 0
+    let count = try withUnsafeMutableBytes(of: &byte) {
+      try descriptor.read(fromAbsoluteOffset: 2, into: $0)
+    }
+    XCTAssertEqual([UInt8(count), byte], [1, 3])
+    await context.close()
+  }
+}
+#endif
