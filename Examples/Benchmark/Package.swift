@@ -6,8 +6,15 @@ import PackageDescription
 let package = Package(
   name: "Benchmark",
   products: [.executable(name: "aio-bench", targets: ["AIOBench"])],
+  traits: [
+    // Minutes more to build.
+    .trait(name: "FlyingFox", description: "FlyingFox's servers in aio-bench plugged")
+  ],
   dependencies: [
-    .package(name: "DispatchAIO", path: "../.."),
+    .package(
+      name: "DispatchAIO", path: "../..",
+      traits: [.trait(name: "FlyingFox", condition: .when(traits: ["FlyingFox"]))]),
+    .package(url: "https://github.com/swhitty/FlyingFox", from: "0.27.1"),
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -25,6 +32,12 @@ let package = Package(
       dependencies: [
         "CEngines", "CServers",
         .product(name: "DispatchAIO", package: "DispatchAIO"),
+        .product(
+          name: "DispatchAIOFlyingFox", package: "DispatchAIO",
+          condition: .when(traits: ["FlyingFox"])),
+        .product(name: "FlyingFox", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
+        .product(
+          name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Histogram", package: "hdrhistogram-swift"),
         .product(name: "NIOCore", package: "swift-nio"),

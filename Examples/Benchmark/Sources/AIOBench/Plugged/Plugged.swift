@@ -22,6 +22,11 @@ struct Plugged: ParsableCommand {
       nginx the way of reading is measured that is the best at the job in a trial (or the one that \
       is named: c-ring:auto). Every server has one thread for its sockets; wrk has another.
 
+      Only where they are named, in a build with --traits FlyingFox, and for the job small: \
+      flyingfox-memory, a FlyingFox server that answers from memory, and flyingfox-memory-aio, the \
+      same on the socket pool of DispatchAIOFlyingFox; flyingfox, its directory handler; \
+      flyingfox-aio, the pool and the directory handler of DispatchAIOFlyingFox.
+
       --json keeps the measurements that the file has already, if they were made with the same \
       options: a long comparison can be made in slices, and `--rounds 0` only prints it.
       """)
@@ -32,7 +37,9 @@ struct Plugged: ParsableCommand {
     help: ArgumentHelp(
       "Which, separated by commas: \(PluggedServer.names).", valueName: "names"))
   var servers = PluggedServers(
-    PluggedServer.allCases.map { PluggedCandidate(server: $0, mode: nil) })
+    PluggedServer.allCases.filter { !$0.isFlyingFox }.map {
+      PluggedCandidate(server: $0, mode: nil)
+    })
 
   @Option(
     help: ArgumentHelp("Which: \(PluggedJob.names), separated by commas.", valueName: "names"))

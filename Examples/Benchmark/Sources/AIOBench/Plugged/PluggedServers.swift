@@ -14,8 +14,15 @@ enum PluggedServer: String, CaseIterable {
   case nginx
   case concurrent = "dispatch-pread-concurrent"
   case dispatchIO = "dispatch-io"
+  case flyingFoxMemory = "flyingfox-memory"
+  case flyingFoxMemoryAIO = "flyingfox-memory-aio"
+  case flyingFox = "flyingfox"
+  case flyingFoxAIO = "flyingfox-aio"
 
   static var names: String { allCases.map(\.rawValue).joined(separator: ",") }
+
+  /// Those of FlyingFox, which are compared with each other.
+  var isFlyingFox: Bool { rawValue.hasPrefix("flyingfox") }
 
   /// The ways of reading of which the best is measured; one is the only one.
   var modes: [String] {
@@ -67,7 +74,7 @@ struct PluggedServers: ExpressibleByArgument {
     guard !all.isEmpty else { return nil }
   }
 
-  var defaultValueDescription: String { "all" }
+  var defaultValueDescription: String { "all but FlyingFox's" }
 }
 
 // MARK: Starting
@@ -104,6 +111,10 @@ struct PluggedStarter {
     case .dispatchIO: return own + ["--reading", "dispatch-io"]
     case .plugged: return own + ["--reading", "plugged", "--caching", work.caching]
     case .cRing: return own + ["--reading", "c-ring", "--mode", mode]
+    case .flyingFoxMemory, .flyingFoxMemoryAIO, .flyingFox, .flyingFoxAIO:
+      return [
+        Programs.own.path, "flyingfox-server", "--directory", files, "--files", server.rawValue,
+      ]
     case .aioHTTPD:
       return [
         try Programs.ofPackage("aio-httpd", given: aioHTTPD), files, "--port", "0",

@@ -15,7 +15,8 @@ struct PluggedTables {
   private static let comparisons: [(PluggedServer, PluggedServer)] = [
     (.cRing, .dispatchPread), (.nginx, .dispatchPread), (.aioHTTPD, .cRing), (.aioHTTPD, .nginx),
     (.plugged, .dispatchPread), (.plugged, .concurrent), (.plugged, .dispatchIO),
-    (.plugged, .cRing),
+    (.plugged, .cRing), (.flyingFoxMemoryAIO, .flyingFoxMemory), (.flyingFox, .flyingFoxMemory),
+    (.flyingFoxAIO, .flyingFoxMemory), (.flyingFoxAIO, .flyingFox),
   ]
 
   func printAll() {
