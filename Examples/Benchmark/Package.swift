@@ -8,13 +8,18 @@ let package = Package(
   products: [.executable(name: "aio-bench", targets: ["AIOBench"])],
   traits: [
     // Minutes more to build.
+    .trait(name: "FlyingFox", description: "FlyingFox's servers in aio-bench plugged"),
     .trait(name: "Hummingbird", description: "Hummingbird's servers in aio-bench plugged")
   ],
   dependencies: [
     .package(
       name: "DispatchAIO", path: "../..",
-      traits: [.trait(name: "Hummingbird", condition: .when(traits: ["Hummingbird"]))]),
+      traits: [
+        .trait(name: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
+        .trait(name: "Hummingbird", condition: .when(traits: ["Hummingbird"])),
+      ]),
     .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
+    .package(url: "https://github.com/swhitty/FlyingFox", from: "0.27.1"),
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -32,6 +37,12 @@ let package = Package(
       dependencies: [
         "CEngines", "CServers",
         .product(name: "DispatchAIO", package: "DispatchAIO"),
+        .product(
+          name: "DispatchAIOFlyingFox", package: "DispatchAIO",
+          condition: .when(traits: ["FlyingFox"])),
+        .product(name: "FlyingFox", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
+        .product(
+          name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
         .product(
           name: "DispatchAIOHummingbird", package: "DispatchAIO",
           condition: .when(traits: ["Hummingbird"])),

@@ -12,5 +12,6 @@ struct AIOBench: ParsableCommand {
     subcommands: [
       Run.self, Compare.self, Stall.self, Thresholds.self, Neighbours.self, Wakeup.self,
       Serve.self, Plugged.self, Draw.self, CServer.self, FileServer.self, HummingbirdServer.self,
+      FlyingFoxPools.self, FlyingFoxServer.self,
     ])
 }

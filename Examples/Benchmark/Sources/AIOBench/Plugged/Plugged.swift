@@ -26,6 +26,11 @@ struct Plugged: ParsableCommand {
       Hummingbird server that answers ranges of the cached file from memory; hummingbird, its file \
       middleware over its local file system; hummingbird-aio, the same over DispatchAIOHummingbird.
 
+      Only where they are named, in a build with --traits FlyingFox, and for the job small: \
+      flyingfox-memory, a FlyingFox server that answers from memory, and flyingfox-memory-aio, the \
+      same on the socket pool of DispatchAIOFlyingFox; flyingfox, its directory handler; \
+      flyingfox-aio, the pool and the directory handler of DispatchAIOFlyingFox.
+
       --json keeps the measurements that the file has already, if they were made with the same \
       options: a long comparison can be made in slices, and `--rounds 0` only prints it.
       """)
@@ -36,7 +41,7 @@ struct Plugged: ParsableCommand {
     help: ArgumentHelp(
       "Which, separated by commas: \(PluggedServer.names).", valueName: "names"))
   var servers = PluggedServers(
-    PluggedServer.allCases.filter { !$0.isHummingbird }.map {
+    PluggedServer.allCases.filter { !$0.isPlug }.map {
       PluggedCandidate(server: $0, mode: nil)
     })
 

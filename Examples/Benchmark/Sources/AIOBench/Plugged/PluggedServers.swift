@@ -17,11 +17,21 @@ enum PluggedServer: String, CaseIterable {
   case hummingbirdMemory = "hummingbird-memory"
   case hummingbird
   case hummingbirdAIO = "hummingbird-aio"
+  case flyingFoxMemory = "flyingfox-memory"
+  case flyingFoxMemoryAIO = "flyingfox-memory-aio"
+  case flyingFox = "flyingfox"
+  case flyingFoxAIO = "flyingfox-aio"
 
   static var names: String { allCases.map(\.rawValue).joined(separator: ",") }
 
   /// Those of Hummingbird, which are compared with each other.
   var isHummingbird: Bool { rawValue.hasPrefix("hummingbird") }
+
+  /// Those of FlyingFox, which are compared with each other.
+  var isFlyingFox: Bool { rawValue.hasPrefix("flyingfox") }
+
+  /// Those of a framework, which are built with a trait.
+  var isPlug: Bool { isHummingbird || isFlyingFox }
 
   /// The ways of reading of which the best is measured; one is the only one.
   var modes: [String] {
@@ -73,7 +83,7 @@ struct PluggedServers: ExpressibleByArgument {
     guard !all.isEmpty else { return nil }
   }
 
-  var defaultValueDescription: String { "all but Hummingbird's" }
+  var defaultValueDescription: String { "all but Hummingbird's and FlyingFox's" }
 }
 
 // MARK: Starting
@@ -113,6 +123,10 @@ struct PluggedStarter {
     case .hummingbirdMemory, .hummingbird, .hummingbirdAIO:
       return [
         Programs.own.path, "hummingbird-server", "--directory", files, "--files", server.rawValue,
+      ]
+    case .flyingFoxMemory, .flyingFoxMemoryAIO, .flyingFox, .flyingFoxAIO:
+      return [
+        Programs.own.path, "flyingfox-server", "--directory", files, "--files", server.rawValue,
       ]
     case .aioHTTPD:
       return [

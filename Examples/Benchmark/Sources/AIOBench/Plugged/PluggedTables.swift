@@ -17,6 +17,8 @@ struct PluggedTables {
     (.plugged, .dispatchPread), (.plugged, .concurrent), (.plugged, .dispatchIO),
     (.plugged, .cRing), (.hummingbird, .hummingbirdMemory), (.hummingbirdAIO, .hummingbirdMemory),
     (.hummingbirdAIO, .hummingbird),
+    (.flyingFoxMemoryAIO, .flyingFoxMemory), (.flyingFox, .flyingFoxMemory),
+    (.flyingFoxAIO, .flyingFoxMemory), (.flyingFoxAIO, .flyingFox),
   ]
 
   func printAll() {
