@@ -9,7 +9,7 @@ let package = Package(
   traits: [
     // Minutes more to build.
     .trait(name: "FlyingFox", description: "FlyingFox's servers in aio-bench plugged"),
-    .trait(name: "Hummingbird", description: "Hummingbird's servers in aio-bench plugged")
+    .trait(name: "Hummingbird", description: "Hummingbird's servers in aio-bench plugged"),
   ],
   dependencies: [
     .package(
