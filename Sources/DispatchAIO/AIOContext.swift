@@ -133,7 +133,7 @@ public final class AIOContext: Sendable {
 
   let loop: Loop
   /// The memory of the reads whose buffers the library makes.
-  let memoryPool = MemoryPool(limit: 16 << 20)
+  let memoryPool: MemoryPool
   /// A number of this context's own, which its requests carry.
   let number: UInt32
   private static let numbers = Atomic<UInt32>(0)
@@ -167,6 +167,8 @@ public final class AIOContext: Sendable {
     try Self.check("minimumQueueDepth", options.minimumQueueDepth ?? queueDepth, 1...queueDepth)
     try Self.check("offloadThreads", options.offloadThreads, 1...64)
     let wait = try Self.waitSettings(options.waiting)
+    // Before anything is made: in a child, to destroy it could wait for a lock of the runtime's that
+    // another thread held at the fork.
     if Fork.isChild { throw .forked(AIOError.Subject(operation: .createContext)) }
     Fork.watch()
     var settings = Loop.Settings(
@@ -187,6 +189,7 @@ public final class AIOContext: Sendable {
     } catch {
       throw .settingUp(errno: error, queueDepth: queueDepth)
     }
+    memoryPool = MemoryPool(limit: 16 << 20)
     number = Self.numbers.wrappingAdd(1, ordering: .relaxed).newValue
   }
 

@@ -308,12 +308,19 @@ final class BlockServerTests: XCTestCase {
     let client = try NBDClient(server)
     // Which leads to waits of the loop.
     for _ in 0..<100 { XCTAssertEqual(try client.read(0..<1), [1]) }
-    let before = server.descriptors.sorted()
+    var before = server.descriptors
     for _ in 0..<3000 {
       XCTAssertEqual(try client.read(0..<512).count, 512)
       XCTAssertEqual(try client.call(.blockStatus, count: 1 << 20).error, 0)
     }
-    XCTAssertEqual(server.descriptors.sorted(), before)
+    // Dispatch may close a timer's in between.
+    for descriptor in server.descriptors {
+      guard let index = before.firstIndex(of: descriptor) else {
+        XCTFail("\(descriptor) was made later")
+        continue
+      }
+      before.remove(at: index)
+    }
     XCTAssertEqual(server.stop(), 0, server.logged)
   }
 
