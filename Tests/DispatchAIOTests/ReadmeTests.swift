@@ -28,25 +28,8 @@ final class ReadmeTests: XCTestCase {
     }
   }
 
-  /// So are the first programs of the plugs, whose own tests compile them.
-  func testTheProgramsOfThePlugsAreThoseThatAreCompiled() throws {
-    for plug in ["FlyingFox", "Metrics", "ServiceLifecycle"] {
-      let file = try text("Tests/DispatchAIO\(plug)Tests/FirstProgram.swift")
-      let start = try XCTUnwrap(file.range(of: "// The program of the README.\n"))
-      let end = try XCTUnwrap(file.range(of: "#endif\n", options: .backwards))
-      let program = file[start.upperBound..<end.lowerBound]
-      XCTAssertLessThanOrEqual(program.count { $0 == "\n" }, 15, plug)
-      for page in [
-        "README.md", "Sources/DispatchAIO\(plug)/DispatchAIO\(plug).docc/DispatchAIO\(plug).md",
-      ] {
-        XCTAssertTrue(try text(page).contains("```swift\n\(program)```"), "\(plug) in \(page)")
-      }
-    }
-  }
-
   /// So are the first programs of the plugs, by the tests of each plug.
   func testThePlugsProgramsAreThoseThatAreCompiled() throws {
-    let page = try text("\(Self.catalog)/Plugs.md")
     for plug in ["FlyingFox", "Hummingbird", "Metrics", "NIO", "ServiceLifecycle"] {
       let lines = try text("Tests/DispatchAIO\(plug)Tests/FirstProgram.swift")
         .split(separator: "\n", omittingEmptySubsequences: false)
@@ -54,7 +37,12 @@ final class ReadmeTests: XCTestCase {
       let end = try XCTUnwrap(lines.firstIndex(of: "#endif"))
       XCTAssertLessThanOrEqual(end - first, 15, plug)
       let program = lines[first..<end].joined(separator: "\n")
-      XCTAssertTrue(page.contains("```swift\n\(program)\n```"), plug)
+      for page in [
+        "\(Self.catalog)/Plugs.md",
+        "Sources/DispatchAIO\(plug)/DispatchAIO\(plug).docc/DispatchAIO\(plug).md",
+      ] {
+        XCTAssertTrue(try text(page).contains("```swift\n\(program)\n```"), "\(plug) in \(page)")
+      }
     }
   }
 
