@@ -326,17 +326,26 @@ int clinux_check_socket(int fd) {
   return flags & O_NONBLOCK ? 0 : -EWOULDBLOCK;
 }
 
+static int64_t send_file(int socket, int fd, off_t offset, uint64_t count) {
+  ssize_t result;
+  do {
+    result = sendfile(socket, fd, &offset, count);
+  } while (result < 0 && errno == EINTR);
+  return result < 0 ? -errno : result;
+}
+
 int64_t clinux_sendfile(int socket, int fd, int64_t offset, uint64_t count) {
+  // Most servers ignore SIGPIPE: to ask is one system call, to block it two.
+  struct sigaction action;
+  if (sigaction(SIGPIPE, NULL, &action) == 0 && !(action.sa_flags & SA_SIGINFO) &&
+      action.sa_handler == SIG_IGN) {
+    return send_file(socket, fd, offset, count);
+  }
   sigset_t only, mask;
   sigemptyset(&only);
   sigaddset(&only, SIGPIPE);
   pthread_sigmask(SIG_BLOCK, &only, &mask);
-  off_t at = offset;
-  ssize_t result;
-  do {
-    result = sendfile(socket, fd, &at, count);
-  } while (result < 0 && errno == EINTR);
-  int64_t answer = result < 0 ? -errno : result;
+  int64_t answer = send_file(socket, fd, offset, count);
   if (!sigismember(&mask, SIGPIPE)) {
     // Where it was not masked, none was pending: this one is ours.
     const struct timespec now = {0, 0};

@@ -55,13 +55,15 @@ extension AIOContext {
   ///   ``AIOError/Code/contextClosed``, ``AIOError/Code/forked`` or ``AIOError/Code/system``.
   public func makeTimerSource() throws(AIOError) -> AIOTimerSource {
     if Fork.isChild { throw .forked(.init(operation: .poll)) }
+    let timer = AIOTimerSource(loop: loop)
     do throws(Errno) {
       try loop.readiness.prepareTimers()
+      try loop.readiness.add(timer)
     } catch {
       throw .polling(nil, error)
     }
     loop.readinessChanged(hasHandlers: false)
-    return AIOTimerSource(loop: loop)
+    return timer
   }
 
   /// Waits once for a descriptor to be ready. Corresponds to `poll(2)` without a timeout. May be

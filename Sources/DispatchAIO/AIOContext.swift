@@ -167,8 +167,8 @@ public final class AIOContext: Sendable {
     try Self.check("minimumQueueDepth", options.minimumQueueDepth ?? queueDepth, 1...queueDepth)
     try Self.check("offloadThreads", options.offloadThreads, 1...64)
     let wait = try Self.waitSettings(options.waiting)
-    // Before anything is made: in a child, to destroy it could wait for a lock of the runtime's that
-    // another thread held at the fork.
+    // Before anything is made: in a child, to destroy it could wait for a lock of the runtime's
+    // that another thread held at the fork.
     if Fork.isChild { throw .forked(AIOError.Subject(operation: .createContext)) }
     Fork.watch()
     var settings = Loop.Settings(

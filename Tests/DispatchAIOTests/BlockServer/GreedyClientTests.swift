@@ -112,6 +112,25 @@ final class GreedyClientTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0, server.logged)
   }
 
+  /// Zeroings of half of the disk by a client that has gone: neither a read nor a write waits
+  /// for those that have not begun.
+  func testZeroingsOfAClientThatHasGoneAreDropped() throws {
+    let server = try serve(megabytes: 2048, data: Self.fragments)
+    do {
+      let client = try NBDClient(server)
+      try client.send(flood(.writeZeroes, count: 60, length: 1 << 30))
+    }
+    let client = try NBDClient(server)
+    let time = try seconds {
+      XCTAssertEqual(try client.read(1 << 30..<1 << 30 + 4096).count, 4096)
+      // Behind what is zeroed: what has begun may end after this.
+      try client.write([9], at: (1 << 30) + 5)
+      XCTAssertEqual(try client.read((1 << 30) + 5..<(1 << 30) + 6), [9])
+    }
+    XCTAssertLessThan(time, 5)
+    XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
   /// A client that leaves while its request is with the disk: others get its place when that has
   /// ended. And a second signal does not wait for that.
   func testAPlaceIsFreeWhenItsWorkHasEnded() throws {
@@ -165,6 +184,10 @@ final class GreedyClientTests: XCTestCase {
     try assertOthersAreServed(
       server, flood(.writeZeroes, count: 50, length: 2 << 30), replies: 50 * 16, clients: 20
     ) { XCTAssertEqual(try $0.read(1 << 30..<1 << 30 + 4096).count, 4096) }
+    // A write waits for the ranges that have begun, and takes its turn with those that have not.
+    try assertOthersAreServed(
+      server, flood(.trim, count: 20, length: 2 << 30), replies: 20 * 16, clients: 100
+    ) { try $0.write([UInt8](repeating: 8, count: 4096), at: 1 << 30) }
     XCTAssertEqual(server.stop(), 0, server.logged)
   }
 
@@ -239,7 +262,7 @@ final class GreedyClientTests: XCTestCase {
   func testPayloadThatDoesNotArrive() throws {
     let server = try serve(megabytes: 64, ["--stall-limit", "3"])
     let before = server.residentMemory
-    let clients = try (0..<100).map { _ in
+    let clients = try (0..<250).map { _ in
       let client = try NBDClient(server)
       try client.send(
         Message.request(1, offset: 0, length: 32 << 20) + [UInt8](repeating: 1, count: 100))

@@ -365,7 +365,8 @@ final class RangeTests: XCTestCase {
     refused(.invalidOffset, -1, 100)
     refused(.invalidOffset, 0, -1)
     refused(.invalidOffset, .max - 99, 100)
-    refused(.system, 0, .max)
+    // A sanitizer ends a process that asks for too much memory.
+    if !Sanitizer.isBuiltIn { refused(.system, 0, .max) }
     XCTAssertEqual(try read(context, file, from: .max - 100, count: 100).get().count, 0)
     XCTAssertEqual(try read(context, file, from: .max, count: 0).get().count, 0)
     XCTAssertEqual(try read(context, file, from: 5, count: 0).get().count, 0)

@@ -45,6 +45,51 @@ final class ReadinessTests: XCTestCase {
     try fired.wait()
   }
 
+  /// Closing a context cancels its timers, those that have no deadline as well: one that was never
+  /// scheduled, one that has fired, one that is not active; and those only that still exist.
+  func testCloseCancelsTimersWithoutADeadline() throws {
+    let context = try AIOContext(queueDepth: 2, queue: loop)
+    let cancelled = Locked<[String]>([])
+    func timer(_ name: String) throws -> AIOTimerSource {
+      let timer = try context.makeTimerSource()
+      timer.setCancelHandler { cancelled.withLock { $0.append(name) } }
+      return timer
+    }
+    let unscheduled = try timer("unscheduled")
+    unscheduled.activate()
+    let single = try timer("fired")
+    let fired = Promise<Void>()
+    single.setEventHandler { fired.fulfil(()) }
+    single.schedule(deadline: .now())
+    single.activate()
+    try fired.wait()
+    let inactive = try timer("inactive")
+    // More than are kept after they have gone.
+    for _ in 0..<200 { _ = try timer("gone") }
+    try context.closeAndWait()
+    XCTAssertEqual(cancelled.withLock { $0.sorted() }, ["fired", "inactive", "unscheduled"])
+    withExtendedLifetime([unscheduled, single, inactive]) {}
+  }
+
+  /// A descriptor that was closed under a poll, against the rule: the next poll of the number,
+  /// which is another descriptor's, is answered.
+  func testADescriptorThatWasClosedUnderAPoll() throws {
+    try forEachWay { context, way in
+      var ends: [Int32] = [0, 0]
+      XCTAssertEqual(pipe(&ends), 0)
+      try context.poll(ends[0], for: .readable) { _ in }
+      let (mine, other) = try pair()
+      // Takes the number, and the place in the table with it, but not in the set.
+      XCTAssertEqual(dup2(mine, ends[0]), ends[0])
+      let answer = Promise<Result<AIOPollEvents, AIOError>>()
+      try context.poll(ends[0], for: .readable) { answer.fulfil($0) }
+      put("x", other)
+      XCTAssertEqual(try answer.wait().get(), .readable, way)
+      close(ends[0])
+      close(ends[1])
+    }
+  }
+
   /// Runs what a test does both with the kernel's AIO poll and without: a context without kernel
   /// AIO polls through a DispatchSource.
   private func forEachWay(_ body: (AIOContext, String) throws -> Void) throws {

@@ -51,6 +51,8 @@ final class Readiness: Sendable {
     static func == (a: TimerEntry, b: TimerEntry) -> Bool { a.number == b.number }
   }
 
+  fileprivate struct WeakTimer { weak var timer: (any ReadinessTimer)? }
+
   /// What an event is for.
   enum Ready {
     case source(any ReadinessSource)
@@ -72,6 +74,10 @@ final class Readiness: Sendable {
 
     fileprivate var timers = Heap<TimerEntry>()
     fileprivate var activeTimers: Set<ObjectIdentifier> = []
+    /// All timers, those without a deadline included, which are nobody's but the caller's. Those
+    /// that have gone are removed when there are `timersAtPurge`.
+    fileprivate var everyTimer: [ObjectIdentifier: WeakTimer] = [:]
+    fileprivate var timersAtPurge = 64
     fileprivate var timerDescriptor: Int32?
     fileprivate var lastTimerNumber: UInt64 = 0
     /// The time at which the timerfd fires; 0 if it does not.
@@ -116,7 +122,7 @@ final class Readiness: Sendable {
         var watched = state.watched[poll.fd] ?? Self.watched(&state)
         let id = state.polls.append(poll, to: &watched.polls)
         do throws(Errno) {
-          try update(poll.fd, &watched, set, state.polls)
+          try update(poll.fd, &watched, set, state.polls, isNew: true)
         } catch {
           state.polls.take(from: &watched.polls) { $1 == id }
           throw error
@@ -137,7 +143,7 @@ final class Readiness: Sendable {
         let set = try Self.set(&state)
         var watched = state.watched[fd] ?? Self.watched(&state)
         if let refusal = body(&watched) { return refusal }
-        try update(fd, &watched, set, state.polls)
+        try update(fd, &watched, set, state.polls, isNew: true)
         state.watched[fd] = watched
         return nil
       } catch {
@@ -160,17 +166,26 @@ final class Readiness: Sendable {
   }
 
   /// Changes the events that the set waits for to those wanted of a descriptor.
+  ///
+  /// - Parameter isNew: Whether a source or a poll is added. The set is asked then even if it waits
+  ///   for these events already: the descriptor may have been closed under an earlier one, which
+  ///   takes it out of the set, and the number be another's now.
   private func update(
-    _ fd: Int32, _ watched: inout Watched, _ set: PollSet, _ polls: PollTable
+    _ fd: Int32, _ watched: inout Watched, _ set: PollSet, _ polls: PollTable, isNew: Bool = false
   ) throws(Errno) {
     let wanted = watched.wanted(polls)
-    guard watched.events != wanted else { return }
+    guard isNew || watched.events != wanted else { return }
     let number = UInt64(UInt32(bitPattern: fd)) | UInt64(watched.generation) << 32
-    if watched.events == nil {
-      try set.add(fd, events: wanted, number: number)
-    } else {
-      try set.modify(fd, events: wanted, number: number)
+    if watched.events != nil {
+      do throws(Errno) {
+        try set.modify(fd, events: wanted, number: number)
+        watched.events = wanted
+        return
+      } catch {
+        guard isNew, error == .noSuchFileOrDirectory else { throw error }
+      }
     }
+    try set.add(fd, events: wanted, number: number)
     watched.events = wanted
   }
 
@@ -358,9 +373,8 @@ final class Readiness: Sendable {
       }
       state.endedPolls += ended
       state.watched = [:]
-      var timers: [any ReadinessTimer] = []
-      for entry in state.timers.unordered { timers.append(entry.timer) }
-      for timer in timers { timer.cancel(&state) }
+      for entry in state.everyTimer.values { entry.timer?.cancel(&state) }
+      state.everyTimer = [:]
       state.timers = Heap()
     }
   }
@@ -401,6 +415,30 @@ final class Readiness: Sendable {
       }
     }
     if let failure { throw failure }
+  }
+
+  /// Adds a timer, which is cancelled when the context is closed.
+  ///
+  /// - Throws: `ECANCELED` if that has happened.
+  func add(_ timer: any ReadinessTimer) throws(Errno) {
+    // The last reference to a timer may be one of these: it must not end under the lock, as what
+    // its handlers hold may use it.
+    var present: [any ReadinessTimer] = []
+    let isClosed = state.withLock { state in
+      if state.isClosed { return true }
+      if state.everyTimer.count >= state.timersAtPurge {
+        present = state.everyTimer.values.compactMap(\.timer)
+        state.everyTimer = [:]
+        for timer in present {
+          state.everyTimer[ObjectIdentifier(timer)] = WeakTimer(timer: timer)
+        }
+        state.timersAtPurge = max(64, 2 * present.count)
+      }
+      state.everyTimer[ObjectIdentifier(timer)] = WeakTimer(timer: timer)
+      return false
+    }
+    withExtendedLifetime(present) {}
+    if isClosed { throw .canceled }
   }
 
   /// Adds an entry for a timer's deadline, which takes the place of its earlier one.
