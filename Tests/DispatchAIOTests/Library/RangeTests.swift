@@ -172,7 +172,8 @@ final class RangeTests: XCTestCase {
     held = []
     XCTAssertGreaterThan(pool.freeBytes, 0)
     XCTAssertLessThanOrEqual(pool.freeBytes, 64 << 10)
-    XCTAssertNil(pool.take(.max))
+    // A sanitizer ends a process that asks for too much memory.
+    if !Sanitizer.isBuiltIn { XCTAssertNil(pool.take(.max)) }
     let directory = try temporaryDirectory()
     var context: AIOContext? = try AIOContext(queueDepth: 4)
     let buffer = try read(context!, makeFile(directory), from: 3, count: 10).get()
