@@ -61,6 +61,7 @@ extension AIOContext {
   ///   - buffer: The bytes to append.
   ///   - range: The part of the buffer to append; all of it unless given.
   ///   - options: What the append is to do beside writing; not ``AIOWriteOptions/atomic``.
+  ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The offset in the file at which the bytes begin, all of them.
   @discardableResult
   public func append(
@@ -81,6 +82,7 @@ extension AIOContext {
   ///   - buffers: The bytes to append, in up to 1024 buffers, which must not be changed until the
   ///     call returns.
   ///   - options: What the append is to do beside writing; not ``AIOWriteOptions/atomic``.
+  ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The offset in the file at which the bytes begin, all of them.
   @discardableResult
   public func append(

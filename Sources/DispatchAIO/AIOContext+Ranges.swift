@@ -54,6 +54,7 @@ extension AIOContext {
   ///   - file: The file, open for reading.
   ///   - offset: The offset in the file in bytes, 0 or more.
   ///   - count: The number of bytes; 0 or more.
+  ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The bytes: fewer than asked for only if the file ends there, none at or beyond its
   ///   end.
   public func read(
@@ -76,7 +77,8 @@ extension AIOContext {
   /// are never touched, the file ends where the last byte was written, and any number of such
   /// writes may be under way, also within one block. A read, direct or not, sees them once they
   /// have completed. An offload thread makes them, one of each file at a time: whole blocks at any
-  /// depth are written by ``write(_:at:from:queue:completion:)-(_,_,AIOBuffer,_,_)``.
+  /// depth are written by
+  /// ``AIOContext/write(_:at:from:options:queue:completion:)-(_,_,AIOBuffer,_,_,_)``.
   ///
   /// - Important: While a write of this kind is under way, no other kind of write, and no other
   ///   process, may write past the page cache to the pages (4096 bytes) that it touches: either may
@@ -121,6 +123,7 @@ extension AIOContext {
   ///   - file: The file, open for writing.
   ///   - buffer: The bytes to write, which must not be changed until the call returns.
   ///   - offset: The offset in the file in bytes, 0 or more.
+  ///   - isolation: The caller's actor, which the compiler gives.
   /// - Returns: The number of bytes written, which is all of the buffer.
   @discardableResult
   public func write(

@@ -343,8 +343,12 @@ extension AIOFile {
   /// ```
   ///
   /// - Parameters:
-  ///   - path, directory, existing, permissions, caching: As those of
-  ///     ``AIOReplacement/begin(_:beneath:existing:permissions:caching:)-(_,_,_,_,_)``.
+  ///   - path: The path of the file.
+  ///   - directory: A directory that the path does not leave; `nil` for none.
+  ///   - existing: What is to happen to a file that has the name.
+  ///   - permissions: Those of the new file; if `nil`, those of the file that it replaces.
+  ///   - caching: How `body` writes the file.
+  ///   - isolation: The caller's actor, which the compiler gives.
   ///   - body: Writes the new file; what it throws is thrown by the call.
   /// - Returns: What `body` returned.
   public static func replace<Value>(
