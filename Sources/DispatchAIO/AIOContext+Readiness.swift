@@ -109,30 +109,11 @@ extension AIOContext {
     _ fileDescriptor: Int32, for events: AIOPollEvents,
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> AIOPollEvents {
-    let pending = Lock<(poll: AIOPoll?, isCancelled: Bool)>((nil, false))
-    let result = await withTaskCancellationHandler {
-      // Resumed once: by the poll's one completion, or at once when it is refused.
-      await suspended(isolation: isolation) {
-        (resumption: Resumption<Result<AIOPollEvents, AIOError>>) in
-        do throws(AIOError) {
-          let poll = try poll(fileDescriptor, for: events) { resumption.resume(returning: $0) }
-          let isCancelled = pending.withLock { pending in
-            pending.poll = poll
-            return pending.isCancelled
-          }
-          if isCancelled { poll.cancel() }
-        } catch {
-          resumption.resume(returning: .failure(error))
-        }
-      }
-    } onCancel: {
-      let poll = pending.withLock { pending in
-        pending.isCancelled = true
-        return pending.poll
-      }
-      poll?.cancel()
+    try await awaitCancellably(isolation: isolation) { completion throws(AIOError) in
+      try poll(fileDescriptor, for: events, completion: completion)
+    } cancel: {
+      $0.cancel()
     }
-    return try result.get()
   }
 
   /// Runs a block once, after the handlers of the current iteration of the loop and before the

@@ -73,31 +73,11 @@ extension AIOContext {
     _ file: AIOFile, at offset: Int64, count: Int, to socket: Int32, header: [UInt8] = [],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    let pending = Lock<(send: AIOSend?, isCancelled: Bool)>((nil, false))
-    let result = await withTaskCancellationHandler {
-      // Resumed once: by the send's one completion, or at once when it is refused.
-      await suspended(isolation: isolation) { (resumption: Resumption<Result<Int, AIOError>>) in
-        do throws(AIOError) {
-          let send = try send(file, at: offset, count: count, to: socket, header: header) {
-            resumption.resume(returning: $0)
-          }
-          let isCancelled = pending.withLock { pending in
-            pending.send = send
-            return pending.isCancelled
-          }
-          if isCancelled { send.cancel() }
-        } catch {
-          resumption.resume(returning: .failure(error))
-        }
-      }
-    } onCancel: {
-      let send = pending.withLock { pending in
-        pending.isCancelled = true
-        return pending.send
-      }
-      send?.cancel()
+    try await awaitCancellably(isolation: isolation) { completion throws(AIOError) in
+      try send(file, at: offset, count: count, to: socket, header: header, completion: completion)
+    } cancel: {
+      $0.cancel()
     }
-    return try result.get()
   }
 }
 

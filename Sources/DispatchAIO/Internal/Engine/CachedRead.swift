@@ -11,6 +11,10 @@ internal import CLinux
 internal import Glibc
 
 extension OpenFile {
+  /// Whether the page cache may be asked: not for a direct file, and not where others decide how
+  /// long a read takes.
+  var mayBeCached: Bool { traits.isMemory || !traits.isDirect && traits.isLocal }
+
   /// Reads if all of the bytes, up to the end of the file, are in the page cache. The caller holds
   /// the file, and has checked the request.
   ///
@@ -20,9 +24,7 @@ extension OpenFile {
   /// - Returns: The number of bytes read, fewer than asked for only at the end of the file; `nil`
   ///   if the read would wait, or might, or failed.
   func readCached(at offset: Int64, into memory: UnsafeMutableRawBufferPointer) -> Int? {
-    guard traits.isLocal, !traits.isDirect || traits.isMemory, predictor.hasNowaitReads else {
-      return nil
-    }
+    guard mayBeCached, predictor.hasNowaitReads else { return nil }
     let cached = clinux_is_cached(
       descriptor, offset, Int64(memory.count), predictor.knownEnd)
     let asksFirst = cached >= 0

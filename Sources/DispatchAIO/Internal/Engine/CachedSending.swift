@@ -14,12 +14,6 @@ extension OpenFile {
   /// The stretch that the kernel reads ahead at once, by default.
   private static var readahead: Int { 128 << 10 }
 
-  /// Whether bytes of the page cache may be sent: not of a direct file, and not where others decide
-  /// how long a read takes.
-  var mayBeCached: Bool {
-    traits.isMemory || !traits.isDirect && traits.isLocal && !traits.needsSystemCalls
-  }
-
   /// Sends bytes of the page cache to a non-blocking socket: of those that `isCached` is true of.
   ///
   /// - Returns: The number of bytes sent; `nil` if the file ends before, or the kernel does not
