@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #if FlyingFox
+internal import Glibc
 
 /// Dates as HTTP has them (RFC 9110, 5.6.7), in seconds since 1970.
 enum HTTPDate {
@@ -13,14 +14,16 @@ enum HTTPDate {
   static func text(_ seconds: Int64) -> String {
     // Four digits of a year are what the form has room for: until the end of 9999.
     let seconds = min(max(seconds, -62_167_219_200), 253_402_300_799)
-    let day = (seconds - (seconds % 86400 + 86400) % 86400) / 86400
-    let (year, month, date) = civil(day)
-    let time = seconds - day * 86400
-    return """
-      \(days[Int(((day + 4) % 7 + 7) % 7)]), \(padded(date)) \(months[month - 1]) \
-      \(padded(year / 100))\(padded(year % 100)) \
-      \(padded(time / 3600)):\(padded(time / 60 % 60)):\(padded(time % 60)) GMT
-      """
+    var time = time_t(seconds)
+    // Both are this function's, and used during the call; the zone's name, a pointer, is not used.
+    var parts = unsafe tm()
+    unsafe gmtime_r(&time, &parts)
+    let year = unsafe parts.tm_year + 1900
+    return unsafe """
+    \(days[Int(parts.tm_wday)]), \(padded(parts.tm_mday)) \(months[Int(parts.tm_mon)]) \
+    \(padded(year / 100))\(padded(year % 100)) \
+    \(padded(parts.tm_hour)):\(padded(parts.tm_min)):\(padded(parts.tm_sec)) GMT
+    """
   }
 
   /// Reads the form of `text`, which is the only one that senders may use.
@@ -33,42 +36,22 @@ enum HTTPDate {
       let hour = number(words[4], 0...23), let minute = number(words[5], 0...59),
       let second = number(words[6], 0...60)
     else { return nil }
-    return day(year, Int64(month + 1), date) * 86400 + hour * 3600 + minute * 60 + second
+    // It is this function's, and used during the call.
+    var parts = unsafe tm()
+    unsafe (parts.tm_year, parts.tm_mon, parts.tm_mday) = (year - 1900, Int32(month), date)
+    unsafe (parts.tm_hour, parts.tm_min, parts.tm_sec) = (hour, minute, second)
+    return unsafe Int64(timegm(&parts))
   }
 
-  private static func padded(_ number: Int64) -> String {
+  private static func padded(_ number: Int32) -> String {
     number < 10 ? "0\(number)" : "\(number)"
   }
 
-  private static func number(_ text: Substring, _ range: ClosedRange<Int64>) -> Int64? {
-    guard text.utf8.allSatisfy({ (0x30...0x39).contains($0) }), let number = Int64(text),
+  private static func number(_ text: Substring, _ range: ClosedRange<Int32>) -> Int32? {
+    guard text.utf8.allSatisfy({ (0x30...0x39).contains($0) }), let number = Int32(text),
       range.contains(number)
     else { return nil }
     return number
-  }
-
-  // By the Gregorian calendar, whose years begin in March here, so that the odd day is a year's
-  // last. Days count from 0000-03-01.
-
-  private static func civil(_ day: Int64) -> (year: Int64, month: Int, date: Int64) {
-    let shifted = day + 719_468
-    let era = (shifted >= 0 ? shifted : shifted - 146_096) / 146_097
-    let dayOfEra = shifted - era * 146_097
-    let yearOfEra = (dayOfEra - dayOfEra / 1460 + dayOfEra / 36524 - dayOfEra / 146_096) / 365
-    let dayOfYear = dayOfEra - (365 * yearOfEra + yearOfEra / 4 - yearOfEra / 100)
-    let march = (5 * dayOfYear + 2) / 153
-    let month = Int(march < 10 ? march + 3 : march - 9)
-    return (
-      yearOfEra + era * 400 + (month <= 2 ? 1 : 0), month, dayOfYear - (153 * march + 2) / 5 + 1
-    )
-  }
-
-  private static func day(_ year: Int64, _ month: Int64, _ date: Int64) -> Int64 {
-    let year = month <= 2 ? year - 1 : year
-    let era = (year >= 0 ? year : year - 399) / 400
-    let yearOfEra = year - era * 400
-    let dayOfYear = (153 * (month > 2 ? month - 3 : month + 9) + 2) / 5 + date - 1
-    return era * 146_097 + yearOfEra * 365 + yearOfEra / 4 - yearOfEra / 100 + dayOfYear - 719_468
   }
 }
 #endif

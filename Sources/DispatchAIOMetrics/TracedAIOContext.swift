@@ -46,15 +46,9 @@ public struct TracedAIOContext: Sendable {
     _ file: AIOFile, at offset: Int64, into buffer: inout AIOUniqueBuffer,
     range: Range<Int>? = nil, isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    let span = span("aio.read", file, offset, range?.count ?? buffer.count)
-    defer { span.end() }
-    do throws(AIOError) {
-      let count = try await context.read(
-        file, at: offset, into: &buffer, range: range, isolation: isolation)
-      span.attributes["aio.transferred"] = count
-      return count
-    } catch {
-      throw failed(span, error)
+    try await transfer("aio.read", file, offset, range?.count ?? buffer.count) {
+      () throws(AIOError) in
+      try await context.read(file, at: offset, into: &buffer, range: range, isolation: isolation)
     }
   }
 
@@ -64,14 +58,8 @@ public struct TracedAIOContext: Sendable {
     _ file: AIOFile, at offset: Int64, into buffers: [AIOBuffer],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    let span = span("aio.read", file, offset, Self.count(buffers))
-    defer { span.end() }
-    do throws(AIOError) {
-      let count = try await context.read(file, at: offset, into: buffers, isolation: isolation)
-      span.attributes["aio.transferred"] = count
-      return count
-    } catch {
-      throw failed(span, error)
+    try await transfer("aio.read", file, offset, Self.count(buffers)) { () throws(AIOError) in
+      try await context.read(file, at: offset, into: buffers, isolation: isolation)
     }
   }
 
@@ -81,15 +69,9 @@ public struct TracedAIOContext: Sendable {
     _ file: AIOFile, at offset: Int64, from buffer: borrowing AIOUniqueBuffer,
     range: Range<Int>? = nil, isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    let span = span("aio.write", file, offset, range?.count ?? buffer.count)
-    defer { span.end() }
-    do throws(AIOError) {
-      let count = try await context.write(
-        file, at: offset, from: buffer, range: range, isolation: isolation)
-      span.attributes["aio.transferred"] = count
-      return count
-    } catch {
-      throw failed(span, error)
+    try await transfer("aio.write", file, offset, range?.count ?? buffer.count) {
+      () throws(AIOError) in
+      try await context.write(file, at: offset, from: buffer, range: range, isolation: isolation)
     }
   }
 
@@ -100,14 +82,8 @@ public struct TracedAIOContext: Sendable {
     _ file: AIOFile, at offset: Int64, from buffers: [AIOBuffer],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    let span = span("aio.write", file, offset, Self.count(buffers))
-    defer { span.end() }
-    do throws(AIOError) {
-      let count = try await context.write(file, at: offset, from: buffers, isolation: isolation)
-      span.attributes["aio.transferred"] = count
-      return count
-    } catch {
-      throw failed(span, error)
+    try await transfer("aio.write", file, offset, Self.count(buffers)) { () throws(AIOError) in
+      try await context.write(file, at: offset, from: buffers, isolation: isolation)
     }
   }
 
@@ -116,12 +92,8 @@ public struct TracedAIOContext: Sendable {
   public func fsync(
     _ file: AIOFile, isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
-    let span = span("aio.fsync", file)
-    defer { span.end() }
-    do throws(AIOError) {
+    try await within(span("aio.fsync", file)) { (_) throws(AIOError) in
       try await context.fsync(file, isolation: isolation)
-    } catch {
-      throw failed(span, error)
     }
   }
 
@@ -129,12 +101,8 @@ public struct TracedAIOContext: Sendable {
   public func fdatasync(
     _ file: AIOFile, isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
-    let span = span("aio.fdatasync", file)
-    defer { span.end() }
-    do throws(AIOError) {
+    try await within(span("aio.fdatasync", file)) { (_) throws(AIOError) in
       try await context.fdatasync(file, isolation: isolation)
-    } catch {
-      throw failed(span, error)
     }
   }
 
@@ -151,12 +119,33 @@ public struct TracedAIOContext: Sendable {
     return span
   }
 
-  private func failed(_ span: any Span, _ error: AIOError) -> AIOError {
-    span.attributes["aio.transferred"] = error.transferred
-    span.attributes["error.type"] = error.code.description
-    span.recordError(error)
-    span.setStatus(SpanStatus(code: .error, message: error.description))
-    return error
+  /// Makes a read or a write within a span.
+  private func transfer(
+    _ name: String, _ file: AIOFile, _ offset: Int64, _ length: Int,
+    isolation: isolated (any Actor)? = #isolation, _ body: () async throws(AIOError) -> Int
+  ) async throws(AIOError) -> Int {
+    try await within(span(name, file, offset, length)) { span throws(AIOError) in
+      let count = try await body()
+      span.attributes["aio.transferred"] = count
+      return count
+    }
+  }
+
+  /// Makes a request within a span, which gets its error, and ends with it.
+  private func within<Value>(
+    _ span: any Span, isolation: isolated (any Actor)? = #isolation,
+    _ body: (any Span) async throws(AIOError) -> Value
+  ) async throws(AIOError) -> Value {
+    defer { span.end() }
+    do throws(AIOError) {
+      return try await body(span)
+    } catch {
+      span.attributes["aio.transferred"] = error.transferred
+      span.attributes["error.type"] = error.code.description
+      span.recordError(error)
+      span.setStatus(SpanStatus(code: .error, message: error.description))
+      throw error
+    }
   }
 
   /// The number of bytes of several buffers; what no number can say, the context refuses.
