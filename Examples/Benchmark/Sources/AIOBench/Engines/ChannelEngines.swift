@@ -2,17 +2,60 @@
 
 import CEngines
 import Dispatch
+import DispatchAIO
 import Foundation
+
+/// The vocabulary that `DispatchIO` and `AIOChannel` share.
+protocol RandomAccessChannel: AnyObject, SendableMetatype {
+  func setLimit(lowWater: Int)
+  func close()
+  func read(
+    offset: off_t, length: Int, queue: DispatchQueue,
+    ioHandler: @escaping @Sendable (Bool, DispatchData?, Int32) -> Void)
+  func write(
+    offset: off_t, data: DispatchData, queue: DispatchQueue,
+    ioHandler: @escaping @Sendable (Bool, DispatchData?, Int32) -> Void)
+}
+
+extension DispatchIO: RandomAccessChannel {
+  func close() { close(flags: []) }
+}
+
+extension AIOChannel: RandomAccessChannel {
+  func close() { close(flags: []) }
+}
 
 /// `DispatchIO`, one random-access channel.
 struct DispatchIOEngine: Engine {
   func run(_ job: Job, _ meter: Meter) throws {
-    guard job.fdatasyncEvery == 0 else { throw BenchError("dispatchio has no fdatasync") }
-    let descriptor = try job.open()
     let loop = DispatchQueue(label: "aio-bench.loop")
+    try ChannelRun.run(job, meter, "dispatchio", on: loop) { descriptor, whenClosed in
+      DispatchIO(type: .random, fileDescriptor: descriptor, queue: loop, cleanupHandler: whenClosed)
+    }
+  }
+}
+
+/// `AIOChannel`, one channel.
+struct ChannelEngine: Engine {
+  func run(_ job: Job, _ meter: Meter) throws {
+    let context = try AIOContext(queueDepth: min(job.depth + 1, 65536))
+    try ChannelRun.run(job, meter, "dispatch-aio-channel", on: context.queue) {
+      AIOChannel(
+        type: .random, fileDescriptor: $0, queue: context.queue, on: context, cleanupHandler: $1)
+    }
+  }
+}
+
+private enum ChannelRun {
+  static func run<C: RandomAccessChannel>(
+    _ job: Job, _ meter: Meter, _ name: String, on loop: DispatchQueue,
+    _ makeChannel: (Int32, @escaping @Sendable (Int32) -> Void) -> C
+  ) throws {
+    guard job.fdatasyncEvery == 0 else { throw BenchError("\(name) has no fdatasync") }
+    let descriptor = try job.open()
     let closed = DispatchSemaphore(value: 0)
-    let channel = DispatchIO(type: .random, fileDescriptor: descriptor, queue: loop) { _ in
-      close(descriptor)
+    let channel = makeChannel(descriptor) { _ in
+      Glibc.close(descriptor)
       closed.signal()
     }
     channel.setLimit(lowWater: job.blockSize)
@@ -25,17 +68,17 @@ struct DispatchIOEngine: Engine {
   }
 
   /// - Safety: `@unchecked Sendable` because it is confined to the loop.
-  private final class Runner: @unchecked Sendable {
+  private final class Runner<C: RandomAccessChannel>: @unchecked Sendable {
     let job: Job
     let meter: Meter
-    let channel: DispatchIO
+    let channel: C
     let loop: DispatchQueue
     let done = DispatchSemaphore(value: 0)
     var failure: BenchError?
     private var offsets: Offsets
     private var inFlight = 0
 
-    init(_ job: Job, _ meter: Meter, _ channel: DispatchIO, _ loop: DispatchQueue) {
+    init(_ job: Job, _ meter: Meter, _ channel: C, _ loop: DispatchQueue) {
       (self.job, self.meter, self.channel, self.loop) = (job, meter, channel, loop)
       offsets = Offsets(job)
     }
@@ -62,7 +105,8 @@ struct DispatchIOEngine: Engine {
           if isDone { completed(error, started) }
         }
       } else {
-        var count = 0
+        // Handlers run one after the other.
+        nonisolated(unsafe) var count = 0
         channel.read(offset: off_t(offset), length: job.blockSize, queue: loop) {
           [self] isDone, data, error in
           if job.verifies, let data, data.count > 0 {

@@ -30,11 +30,7 @@ struct FlyingFoxPools: ParsableCommand {
   func run() throws {
     #if FlyingFox
     let this = self
-    Task {
-      do { try await this.compare() } catch { Self.exit(withError: error) }
-      Self.exit()
-    }
-    dispatchMain()
+    runTask { try await this.compare() }
     #else
     throw BenchError("aio-bench was built without FlyingFox: build it with --traits FlyingFox")
     #endif

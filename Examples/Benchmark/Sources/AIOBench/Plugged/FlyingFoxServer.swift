@@ -26,11 +26,7 @@ struct FlyingFoxServer: ParsableCommand {
 
   func run() throws {
     #if FlyingFox
-    Task {
-      do { try await serve() } catch { Self.exit(withError: error) }
-      Self.exit()
-    }
-    dispatchMain()
+    runTask { try await serve() }
     #else
     throw BenchError("aio-bench was built without FlyingFox: build it with --traits FlyingFox")
     #endif

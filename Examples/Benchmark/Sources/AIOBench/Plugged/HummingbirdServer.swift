@@ -29,11 +29,7 @@ struct HummingbirdServer: ParsableCommand {
 
   func run() throws {
     #if Hummingbird
-    Task {
-      do { try await serve() } catch { Self.exit(withError: error) }
-      Self.exit()
-    }
-    dispatchMain()
+    runTask { try await serve() }
     #else
     throw BenchError("aio-bench was built without Hummingbird: build it with --traits Hummingbird")
     #endif
