@@ -45,8 +45,8 @@ final class EchoFuzzTests: XCTestCase {
   private func round(
     _ fuzzed: FuzzedServer, _ server: EchoServer, _ generator: inout SeededGenerator, _ what: String
   ) throws {
-    do {
-      let clients = try (0..<Int.random(in: 1...40, using: &generator)).map { _ in
+    try fuzzed.round(what) {
+      try (0..<Int.random(in: 1...40, using: &generator)).map { _ in
         // Few have much to say, and some nothing.
         let counts = [0, 8, 100, 5000, 70_000, 600_000]
         let isMore = bytesSent < Self.manyBytes && generator.oneIn(3)
@@ -54,16 +54,11 @@ final class EchoFuzzTests: XCTestCase {
         return FuzzClient(
           try HTTPClient.connect(port: server.port), FuzzScript(newBytes(count), &generator))
       }
-      let staying = FuzzClient.run(clients)
-      try fuzzed.serveHealthy("with \(staying.count) that stay, \(what)")
-      for client in clients {
-        let sent = client.script.bytes
-        XCTAssertTrue(isPrefix(client.received, of: sent), "other bytes, \(what)")
-        if client.received.count >= 8 { note(sent, echoed: client.received.count) }
-      }
+    } checkReceived: { client in
+      let sent = client.script.bytes
+      XCTAssertTrue(isPrefix(client.received, of: sent), "other bytes, \(what)")
+      if client.received.count >= 8 { note(sent, echoed: client.received.count) }
     }
-    try fuzzed.serveHealthy("afterwards, \(what)")
-    try fuzzed.check(what)
   }
 
   /// Bytes that begin as no others do.

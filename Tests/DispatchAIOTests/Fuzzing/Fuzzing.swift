@@ -113,6 +113,25 @@ final class FuzzedServer {
       server.residentMemory - memory, memoryBound, "memory of \(memory) has grown: \(what)")
   }
 
+  /// A round: clients say what they have to, and healthy ones are served beside them and
+  /// afterwards.
+  ///
+  /// - Parameter checkReceived: Looks at what each of them has received.
+  func round(
+    _ what: String, clients makeClients: () throws -> [FuzzClient],
+    checkReceived: (FuzzClient) -> Void
+  ) throws {
+    // Their sockets are closed before what comes afterwards.
+    do {
+      let clients = try makeClients()
+      let staying = FuzzClient.run(clients)
+      try serveHealthy("with \(staying.count) that stay, \(what)")
+      for client in clients { checkReceived(client) }
+    }
+    try serveHealthy("afterwards, \(what)")
+    try check(what)
+  }
+
   /// A healthy client is served exactly, and soon, whoever else is there.
   func serveHealthy(_ what: String) throws {
     let disk = try timeOfDisk()

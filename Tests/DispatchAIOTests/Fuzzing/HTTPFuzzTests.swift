@@ -43,17 +43,14 @@ final class HTTPFuzzTests: XCTestCase {
   private func round(
     _ fuzzed: FuzzedServer, _ server: HTTPServer, _ generator: inout SeededGenerator, _ what: String
   ) throws {
-    do {
-      let clients = try (0..<Int.random(in: 1...24, using: &generator)).map { _ in
+    try fuzzed.round(what) {
+      try (0..<Int.random(in: 1...24, using: &generator)).map { _ in
         FuzzClient(
           try HTTPClient.connect(port: server.port), FuzzScript(Self.bytes(&generator), &generator))
       }
-      let staying = FuzzClient.run(clients)
-      try fuzzed.serveHealthy("with \(staying.count) that stay, \(what)")
-      for client in clients { Self.checkReceived(client, what) }
+    } checkReceived: {
+      Self.checkReceived($0, what)
     }
-    try fuzzed.serveHealthy("afterwards, \(what)")
-    try fuzzed.check(what)
     XCTAssertTrue(
       eventually(within: 10) { Self.unfinishedUploads(server).isEmpty },
       "\(Self.unfinishedUploads(server)): \(what)")

@@ -35,18 +35,14 @@ final class NBDFuzzTests: XCTestCase {
   private func round(
     _ fuzzed: FuzzedServer, _ server: NBDServer, _ generator: inout SeededGenerator, _ what: String
   ) throws {
-    do {
-      let clients = try (0..<Int.random(in: 1...24, using: &generator)).map { _ in
+    try fuzzed.round(what) {
+      try (0..<Int.random(in: 1...24, using: &generator)).map { _ in
         FuzzClient(
-          try NBDClient.connect(server.socket),
-          FuzzScript(Self.bytes(&generator), &generator))
+          try NBDClient.connect(server.socket), FuzzScript(Self.bytes(&generator), &generator))
       }
-      let staying = FuzzClient.run(clients)
-      try fuzzed.serveHealthy("with \(staying.count) that stay, \(what)")
-      for client in clients { Self.checkReceived(client, what) }
+    } checkReceived: {
+      Self.checkReceived($0, what)
     }
-    try fuzzed.serveHealthy("afterwards, \(what)")
-    try fuzzed.check(what)
   }
 
   /// Whatever a client says, the server speaks the protocol to it.
