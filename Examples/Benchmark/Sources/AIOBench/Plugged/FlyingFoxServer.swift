@@ -64,6 +64,8 @@ struct FlyingFoxServer: ParsableCommand {
   }
 
   /// Answers with files that it keeps in memory.
+  ///
+  /// - Safety: `@unchecked Sendable` because what changes is under the lock.
   private final class MemoryHandler: HTTPHandler, @unchecked Sendable {
     private let directory: String
     private let lock = NSLock()
