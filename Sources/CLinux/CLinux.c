@@ -14,6 +14,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -273,7 +274,18 @@ static int reopen(int fd, int mode, int kept) {
   return -ESTALE;
 }
 
-int clinux_reopen_direct(int fd) { return reopen(fd, O_RDONLY | O_DIRECT, O_NOATIME); }
+int clinux_is_among_last(int fd) {
+  const int spare = 16;
+  struct rlimit limit;
+  return getrlimit(RLIMIT_NOFILE, &limit) == 0 && (rlim_t)fd + spare >= limit.rlim_cur;
+}
+
+int clinux_reopen_direct(int fd) {
+  const int again = reopen(fd, O_RDONLY | O_DIRECT, O_NOATIME);
+  if (again < 0 || !clinux_is_among_last(again)) return again;
+  close(again);
+  return -EMFILE;
+}
 
 int clinux_reopen_buffered(int fd) {
   return reopen(fd, O_WRONLY, O_NOATIME | O_APPEND | O_DSYNC | O_SYNC);

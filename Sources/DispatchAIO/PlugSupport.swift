@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-
 //
-// What the plugs, the other library products of this package, need beneath the public face.
+// What the plugs and the servers of this package need beneath the public face.
 
 internal import CLinux
 package import SystemPackage
@@ -31,6 +30,13 @@ extension AIOFile {
     guard unsafe clinux_status(file.descriptor, 0, &now) == 0 else { return false }
     return Status(now) == status
   }
+}
+
+extension AIOFile {
+  /// Whether the file's descriptor is among the last that the process may have, which who can wait
+  /// leaves to others: Dispatch, which opens a file once a second to look after its workers, ends
+  /// the process if there is no descriptor for it. Corresponds to `getrlimit(2)`.
+  package var isAmongLastDescriptors: Bool { clinux_is_among_last(file.descriptor) != 0 }
 }
 
 extension AIOError {

@@ -37,6 +37,7 @@ final class OpenFiles: Sendable {
   private static let validity: UInt64 = 1_000_000_000
 
   private let state: NIOLockedValueBox<State>
+  private let sweeper = DispatchQueue(label: "DispatchAIO.hummingbird.files")
 
   /// - Parameter capacity: The most files to keep open; 1 or more.
   init(capacity: Int) {
@@ -82,7 +83,7 @@ final class OpenFiles: Sendable {
   }
 
   private func sweepLater() {
-    DispatchQueue.global().asyncAfter(deadline: .now() + .seconds(1)) { [weak self] in
+    sweeper.asyncAfter(deadline: .now() + .seconds(1)) { [weak self] in
       self?.sweep()
     }
   }

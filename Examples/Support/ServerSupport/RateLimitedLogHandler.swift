@@ -55,6 +55,8 @@ public final class LogRateLimit: Sendable {
   static let linesPerSecond = 5.0
   static let reportInterval: Int64 = 10_000_000_000
 
+  private static let reporter = DispatchQueue(label: "log.left-out")
+
   private struct Kind: Hashable {
     var file: String
     var line: UInt
@@ -82,7 +84,7 @@ public final class LogRateLimit: Sendable {
       Int64(DispatchTime.now().uptimeNanoseconds)
     },
     afterInterval: @escaping @Sendable (@escaping @Sendable () -> Void) -> Void = {
-      DispatchQueue.global().asyncAfter(
+      LogRateLimit.reporter.asyncAfter(
         deadline: .now() + .nanoseconds(Int(reportInterval)), execute: $0)
     }
   ) {

@@ -118,8 +118,14 @@ int clinux_file_system(int fd, struct clinux_file_system *answer);
 int clinux_cache_block_map(int fd);
 
 // Opens the file of a descriptor once more, through /proc/self/fd, for reading with O_DIRECT.
-// Answers the new descriptor, which is close-on-exec. May sleep.
+// Answers the new descriptor, which is close-on-exec, or -EMFILE if it would be among the last.
+// May sleep.
 int clinux_reopen_direct(int fd);
+
+// Whether a descriptor is among the last 16 numbers of the process (RLIMIT_NOFILE). Dispatch needs
+// one to look after its workers, once a second, and ends the process if there is none: so those who
+// can wait, or do without, leave these to others.
+int clinux_is_among_last(int fd);
 
 // The same for writing without O_DIRECT, with the other flags of the descriptor.
 int clinux_reopen_buffered(int fd);

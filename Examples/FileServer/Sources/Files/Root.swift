@@ -111,6 +111,7 @@ final class Root: Sendable {
     }
     do throws(AIOError) {
       guard let file = try openFile(name, mayWait) else { return .wouldBlock }
+      guard !file.isAmongLastDescriptors else { return .failed(EMFILE) }
       return .file(ServedFile(file, type: type, coding: coding, varies: varies))
     } catch {
       // Nobody waits for a pipe's other end.

@@ -23,10 +23,6 @@ final class ServerLoop: @unchecked Sendable {
   /// The time after which is tried again what failed for want of descriptors.
   private static let descriptorInterval = Duration.milliseconds(20)
 
-  /// Calls that may sleep in a disk: to look up a path for the first time, to list, to rename.
-  private static let blockingCalls = DispatchQueue(
-    label: "aio-httpd.blocking", attributes: .concurrent)
-
   let queue: DispatchQueue
   let context: AIOContext
   let root: Root
@@ -129,11 +125,12 @@ final class ServerLoop: @unchecked Sendable {
     endIfDrained()
   }
 
-  /// Runs `work` where it may sleep, and `body` with its result on the loop's queue.
+  /// Runs `work` where it may sleep in a disk, to look up a path for the first time, to list, to
+  /// rename, and `body` with its result on the loop's queue.
   func offload<Value>(
     _ work: @escaping @Sendable () -> Value, then body: @escaping @Sendable (Value) -> Void
   ) where Value: Sendable {
-    Self.blockingCalls.async { [context] in
+    BlockingCalls.run(on: nil) { [context] in
       let value = work()
       context.async { body(value) }
     }

@@ -2,11 +2,13 @@
 //
 // System calls that may sleep and belong to no context: those that open a file, close it, or ask
 // for its size. They have an offload queue of their own, in which file systems take turns, so that
-// one that hangs does not hold up the others.
+// one that hangs does not hold up the others. Their threads are those of serial queues: after the
+// workers of others Dispatch looks once a second, for which it needs a descriptor, and ends the
+// process if there is none.
 
 internal import Dispatch
 
-enum BlockingCalls {
+package enum BlockingCalls {
   /// The number of threads that work at a time while none is stuck, and the most threads.
   static let threads = (base: 16, limit: 512)
 
@@ -41,7 +43,7 @@ enum BlockingCalls {
   ///
   /// - Parameter device: The device of the file system of the call; if `nil`, as before a file is
   ///   open, it is unknown, and the call takes turns as a file system of its own.
-  static func run(on device: UInt64?, _ body: @escaping @Sendable () -> Void) {
+  package static func run(on device: UInt64?, _ body: @escaping @Sendable () -> Void) {
     let (item, number) = state.withLock { state -> (UInt32, UInt32) in
       let item = state.free.popLast() ?? UInt32(state.calls.count)
       if item == state.calls.count { state.calls.append(Call()) }
