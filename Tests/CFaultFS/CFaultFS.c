@@ -13,7 +13,8 @@
 //   zerosize                                          a size of 0, although there are data
 //   direct                                            FOPEN_DIRECT_IO: around the page cache
 //   eioread eiowrite                                  EIO
-//   eiofsync                                          EIO from the first fsync, and then success
+//   eiofsync                                          EIO from the first fsync after a write, and
+//                                                     then success
 //   enospc                                            room for 1 MiB
 //
 // Without "direct", the kernel takes a short read for the end of the file, and keeps to it.
@@ -185,7 +186,10 @@ static void serve(const struct fuse_in_header *in) {
     case FUSE_READDIR: return fuse_answer_readdir(channel, in, body);
     case FUSE_READ: return read_file(in, body);
     case FUSE_WRITE: return write_file(in, body);
-    case FUSE_FSYNC: return answer(in, has(file, "eiofsync") && !file->fsyncs++ ? EIO : 0, NULL, 0);
+    case FUSE_FSYNC: {
+      const int fails = has(file, "eiofsync") && file->data && !file->fsyncs++;
+      return answer(in, fails ? EIO : 0, NULL, 0);
+    }
     case FUSE_STATFS: return fuse_answer_statfs(channel, in);
     case FUSE_FLUSH:
     case FUSE_RELEASE:

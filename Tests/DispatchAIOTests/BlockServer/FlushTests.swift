@@ -10,8 +10,8 @@ import XCTest
 final class FlushTests: XCTestCase {
   private static let ioError: UInt32 = 5
 
-  /// A server of a file whose first fsync fails, and whose later ones succeed, as the kernel's do
-  /// after pages could not be written back.
+  /// A server of a file whose first fsync after a write fails, and whose later ones succeed, as the
+  /// kernel's do after pages could not be written back.
   private func serve(
     _ options: [String] = [], _ body: (NBDServer) throws -> Void
   ) throws {
@@ -50,6 +50,21 @@ final class FlushTests: XCTestCase {
       XCTAssertEqual(try client.call(.write, flags: .fua, at: 0, payload: bytes).error, 0)
       XCTAssertEqual(server.stop(), 0, server.logged)
     }
+  }
+
+  /// Of a device what fails is the flush of its own cache; nor does that lose what was written.
+  func testAFailedFlushOfABlockDevice() throws {
+    let directory = try temporaryDirectory()
+    let files = try FaultFileSystem(in: directory)
+    let device = try LoopDevice(over: files["eiofsync"].string, options: [])
+    let server = try NBDServer(directory, ["disk=\(device.path)"])
+    let client = try NBDClient(server)
+    let bytes = [UInt8](repeating: 1, count: 4096)
+    try client.write(bytes, at: 0)
+    XCTAssertEqual(try client.call(.flush).error, Self.ioError)
+    XCTAssertEqual(try client.call(.flush).error, 0)
+    XCTAssertEqual(try client.read(0..<4096), bytes)
+    XCTAssertEqual(server.stop(), 0, server.logged)
   }
 
   /// One fdatasync at a time, of all loops; a failed one that has to write back pages is the last.

@@ -143,6 +143,28 @@ final class JournalInspectionTests: XCTestCase {
     }
   }
 
+  /// A whole older copy put back is a sound journal, of which nothing inside it can tell that there
+  /// was more: it is read, and goes on from there.
+  func testAnOlderDirectoryPutBack() throws {
+    let directory = try temporaryDirectory()
+    let data = directory.path.appending("data")
+    let older = try JournalSnapshot(in: data, endsCleanly: true)
+    var server = try EchoServer(data, ["--segment-size", "1M"])
+    let later = try EchoClient(port: server.port)
+    XCTAssertTrue(later.exchange(randomBytes(2_000_000), until: 2_000_000))
+    XCTAssertEqual(server.stop(), 0)
+    try older.restore()
+    XCTAssertEqual(try EchoServer.command("verify", data.string).status, 0)
+    server = try EchoServer(data, ["--segment-size", "1M"])
+    let client = try EchoClient(port: server.port)
+    let bytes = randomBytes(1_500_000)
+    XCTAssertTrue(client.exchange(bytes, until: bytes.count))
+    XCTAssertEqual(server.stop(), 0, server.logged)
+    XCTAssertEqual(try server.verify().status, 0)
+    for (connection, sent) in older.sent { XCTAssertTrue(try server.replay(connection) == sent) }
+    XCTAssertTrue(try server.replay(UInt64(older.sent.count + 1)) == bytes)
+  }
+
   // MARK: The lock
 
   /// Whatever is deleted in the directory, a second daemon is refused.

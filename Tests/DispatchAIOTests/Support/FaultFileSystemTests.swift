@@ -31,6 +31,8 @@ final class FaultFileSystemTests: XCTestCase {
       XCTAssertEqual($0 as? Errno, .ioError)
     }
     let synced = try FileDescriptor.open(faults["eiofsync"], .readWrite)
+    XCTAssertEqual(fsync(synced.rawValue), 0)
+    XCTAssertEqual(try synced.writeAll(toAbsoluteOffset: 0, [1]), 1)
     XCTAssertEqual(fsync(synced.rawValue), -1)
     XCTAssertEqual(fsync(synced.rawValue), 0)
     try synced.close()
