@@ -348,7 +348,13 @@ final class Readiness: Sendable {
   }
 
   /// Learns that a descriptor is a stream socket that does not block, if it is watched.
-  func isStream(_ fd: Int32) { state.withLock { $0.watched[fd]?.isStream = true } }
+  func isStream(_ fd: Int32) {
+    state.withLock { state in
+      // To modify what may be there allocates memory, whether it is or not.
+      guard state.watched[fd] != nil else { return }
+      state.watched[fd]?.isStream = true
+    }
+  }
 
   /// Whether `close` has been called.
   var isClosed: Bool { state.withLock { $0.isClosed } }

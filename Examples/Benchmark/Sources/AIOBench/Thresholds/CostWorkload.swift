@@ -17,6 +17,12 @@ struct CostWorkload {
     case readDirect, writeDirect
     /// Of any range, into memory of the library's.
     case readRange
+    /// What is in the page cache, in the call.
+    case readNow
+    /// What is in the page cache to a socket that a source watches, from which it is received.
+    case send
+    /// 16 bytes to the end of the file.
+    case append
     /// With its completion on another queue.
     case readElsewhere
     /// By tasks on the loop's executor.
@@ -30,13 +36,13 @@ struct CostWorkload {
     /// A block that the loop runs.
     case block
 
-    var isOnDisk: Bool { self == .readCached || isDirect }
+    var isOnDisk: Bool { [.readCached, .readNow, .send].contains(self) || isDirect }
     var isDirect: Bool { self == .readDirect || self == .writeDirect }
 
     /// Whether a disk or another thread takes part, so that how many requests are handed over
     /// together is a matter of chance.
     var isHandedOver: Bool {
-      isDirect || self == .fsync || self == .fdatasync || self == .readElsewhere
+      isDirect || [.fsync, .fdatasync, .append, .readElsewhere].contains(self)
     }
   }
 
@@ -53,7 +59,9 @@ struct CostWorkload {
   static func offset(_ number: Int) -> Int64 { Int64(number % blocks * blockSize) }
 
   static let all = Verb.allCases.flatMap { verb in
-    (verb == .source ? [1] : depths).map { CostWorkload(verb: verb, depth: $0) }
+    ([.source, .readNow, .send].contains(verb) ? [1] : depths).map {
+      CostWorkload(verb: verb, depth: $0)
+    }
   }
 }
 
@@ -62,6 +70,7 @@ final class CostSession {
   private let workload: CostWorkload
   private let context: AIOContext
   private let file: AIOFile
+  /// A pipe with a byte in it, or for `send` two ends of a connection.
   private var pipe: [Int32] = [-1, -1]
 
   /// - Parameter path: 256 KiB, of the kind that the verb wants.
@@ -70,8 +79,15 @@ final class CostSession {
     context = try AIOContext(queueDepth: workload.depth + 1)
     file = try AIOFile.open(
       FilePath(path), .readWrite, caching: workload.verb.isDirect ? .direct : .buffered)
-    guard Glibc.pipe(&pipe) == 0, Glibc.write(pipe[1], "x", 1) == 1 else {
-      throw BenchError("pipe: \(String(cString: strerror(errno)))")
+    let isMade =
+      workload.verb == .send
+      ? socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_NONBLOCK.rawValue), 0, &pipe) == 0
+      : Glibc.pipe(&pipe) == 0 && Glibc.write(pipe[1], "x", 1) == 1
+    guard isMade else { throw BenchError("pipe: \(String(cString: strerror(errno)))") }
+    if workload.verb == .send {
+      let source = try context.makeReadSource(fileDescriptor: pipe[0])
+      source.setEventHandler {}
+      source.activate()
     }
   }
 
@@ -87,7 +103,7 @@ final class CostSession {
     switch workload.verb {
     case .readAsync, .writeAsync, .readActor: try runTasks(count)
     case .source: try runSource(count)
-    default: try CostRunner(workload, context, file, pipe[0]).run(count)
+    default: try CostRunner(workload, context, file, pipe).run(count)
     }
   }
 
@@ -167,7 +183,7 @@ private final class CostRunner: @unchecked Sendable {
   private let workload: CostWorkload
   private let context: AIOContext
   private let file: AIOFile
-  private let descriptor: Int32
+  private let pipe: [Int32]
   private let elsewhere: DispatchQueue?
   private let buffers: [AIOBuffer]
   private let vectors: [[AIOBuffer]]
@@ -176,12 +192,13 @@ private final class CostRunner: @unchecked Sendable {
   private var failure: (any Error)?
 
   init(
-    _ workload: CostWorkload, _ context: AIOContext, _ file: AIOFile, _ descriptor: Int32
+    _ workload: CostWorkload, _ context: AIOContext, _ file: AIOFile, _ pipe: [Int32]
   ) {
     (self.workload, self.context, self.file) = (workload, context, file)
-    self.descriptor = descriptor
+    self.pipe = pipe
     elsewhere = workload.verb == .readElsewhere ? DispatchQueue(label: "aio-bench.other") : nil
-    buffers = (0..<workload.depth).map { _ in AIOBuffer(count: CostWorkload.blockSize) }
+    let size = workload.verb == .append ? 16 : CostWorkload.blockSize
+    buffers = (0..<workload.depth).map { _ in AIOBuffer(count: size) }
     vectors = (0..<workload.depth).map { _ in
       (0..<2).map { _ in AIOBuffer(count: CostWorkload.blockSize / 2) }
     }
@@ -219,13 +236,32 @@ private final class CostRunner: @unchecked Sendable {
         try context.write(file, at: offset, from: vectors[slot]) { [self] in ended($0, slot) }
       case .fsync: try context.fsync(file) { [self] in ended($0, slot) }
       case .fdatasync: try context.fdatasync(file) { [self] in ended($0, slot) }
-      case .poll: try context.poll(descriptor, for: .readable) { [self] in ended($0, slot) }
+      case .readNow: try readNow()
+      case .send:
+        let buffer = buffers[slot]
+        _ = try context.send(file, at: offset, count: buffer.count, to: pipe[0]) { [self] in
+          buffer.withUnsafeMutableBytes { _ = recv(pipe[1], $0.baseAddress, $0.count, 0) }
+          ended($0, slot)
+        }
+      case .append:
+        try context.append(file, from: buffers[slot]) { [self] in ended($0, slot) }
+      case .poll: try context.poll(pipe[0], for: .readable) { [self] in ended($0, slot) }
       case .block: context.async { [self] in ended(Result<Int, AIOError>.success(0), slot) }
       case .readAsync, .writeAsync, .readActor, .source: preconditionFailure("made by others")
       }
     } catch {
       ended(Result<Int, AIOError>.failure(error), slot)
     }
+  }
+
+  /// Makes all reads: nothing has to be waited for.
+  private func readNow() throws(AIOError) {
+    for number in 0...toStart {
+      let count = try file.readNow(at: CostWorkload.offset(number), into: buffers[0])
+      precondition(count == CostWorkload.blockSize, "the file is not in the page cache")
+    }
+    (toStart, toEnd) = (0, 1)
+    ended(Result<Int, AIOError>.success(0), 0)
   }
 
   private func ended<Value>(_ result: Result<Value, AIOError>, _ slot: Int) {
