@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A request's body into a file: written under a temporary name beside it, made durable, and renamed
-// over it, so that at each moment the name has all of one version or of the other, also after a
-// crash. The directory that holds it is opened once, and everything happens beneath that.
+// A request's body into a file: an AIOReplacement, so that at each moment the name has all of one
+// version or of the other, also after a crash.
 
 #if Hummingbird
-internal import CLinux
 internal import DispatchAIO
 internal import DispatchAIONIO
 internal import Glibc
 internal import HTTPTypes
 public import Hummingbird
 public import NIOCore
-internal import NIOPosix
 public import SystemPackage
 
 extension AIOFileProvider {
@@ -24,9 +21,9 @@ extension AIOFileProvider {
     public let replaced: Bool
   }
 
-  /// What the names of files that are not complete begin with. They are not served. What a crash
-  /// leaves of them may be removed.
-  public static var temporaryPrefix: String { ".upload-" }
+  /// What the names of files that are not complete begin with, where they have names: those of
+  /// `AIOReplacement`. They are not served. What a crash leaves of them may be removed.
+  public static var temporaryPrefix: String { ".aio-" }
 
   /// Stores the body of a request. Everything else is as for
   /// ``store(contentsOf:at:limit:permissions:)``.
@@ -36,9 +33,9 @@ extension AIOFileProvider {
   ///   `Content-Length`.
   public func store(
     _ request: Request, at path: String? = nil, limit: Int64 = .max,
-    permissions: FilePermissions = [.ownerReadWrite, .groupRead, .otherRead]
+    permissions: FilePermissions? = nil
   ) async throws -> StoredFile {
-    guard let path = path ?? StorageTarget.decoded(request.uri.path) else {
+    guard let path = path ?? StoragePath.decoded(request.uri.path) else {
       throw HTTPError(.badRequest, message: "Invalid percent encoding in URL")
     }
     let announced = request.headers[.contentLength].flatMap { Int64($0) }
@@ -49,9 +46,9 @@ extension AIOFileProvider {
   }
 
   /// Stores buffers as a file beneath the directory, in place of the one that may be there. When it
-  /// returns, the file's contents and its name are durable: `fdatasync(2)`, `rename(2)`, and
-  /// `fsync(2)` of the directory. If it throws, what was there is there, unless that last step
-  /// failed: the new file has the name then, and may lose it in a crash.
+  /// returns, the file and its name are durable; if it throws, or the task is cancelled, what was
+  /// there is there. One failure is between the two, that of the last step, the `fsync(2)` of the
+  /// directory: the new file has the name then, and may lose it in a crash. See `AIOReplacement`.
   ///
   /// The buffers are written as they are, without a copy, some 256 KiB at a time, and no more are
   /// taken meanwhile.
@@ -60,14 +57,15 @@ extension AIOFileProvider {
   ///   - contents: The buffers.
   ///   - path: The file's path. Its directory must exist.
   ///   - limit: The most bytes to take.
-  ///   - permissions: The permissions of the file, less the process's umask.
-  /// - Throws: What `contents` throws; `HTTPError` with the status 400 for a path that cannot name
-  ///   a file, 403 if the permission was denied, 404 if there is no such directory, 409 if the path
-  ///   names a directory, 413 beyond the limit, 503 if the process has too many files open, 507 if
-  ///   the file system is full; `AIOError` otherwise.
+  ///   - permissions: The permissions of the file, less the process's umask. If `nil`, those of the
+  ///     file that is replaced, and where there is none, `rw-r--r--` less the umask.
+  /// - Throws: What `contents` throws; `CancellationError`; `HTTPError` with the status 400 for a
+  ///   path that cannot name a file, 403 if the permission was denied, 404 if there is no such
+  ///   directory, 409 if the path names a directory, 413 beyond the limit, 503 if the process has
+  ///   too many files open, 507 if the file system is full; `AIOError` otherwise.
   public func store<Contents: AsyncSequence>(
     contentsOf contents: Contents, at path: String, limit: Int64 = .max,
-    permissions: FilePermissions = [.ownerReadWrite, .groupRead, .otherRead]
+    permissions: FilePermissions? = nil
   ) async throws -> StoredFile where Contents.Element == ByteBuffer {
     try await store(
       contentsOf: contents, at: path, limit: limit, announced: nil, permissions: permissions)
@@ -75,40 +73,26 @@ extension AIOFileProvider {
 
   private func store<Contents: AsyncSequence>(
     contentsOf contents: Contents, at path: String, limit: Int64, announced: Int64?,
-    permissions: FilePermissions
+    permissions: FilePermissions?
   ) async throws -> StoredFile where Contents.Element == ByteBuffer {
-    guard let target = StorageTarget(path) else {
+    guard let target = StoragePath.target(path) else {
       throw HTTPError(.badRequest, message: "The path names no file")
     }
     do {
-      let parent = try await open(target.parent)
-      let temporary = "\(Self.temporaryPrefix)\(UInt64.random(in: 0 ... .max))"
-      let file = try await AIOFile.open(
-        FilePath(temporary), .writeOnly, beneath: parent, options: [.create, .exclusiveCreate],
-        permissions: permissions, caching: .buffered)
-      do {
+      return try await AIOFile.replace(
+        target, beneath: directory, permissions: permissions, caching: .buffered
+      ) { file in
         let size = try await write(contents, to: file, limit)
         guard size == announced ?? size else {
           throw HTTPError(
             .badRequest, message: "The body has \(size) of the \(announced ?? 0) bytes announced")
         }
-        try await context.fdatasync(file)
-        let replaced = try await NIOThreadPool.singleton.runIfActive {
-          try publish(temporary, target.name, parent)
-        }
-        await file.close()
+        let replaced = try await exists(target)
+        // A sequence may end early, and without an error, where its task is cancelled.
+        try Task.checkCancellation()
         return StoredFile(size: size, replaced: replaced)
-      } catch {
-        await file.close()
-        _ = try? await NIOThreadPool.singleton.runIfActive {
-          // The path's bytes are read during the call.
-          unsafe unlinkat(parent.fileDescriptor.rawValue, temporary, 0)
-        }
-        throw error
       }
     } catch let error as AIOError {
-      throw error.forHTTP
-    } catch let error as Errno {
       throw error.forHTTP
     }
   }
@@ -136,54 +120,31 @@ extension AIOFileProvider {
     return offset + Int64(gathered)
   }
 
-  /// Opens a directory beneath the provider's.
-  private func open(_ path: String) async throws -> AIODirectory {
-    try await NIOThreadPool.singleton.runIfActive {
-      // The path's bytes are read during the call.
-      let descriptor = unsafe clinux_openat2(
-        directory.fileDescriptor.rawValue, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0,
-        clinux_resolve_beneath | clinux_resolve_no_magic_links)
-      guard descriptor >= 0 else { throw Errno(rawValue: -descriptor) }
-      do {
-        return try AIODirectory(adopting: FileDescriptor(rawValue: descriptor))
-      } catch {
-        Glibc.close(descriptor)
-        throw error
-      }
+  /// Whether there is something of this name.
+  private func exists(_ path: FilePath) async throws(AIOError) -> Bool {
+    do throws(AIOError) {
+      _ = try await directory.status(of: path)
+      return true
+    } catch {
+      guard error.code == .notFound else { throw error }
+      return false
     }
-  }
-
-  /// Gives a complete file its name, durably. Blocks the calling thread.
-  ///
-  /// - Returns: Whether another file had the name.
-  private func publish(
-    _ temporary: String, _ name: String, _ parent: AIODirectory
-  ) throws -> Bool {
-    let descriptor = parent.fileDescriptor.rawValue
-    // The paths' bytes are read during the calls.
-    let replaced = unsafe faccessat(descriptor, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0
-    guard unsafe renameat(descriptor, temporary, descriptor, name) == 0 else {
-      throw Errno(rawValue: Glibc.errno)
-    }
-    guard fsync(descriptor) == 0 else { throw Errno(rawValue: Glibc.errno) }
-    return replaced
   }
 }
 
-/// A path to store at: its directory, relative to the provider's, and the name in that.
-struct StorageTarget {
-  let parent: String
-  let name: String
-
+/// Paths to store at.
+enum StoragePath {
+  /// The path of a file to store, relative to the provider's directory.
+  ///
   /// - Returns: `nil` if it cannot name a file.
-  init?(_ path: String) {
-    guard !path.utf8.contains(0) else { return nil }
-    let parts = path.split(separator: "/", omittingEmptySubsequences: true)
-    guard let name = parts.last, path.last != "/", name.utf8.count <= Int(NAME_MAX),
-      name != ".", name != "..", !name.hasPrefix(AIOFileProvider.temporaryPrefix)
+  static func target(_ path: String) -> FilePath? {
+    guard !path.utf8.contains(0), path.last != "/" else { return nil }
+    let relative = FilePath(String(path.drop { $0 == "/" }))
+    guard let name = relative.lastComponent, name.kind == .regular,
+      name.string.utf8.count <= Int(NAME_MAX),
+      !name.string.hasPrefix(AIOFileProvider.temporaryPrefix)
     else { return nil }
-    self.name = String(name)
-    parent = parts.count == 1 ? "." : parts.dropLast().joined(separator: "/")
+    return relative
   }
 
   /// The path of a URI without its percent encoding.
@@ -218,24 +179,16 @@ extension AIOError {
     case .permissionDenied: HTTPError(.forbidden)
     case .descriptorLimit: HTTPError(.serviceUnavailable)
     case .notFound: HTTPError(.notFound)
-    default: self
-    }
-  }
-}
-
-extension Errno {
-  /// The answer to a request that failed so; the error itself where the server is to blame.
-  fileprivate var forHTTP: any Error {
-    switch self {
-    case .noSuchFileOrDirectory, .notDirectory, .tooManySymbolicLinkLevels, .fileNameTooLong,
-      .improperLink:
-      HTTPError(.notFound)
-    case .permissionDenied, .notPermitted, .readOnlyFileSystem: HTTPError(.forbidden)
-    case .isDirectory, .directoryNotEmpty, .fileExists: HTTPError(.conflict)
-    case .tooManyOpenFiles, .tooManyOpenFilesInSystem: HTTPError(.serviceUnavailable)
-    case .noSpace, .diskQuotaExceeded:
-      HTTPError(.init(code: 507, reasonPhrase: "Insufficient Storage"))
-    default: self
+    case .cancelled: CancellationError()
+    case .exists: HTTPError(.conflict)
+    default:
+      switch errno {
+      case .isDirectory, .directoryNotEmpty: HTTPError(.conflict)
+      // A path through what is no directory, through a loop of links, or out of the directory.
+      case .notDirectory, .tooManySymbolicLinkLevels, .fileNameTooLong, .improperLink:
+        HTTPError(.notFound)
+      default: self
+      }
     }
   }
 }

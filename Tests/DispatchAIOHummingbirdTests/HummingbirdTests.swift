@@ -169,7 +169,7 @@ final class HummingbirdTests: XCTestCase {
     try served.file("../secret", Array("secret".utf8))
     try served.file("../outside/secret", Array("secret".utf8))
     try served.file("inside", Array("inside".utf8))
-    try served.file(".upload-1", Array("half".utf8))
+    try served.file(".aio-1", Array("half".utf8))
     let root = served.root
     for (link, target) in [
       ("good", "inside"), ("absolute", "\(root)/../secret"), ("up", "../secret"),
@@ -183,7 +183,7 @@ final class HummingbirdTests: XCTestCase {
     XCTAssertEqual(good.body, Array("inside".utf8))
     for path in [
       "/absolute", "/up", "/directory/secret", "/directory/", "/loop", "/passwd", "/pipe",
-      "//etc/passwd", "/inside%00.jpg", "/%00", "/inside/file", "/.upload-1",
+      "//etc/passwd", "/inside%00.jpg", "/%00", "/inside/file", "/.aio-1",
       "/\(String(repeating: "n", count: 300))", "/proc/self/fd/0",
     ] {
       let answer = try await served.curl(path)

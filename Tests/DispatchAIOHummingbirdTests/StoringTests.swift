@@ -4,6 +4,8 @@
 import DispatchAIOHummingbird
 import Foundation
 import Hummingbird
+import NIOCore
+import SystemPackage
 import XCTest
 
 @testable import HummingbirdFiles
@@ -64,6 +66,63 @@ final class StoringTests: XCTestCase {
     }
   }
 
+  /// A client that goes away in the middle of a body leaves nothing behind, neither a name nor an
+  /// open file, which needs no name.
+  func testClientThatGoesAway() async throws {
+    let served = try await start()
+    try served.file("file", Array("before".utf8))
+    do {
+      let client = try RawClient(served.port)
+      // More than is gathered before it is written.
+      try client.send("PUT /file HTTP/1.1\r\nHost: h\r\nContent-Length: 10000000\r\n\r\n")
+      for _ in 0..<16 { try client.send(String(repeating: "x", count: 32 << 10)) }
+      try await eventually("the new file is open") { served.openFiles == 1 }
+    }
+    try await eventually("the new file is closed") { served.openFiles == 0 }
+    XCTAssertEqual(try contents(served), ["file"])
+    let back = try await served.curl("/file")
+    XCTAssertEqual(back.body, Array("before".utf8))
+  }
+
+  /// A cancelled task stores nothing, even where the sequence just ends for it.
+  func testCancelledTask() async throws {
+    let served = try await start()
+    try served.file("file", Array("before".utf8))
+    let (buffers, continuation) = AsyncStream.makeStream(of: ByteBuffer.self)
+    continuation.yield(ByteBuffer(string: "half"))
+    let provider = served.provider
+    let storing = Task { try await provider.store(contentsOf: buffers, at: "/file") }
+    try await eventually("the new file is open") { served.openFiles == 1 }
+    storing.cancel()
+    switch await storing.result {
+    case .success(let stored): XCTFail("stored \(stored.size) bytes")
+    case .failure(let error): XCTAssert(error is CancellationError, "\(error)")
+    }
+    try await eventually("the new file is closed") { served.openFiles == 0 }
+    XCTAssertEqual(try contents(served), ["file"])
+    let back = try await served.curl("/file")
+    XCTAssertEqual(back.body, Array("before".utf8))
+  }
+
+  /// A file that is replaced hands its permissions on, unless others are given.
+  func testPermissions() async throws {
+    let served = try await start()
+    let path = try served.file("file", Array("before".utf8))
+    func mode() -> mode_t {
+      var status = stat()
+      XCTAssertEqual(stat(path, &status), 0)
+      return status.st_mode & 0o777
+    }
+    XCTAssertEqual(chmod(path, 0o640), 0)
+    for (permissions, expected) in [(nil, 0o640), (FilePermissions.ownerReadWrite, 0o600)] {
+      let buffers = AsyncStream { $0.finish() } as AsyncStream<ByteBuffer>
+      let stored = try await served.provider.store(
+        contentsOf: buffers, at: "/file", permissions: permissions)
+      XCTAssert(stored.replaced)
+      XCTAssertEqual(mode(), mode_t(expected))
+    }
+  }
+
   /// The first program stops for what is wrong.
   func testFirstProgram() async throws {
     do {
@@ -85,7 +144,7 @@ final class StoringTests: XCTestCase {
       ("/directory", small, 409), ("/none/file", small, 404), ("/link/file", small, 404),
       ("/a%00b", small, 400), ("/a%ff", small, 400), ("/a%2", small, 400),
       ("/../outside/x", small, 404), ("/%2e%2e/outside/x", small, 404), ("/directory/", small, 400),
-      ("/.upload-1", small, 400), ("/directory/file/x", small, 404),
+      ("/.aio-1", small, 400), ("/directory/file/x", small, 404),
       ("/\(String(repeating: "n", count: 300))", small, 400), ("/large", large, 413),
     ] {
       // With a path of its own, curl -T appends no name to one that ends with a slash.

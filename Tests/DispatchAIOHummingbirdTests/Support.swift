@@ -85,6 +85,16 @@ final class ServedDirectory: Sendable {
     posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_DONTNEED)
   }
 
+  /// The number of this process's open files that are beneath the directory, with a name or not.
+  var openFiles: Int {
+    let links = "/proc/self/fd"
+    let descriptors = (try? FileManager.default.contentsOfDirectory(atPath: links)) ?? []
+    return descriptors.count {
+      let target = try? FileManager.default.destinationOfSymbolicLink(atPath: "\(links)/\($0)")
+      return target?.hasPrefix("\(root)/") ?? false
+    }
+  }
+
   /// Asks with curl.
   func curl(_ path: String, _ arguments: String...) async throws -> Answer {
     try await curl(path, arguments)
@@ -184,6 +194,15 @@ final class RawClient: Sendable {
         continuation.resume(returning: received)
       }
     }
+  }
+}
+
+/// Waits until something holds; for half a minute at the most.
+func eventually(_ what: String, _ condition: () -> Bool) async throws {
+  let deadline = ContinuousClock.now + .seconds(30)
+  while !condition() {
+    guard ContinuousClock.now < deadline else { return XCTFail("in vain: \(what)") }
+    try await Task.sleep(for: .milliseconds(5))
   }
 }
 
