@@ -53,6 +53,7 @@ enum Command: String {
   case trapOddAlignment = "trap-odd-alignment"
   case trapSlice = "trap-slice"
   case trapOffExecutor = "trap-off-executor"
+  case trapOtherExecutor = "trap-other-executor"
   case actorThreads = "actor-threads"
   case faultFileSystem = "fault-file-system"
   case powerCutDisk = "power-cut-disk"
@@ -377,6 +378,17 @@ case .trapProcessInTask:
 
 case .trapOffExecutor:
   Resident(try AIOContext(queueDepth: 4)).assumeIsolated { _ in }
+
+case .trapOtherExecutor:
+  // An actor of one context gives its handlers to another.
+  let resident = Resident(try AIOContext(queueDepth: 4))
+  let other = try AIOContext(queueDepth: 4)
+  let file = try file()
+  try resident.context.queue.sync {
+    try resident.assumeIsolated { resident in
+      _ = try other.read(file, at: 0, into: AIOBuffer(count: 4096), isolation: resident) { _ in }
+    }
+  }
 
 case .actorThreads:
   // On the main queue, which the run loop serves on one thread.

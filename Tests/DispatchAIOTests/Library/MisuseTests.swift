@@ -16,6 +16,7 @@ final class MisuseTests: XCTestCase {
       ("trap-odd-alignment", "an alignment of 3; it must be a power of two"),
       ("trap-slice", "slice 256..<1024 of a buffer of 512 bytes"),
       ("trap-off-executor", "Expected same executor as"),
+      ("trap-other-executor", "an actor of the type Resident gave a completion handler of its own"),
     ] {
       let run = try ChildProcess.run(probe, [command, directory.path.string])
       XCTAssertTrue(run.wasSignalled, "\(command) did not trap: status \(run.status)")
