@@ -21,12 +21,12 @@ final class ReplicaTests: XCTestCase {
 
   /// One cycle; skips where the script does, and says why.
   private func replicas(_ options: String...) throws -> ChildProcess {
-    let programs = try URL(fileURLWithPath: ChildProcess.built("aio-nbd")).deletingLastPathComponent()
+    let server = try URL(fileURLWithPath: ChildProcess.built("aio-nbd"))
     let directory = try temporaryDirectory()
     let run = try ChildProcess.run(
       Compiler.package.appendingPathComponent(".ci/replicas").path,
-      ["quorum", "--cycles", "1", "--size", "32", "--programs", programs.path]
-        + ["--directory", directory.path.string] + options,
+      ["quorum", "--cycles", "1", "--size", "32", "--programs"]
+        + [server.deletingLastPathComponent().path, "--directory", directory.path.string] + options,
       seconds: 300)
     if run.status == 77 { throw XCTSkip(run.output) }
     return run
