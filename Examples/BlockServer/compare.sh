@@ -5,19 +5,22 @@
 #
 #   swift build -c release --product aio-nbd
 #   Examples/BlockServer/compare.sh [--rounds 5] [--seconds 3] [--size 1g] [--directory /var/tmp]
-#                                   [JOB…]
+#                                   [--connections 1] [OPTION-OF-AIO-NBD VALUE…] [JOB…]
+#
+# With more connections than one, each has the job's depth; `--loops 4` is an option of aio-nbd.
 #
 # Jobs: randread-1 randread-32 randwrite-1 randwrite-32 flush-32 read-64k write-64k
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-rounds=5 seconds=3 size=1g directory=/var/tmp jobs=() options=()
+rounds=5 seconds=3 size=1g directory=/var/tmp connections=1 jobs=() options=()
 while [ $# -gt 0 ]; do
   case $1 in
     --rounds) rounds=$2; shift 2 ;;
     --seconds) seconds=$2; shift 2 ;;
     --size) size=$2; shift 2 ;;
     --directory) directory=$2; shift 2 ;;
+    --connections) connections=$2; shift 2 ;;
     --*) options+=("$1" "$2"); shift 2 ;;
     *) jobs+=("$1"); shift ;;
   esac
@@ -45,7 +48,7 @@ start() {
     "$aio_nbd" serve "$work/disk" --unix "$work/socket" --log-level error "${options[@]}" \
       >/dev/null &
   else
-    qemu-nbd --aio=native --cache=none --format=raw --persistent --shared=8 \
+    qemu-nbd --aio=native --cache=none --format=raw --persistent --shared=0 \
       --export-name=disk --socket="$work/socket" "$work/disk" >/dev/null &
   fi
   server=$!
@@ -72,7 +75,7 @@ run() {
   before=$(ticks $server)
   # shellcheck disable=SC2086
   timeout $((seconds + 30)) fio --name="$2" --ioengine=nbd --uri="nbd+unix:///disk?socket=$work/socket" --size="$size" \
-    --time_based --runtime="$seconds" $parameters --output-format=terse --output="$work/fio"
+    --numjobs="$connections" --group_reporting --time_based --runtime="$seconds" $parameters --output-format=terse --output="$work/fio"
   after=$(ticks $server)
   # Terse: fields 8 and 49 are reads and writes per second, 9 and 50 the milliseconds.
   awk -F';' -v cpu=$((after - before)) -v tick="$(getconf CLK_TCK)" '

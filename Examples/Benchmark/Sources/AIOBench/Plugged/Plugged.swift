@@ -124,6 +124,9 @@ struct PluggedWork: ParsableArguments {
       valueName: "way"))
   var caching = pluggedCachings.last?.name ?? ""
 
+  @Option(help: ArgumentHelp("On how many loops aio-httpd serves.", valueName: "number"))
+  var loops = 1
+
   @Flag(
     help: """
       Open the files of ranges for each request, too: in c-ring, nginx, plugged and the servers on \
@@ -149,6 +152,7 @@ struct PluggedWork: ParsableArguments {
     try require("idle-connections", idleConnections, 1...25_000)
     try require("runtime", runtime, 1...3600)
     if let quota { try require("quota", quota, 1...10_000) }
+    try require("loops", loops, 1...64)
     guard pluggedCachings.contains(where: { $0.name == caching }) else {
       throw ValidationError(
         "--caching \(caching): \(pluggedCachings.map(\.name).joined(separator: " or "))")
@@ -159,7 +163,7 @@ struct PluggedWork: ParsableArguments {
     .init(
       size: size.bytes, cachedSize: cachedSize.bytes, smallFiles: smallFiles,
       idleConnections: idleConnections, runtime: runtime, caching: caching, opensEach: openEach,
-      quota: quota)
+      quota: quota, loops: loops == 1 ? nil : loops)
   }
 }
 
@@ -174,6 +178,8 @@ struct PluggedReport: Codable {
     var caching: String
     var opensEach: Bool
     var quota: Int?
+    /// `nil`: one.
+    var loops: Int?
   }
 
   /// A run of one server.

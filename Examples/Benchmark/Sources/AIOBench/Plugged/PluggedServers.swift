@@ -131,6 +131,7 @@ struct PluggedStarter {
     case .aioHTTPD:
       return [
         try Programs.ofPackage("aio-httpd", given: aioHTTPD), files, "--port", "0",
+        "--loops", "\(work.loops)",
         "--max-connections", "\(max(4096, work.idleConnections + 100))",
       ]
     case .nginx:
