@@ -36,6 +36,8 @@ final class Journal: @unchecked Sendable {
     var batchesInFlight = 4
     /// Whether a write is durable when it completes.
     var syncs = true
+    /// What the daemon trims by itself.
+    var retention = Retention()
   }
 
   struct Statistics {
@@ -110,6 +112,12 @@ final class Journal: @unchecked Sendable {
       afterProgress()
     }
   }
+
+  /// What the journal takes on disk, as of the last segment that was made or trimmed.
+  var space: JournalSpace { supply.space }
+
+  /// Trims what has become too old since a segment was filled.
+  func trim() { supply.trim() }
 
   // MARK: Appending
 

@@ -125,6 +125,9 @@ final class Server: @unchecked Sendable {
       if let timeout = settings.idleTimeout {
         _ = try context.every(min(timeout, .seconds(1))) { [unowned self] in closeIdle(timeout) }
       }
+      if let age = settings.journal.retention.age {
+        _ = try context.every(min(age, .seconds(3600))) { [unowned self] in journal.trim() }
+      }
       if let interval = settings.statisticsInterval {
         _ = try context.every(interval) { [unowned self] in logStatistics() }
       }
@@ -214,6 +217,7 @@ final class Server: @unchecked Sendable {
 
   private func logStatistics() {
     let disk = journal.statistics
+    let space = journal.space
     let perBatch = disk.batches > 0 ? Double(disk.records) / Double(disk.batches) : 0
     logger.info(
       """
@@ -221,12 +225,14 @@ final class Server: @unchecked Sendable {
       received \(ByteCount(bytesReceived)), echoed \(ByteCount(bytesEchoed)); \
       \(disk.batches) batches, \((perBatch * 10).rounded() / 10) records each, \
       \(ByteCount(disk.bytes)) written, \(disk.failures) failed, \
-      slowest \(disk.slowestBatch / 1000) us
+      slowest \(disk.slowestBatch / 1000) us; \
+      \(space.segments) segments, \(ByteCount(space.bytes)) on disk, \
+      \(space.trimmedSegments) trimmed
       """)
   }
 
   private var metricsText: MetricsText {
-    let disk = journal.statistics
+    let (disk, space) = (journal.statistics, journal.space)
     var text = MetricsText()
     acceptor.addMetrics(to: &text, prefix: "echo_to_disk")
     text.add(.counter, "echo_to_disk_received_bytes_total", "Bytes received.", bytesReceived)
@@ -236,6 +242,13 @@ final class Server: @unchecked Sendable {
     text.add(.counter, "echo_to_disk_written_bytes_total", "Bytes of those batches.", disk.bytes)
     text.add(
       .counter, "echo_to_disk_batches_failed_total", "Batches that failed.", disk.failures)
+    text.add(.gauge, "echo_to_disk_segments", "Segments on disk.", space.segments)
+    text.add(.gauge, "echo_to_disk_segment_bytes", "Bytes of the segments on disk.", space.bytes)
+    text.add(
+      .counter, "echo_to_disk_trimmed_segments_total", "Segments that the server has trimmed.",
+      space.trimmedSegments)
+    text.add(
+      .counter, "echo_to_disk_trimmed_bytes_total", "Bytes of those segments.", space.trimmedBytes)
     text.add([("0", context.statistics)])
     return text
   }
