@@ -229,6 +229,43 @@ final class RetentionTests: XCTestCase {
     XCTAssertEqual(try trim(data, "--keep-bytes", "0").status, 0)
   }
 
+  // MARK: Short connections
+
+  /// A batch takes a block of the disk: there is none without a record, and what a short connection
+  /// sends is in the one that says that it was opened.
+  func testShortConnections() throws {
+    let directory = try temporaryDirectory()
+    let data = directory.path.appending("data")
+    let server = try EchoServer(data, ["--segment-size", "1M"])
+    for _ in 0..<20 {
+      let client = try EchoClient(port: server.port)
+      XCTAssertTrue(client.exchange(randomBytes(32), until: 32))
+      client.endInput()
+      XCTAssertFalse(client.exchange([], until: 33))
+    }
+    // One that sends nothing is recorded, too, soon.
+    let silent = try EchoClient(port: server.port)
+    XCTAssertTrue(eventually { (try? server.list())?.last?.peer == silent.name })
+    server.kill()
+    var opened: Set<UInt64> = []
+    var batch: BatchHeader?
+    try JournalReader(directory: data).read { event in
+      switch event {
+      case .batch(let header):
+        XCTAssertGreaterThan(header.records, 0)
+        batch = header
+        opened = []
+      case .record(let record, _, _):
+        if record.kind == .opened { opened.insert(record.connection) }
+        if record.kind == .data { XCTAssertTrue(opened.contains(record.connection)) }
+      case .damage(let place, let what): XCTFail("\(place): \(what)")
+      default: break
+      }
+    }
+    // At most one more for each closing, where the machine is so slow that it is due.
+    XCTAssertLessThanOrEqual(try XCTUnwrap(batch).sequence, 2 * 20 + 1)
+  }
+
   func testWrongUse() throws {
     let data = try temporaryDirectory().path.appending("data").string
     for (arguments, words) in [

@@ -147,8 +147,17 @@ final class Journal: @unchecked Sendable {
     openBatch = batch
     let header = RecordHeader(
       kind: kind, connection: connection, position: position, length: min(most, batch.room))
-    return batch.append(header, for: client, fill: fill)
+    let count = batch.append(header, for: client, fill: fill)
+    if batch.records == 0 {
+      // Nothing has been appended, and no block is written for that.
+      openBatch = nil
+      emptyBuffers.append(batch.buffer)
+    }
+    return count
   }
+
+  /// Whether something has been appended that waits to be written.
+  var hasOpenBatch: Bool { openBatch != nil }
 
   /// The room in a batch below which a record for more bytes goes to the next batch.
   private static let leastRoom = 4096

@@ -50,8 +50,20 @@ final class Server: @unchecked Sendable {
   private var readyConnections: [Connection] = []
   /// Whether `receiveAll` follows in this turn of the loop.
   private var isReceivePlanned = false
+  /// The connections whose first record may not be in the journal yet.
+  private var openedConnections: [Connection] = []
   /// The connections that have closed, and whose last record is not in the journal yet.
   private var closedConnections: [Connection] = []
+  /// The longest time that an opening or a closing waits for a batch that somebody waits for: each
+  /// batch takes a block of the disk at least.
+  private static let recordDelay = Duration.milliseconds(200)
+  private let recordTimer: AIOTimerSource
+  private enum Recording {
+    /// With the next batch. The timer is running if there is something to record.
+    case planned
+    case due
+  }
+  private var recording = Recording?.none
   private(set) var isDraining = false
   private var exit: (Int32) -> Void = { _ in }
 
@@ -82,6 +94,7 @@ final class Server: @unchecked Sendable {
     }
     context = try AIOContext(queueDepth: settings.queueDepth, queue: loop)
     drainTimer = try context.makeTimerSource()
+    recordTimer = try context.makeTimerSource()
     journal = try Journal(
       directory, context: context, settings: settings.journal, logger: logger)
     listener = try Listener(settings.address)
@@ -111,6 +124,11 @@ final class Server: @unchecked Sendable {
       }
       drainTimer.setEventHandler { [unowned self] in drainConnections() }
       drainTimer.activate()
+      recordTimer.setEventHandler { [unowned self] in
+        recording = .due
+        receiveSoon()
+      }
+      recordTimer.activate()
       signals = ShutdownSignals(queue: loop) { [unowned self] in
         ready(listener.name)
       } handler: { [unowned self] _, name in
@@ -143,7 +161,8 @@ final class Server: @unchecked Sendable {
       context: context)
     connections[connection.number] = connection
     logger.debug("connection \(connection.number) from \(peer)")
-    markReady(connection)
+    openedConnections.append(connection)
+    receiveSoon()
   }
 
   /// Removes a connection that is about to close.
@@ -198,12 +217,30 @@ final class Server: @unchecked Sendable {
         }
       }
     }
-    while let connection = closedConnections.last, connection.recordClosing() {
-      closedConnections.removeLast()
-    }
+    recordOpeningsAndClosings()
     // What becomes ready from here on, because a batch has failed, is not received in this call.
     isReceivePlanned = false
     journal.seal()
+  }
+
+  /// Records who has opened and closed, which nobody waits for, with a batch that somebody waits
+  /// for, or after a while.
+  private func recordOpeningsAndClosings() {
+    if recording == .due || isDraining || journal.hasOpenBatch {
+      while let connection = openedConnections.last, connection.recordOpening() {
+        openedConnections.removeLast()
+      }
+      while let connection = closedConnections.last, connection.recordClosing() {
+        closedConnections.removeLast()
+      }
+    }
+    if openedConnections.isEmpty, closedConnections.isEmpty {
+      recording = nil
+    } else if recording == nil {
+      recording = .planned
+      recordTimer.schedule(
+        deadline: .now() + Self.recordDelay.dispatchInterval, repeating: .never)
+    }
   }
 
   // MARK: Timers
