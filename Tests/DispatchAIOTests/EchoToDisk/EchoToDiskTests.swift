@@ -360,7 +360,7 @@ final class EchoToDiskTests: XCTestCase {
     XCTAssertTrue(refused.isClosed)
     let trim = try EchoServer.command("trim", server.data.string, "--before", "4")
     XCTAssertEqual(trim.status, 0, trim.errors)
-    XCTAssertEqual(trim.output, "3 segments deleted; the journal begins with segment 4\n")
+    XCTAssertEqual(trim.output, "3 segments deleted, 12MiB; the journal begins with segment 4\n")
     XCTAssertTrue(
       eventually {
         guard let client = try? EchoClient(port: server.port) else { return false }

@@ -23,6 +23,11 @@ struct Serve: ParsableCommand {
       Of a connection at most \(ByteCount(Connection.window)) are held that are not echoed, for which \
       up to 400KiB of memory are taken; beyond that, and while the disk falls behind, nothing is \
       read from its socket.
+
+      --keep-bytes and --keep-days trim the journal, segment by segment, at the start and whenever a \
+      segment has been filled; with --keep-days also every hour. A segment goes if one of them says \
+      so, but neither the one that is written to, nor the last one that was filled, nor one that \
+      is being read.
       """)
 
   enum Sync: String, ExpressibleByArgument, CaseIterable {
@@ -40,6 +45,8 @@ struct Serve: ParsableCommand {
 
   @Option(help: ArgumentHelp("The size of a segment file.", valueName: "bytes"))
   var segmentSize = ByteCount(64 << 20)
+
+  @OptionGroup var keep: RetentionOptions
 
   @Option(help: "How many disk requests may be in flight.")
   var queueDepth = 64
@@ -72,6 +79,8 @@ struct Serve: ParsableCommand {
   @OptionGroup var logOptions: LogOptions
 
   static let smallestSegment = 1 << 20
+  /// The segments that are kept whatever the limit is.
+  static let leastSegments = 3
 
   func validate() throws {
     guard segmentSize.bytes >= Self.smallestSegment, segmentSize.bytes <= 1 << 40 else {
@@ -80,6 +89,14 @@ struct Serve: ParsableCommand {
     }
     guard segmentSize.bytes % 4096 == 0 else {
       throw ValidationError("--segment-size \(segmentSize.bytes): not a multiple of 4096")
+    }
+    if let keep = keep.keepBytes, keep.bytes < Self.leastSegments * segmentSize.bytes {
+      throw ValidationError(
+        """
+        --keep-bytes \(keep): \(Self.leastSegments) segments or more, which are \
+        \(ByteCount(Self.leastSegments * segmentSize.bytes)): the one that is written to, the one \
+        before it, and the next; choose a smaller --segment-size
+        """)
     }
     try require("queue-depth", queueDepth, in: 1...4096)
     try require("max-connections", maxConnections, in: 1...1_000_000)
@@ -93,6 +110,7 @@ struct Serve: ParsableCommand {
     // A write beyond RLIMIT_FSIZE is an error, which the signal must not turn into the end.
     signal(SIGXFSZ, SIG_IGN)
     var journal = Journal.Settings(segmentSize: segmentSize.bytes, syncs: sync == .batch)
+    journal.retention = keep.retention
     journal.batchSize = min(journal.batchSize, segmentSize.bytes / 4)
     let settings = Server.Settings(
       address: listen.address, metrics: metrics.address, directory: data.path, journal: journal,

@@ -11,55 +11,63 @@ struct Trim: ParsableCommand {
     discussion: """
       First records where the journal begins from now on, so that what is deleted is not taken for \
       damage. May be used while a server is writing, also when the disk is full. The last segment \
-      that has batches cannot be trimmed.
+      that has batches cannot be trimmed, nor what follows it. A segment that is being read, by \
+      list, replay or verify, is not deleted, nor what follows it: says so, and exits with 1.
       """)
 
   @OptionGroup var journal: JournalArgument
 
   @Option(help: ArgumentHelp("The first segment to keep.", valueName: "segment"))
-  var before: UInt64
+  var before: UInt64?
+
+  @OptionGroup var keep: RetentionOptions
+
+  @Flag(help: "Say what would be deleted, and delete nothing.")
+  var dryRun = false
+
+  func validate() throws {
+    guard (before != nil) != keep.retention.isLimited else {
+      throw ValidationError(
+        before == nil
+          ? "nothing to trim by: give --before, or --keep-bytes, --keep-days or both"
+          : "--before says which segments to keep: not with --keep-bytes or --keep-days")
+    }
+  }
 
   func run() throws {
     let path = journal.directory
     do {
-      let directory = try OpenDirectory(path)
-      // Two at once would not know of each other's mark. A daemon locks the directory, not this.
-      let lock = openat(
-        directory.file.rawValue, JournalFormat.marksName,
-        O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
-      defer { close(lock) }
-      if lock >= 0 { flock(lock, LOCK_EX) }
-      let inspection = try JournalInspection(path)
-      guard inspection.marks.isWhole else {
-        throw Failure("\(path): the file `marks` is damaged; see echo-to-disk verify \(path)")
-      }
-      guard let file = inspection.segments.first(where: { $0.number == before }),
-        file.failure == nil, case .success(let reader) = inspection.open(file),
-        let first = reader.firstHeader()
-      else {
-        throw Failure("--before \(before): no readable segment that has batches")
-      }
-      let marks = try JournalMarkWriter(in: directory.file, file.header.identity, isNew: false)
-      try marks.updateBeginning { mark in
-        mark.segment = max(mark.segment, before)
-        mark.sequence = max(mark.sequence, first.before)
-        mark.nextConnection = max(mark.nextConnection, first.nextConnection)
-      }
-      var count = 0
-      for name in try directory.names() {
-        guard let number = JournalFormat.segment(ofFileName: name), number < before else {
-          continue
-        }
-        guard unlinkat(directory.file.rawValue, name, 0) == 0 else {
-          throw Failure("\(path)/\(name): \(Errno(rawValue: errno))")
-        }
-        count += 1
-      }
-      try printLine("\(count) segments deleted; the journal begins with segment \(before)")
+      try trim(path)
     } catch let errno as Errno {
       throw Failure("\(path): \(errno)")
     } catch let error as JournalError {
       throw Failure(error.description)
+    }
+  }
+
+  private func trim(_ path: FilePath) throws {
+    let directory = try OpenDirectory(path)
+    let trim = try JournalTrim(path, directory)
+    let first = before ?? trim.first(keeping: keep.retention)
+    if let before, !trim.canBegin(with: before) {
+      throw Failure("--before \(before): no readable segment that has batches")
+    }
+    // Never nil: the marks are whole.
+    let marks =
+      try dryRun
+      ? nil
+      : trim.identity.map {
+        try JournalMarkWriter(in: directory.file, $0, isNew: false)
+      }
+    let outcome = try trim.run(before: first, marks)
+    try printLine(
+      """
+      \(outcome.segments) segments \(dryRun ? "would be deleted" : "deleted"), \
+      \(ByteCount(outcome.bytes)); the journal \(dryRun ? "would begin" : "begins") with segment \
+      \(outcome.first)
+      """)
+    if let busy = outcome.busy {
+      throw Failure("segment \(busy) is being read, and kept with what follows it; retry later")
     }
   }
 }

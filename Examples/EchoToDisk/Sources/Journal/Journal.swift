@@ -36,6 +36,8 @@ final class Journal: @unchecked Sendable {
     var batchesInFlight = 4
     /// Whether a write is durable when it completes.
     var syncs = true
+    /// What the daemon trims by itself.
+    var retention = Retention()
   }
 
   struct Statistics {
@@ -111,6 +113,12 @@ final class Journal: @unchecked Sendable {
     }
   }
 
+  /// What the journal takes on disk, as of the last segment that was made or trimmed.
+  var space: JournalSpace { supply.space }
+
+  /// Trims what has become too old since a segment was filled.
+  func trim() { supply.trim() }
+
   // MARK: Appending
 
   /// A number that no connection had before.
@@ -139,8 +147,17 @@ final class Journal: @unchecked Sendable {
     openBatch = batch
     let header = RecordHeader(
       kind: kind, connection: connection, position: position, length: min(most, batch.room))
-    return batch.append(header, for: client, fill: fill)
+    let count = batch.append(header, for: client, fill: fill)
+    if batch.records == 0 {
+      // Nothing has been appended, and no block is written for that.
+      openBatch = nil
+      emptyBuffers.append(batch.buffer)
+    }
+    return count
   }
+
+  /// Whether something has been appended that waits to be written.
+  var hasOpenBatch: Bool { openBatch != nil }
 
   /// The room in a batch below which a record for more bytes goes to the next batch.
   private static let leastRoom = 4096

@@ -19,6 +19,10 @@ struct JournalInspection {
     /// What is wrong with the file; `nil` if nothing is.
     var failure: String?
     let inode: UInt64
+    /// The bytes that it takes on disk.
+    let space: Int
+    /// The time of the last write to it, in nanoseconds since 1970.
+    let modified: Int64
 
     /// Where the failure is.
     var failurePlace: JournalPlace {
@@ -47,11 +51,16 @@ struct JournalInspection {
   private let opened: OpenDirectory
   private let read: FileWindow.Read
 
-  /// - Parameter read: in place of `pread(2)`, for tests.
+  /// - Parameters:
+  ///   - opened: the directory, if it is open already.
+  ///   - read: in place of `pread(2)`, for tests.
   /// - Throws: an `Errno` if the directory cannot be read.
-  init(_ directory: FilePath, read: @escaping FileWindow.Read = FileWindow.systemRead) throws {
+  init(
+    _ directory: FilePath, _ opened: OpenDirectory? = nil,
+    read: @escaping FileWindow.Read = FileWindow.systemRead
+  ) throws {
     (self.directory, self.read) = (directory, read)
-    let opened = try OpenDirectory(directory)
+    let opened = try opened ?? OpenDirectory(directory)
     self.opened = opened
     // Before the names: every segment that it says was made is there then, unless it is missing.
     var marks = JournalMarks(in: opened.file)
@@ -79,11 +88,18 @@ struct JournalInspection {
     segments.sort { $0.number < $1.number }
   }
 
-  /// Opens a segment to read it.
+  /// Opens a segment to read it. It is not trimmed while it is open.
   func open(_ file: SegmentFile) -> Result<SegmentReader, Errno> {
     let descriptor = openat(
       opened.file.rawValue, file.name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
     guard descriptor >= 0 else { return .failure(Errno(rawValue: errno)) }
+    // Waits for a trimming to delete it. Where there are no locks, it is read without.
+    while flock(descriptor, LOCK_SH) != 0, errno == EINTR {}
+    var status = stat()
+    guard fstat(descriptor, &status) != 0 || status.st_nlink > 0 else {
+      Glibc.close(descriptor)
+      return .failure(.noSuchFileOrDirectory)
+    }
     return .success(
       SegmentReader(
         FileWindow(FileDescriptor(rawValue: descriptor), size: file.size, read: read), file.header,
@@ -151,7 +167,7 @@ struct JournalInspection {
         size: max(entry.size, JournalFormat.smallestUnit), created: 0)
     var file = SegmentFile(
       number: number, name: entry.name, header: header, isHeaderReadable: entry.header != nil,
-      size: entry.size, inode: entry.inode)
+      size: entry.size, inode: entry.inode, space: entry.space, modified: entry.modified)
     if entry.header == nil {
       file.failure =
         entry.size == 0 ? "the file is empty" : entry.headerFailure ?? "its header is unreadable"
@@ -178,6 +194,8 @@ private struct Entry {
   private(set) var size = 0
   private(set) var links = 1
   private(set) var inode: UInt64 = 0
+  private(set) var space = 0
+  private(set) var modified: Int64 = 0
   /// Why it cannot be read at all.
   private(set) var refusal: String?
   private(set) var isLink = false
@@ -212,6 +230,9 @@ private struct Entry {
       return
     }
     (size, links, inode) = (Int(status.st_size), Int(status.st_nlink), UInt64(status.st_ino))
+    space = OpenDirectory.space(status)
+    // Of any file, so a time may be one that no clock shows, and would overflow.
+    modified = Int64(min(max(status.st_mtim.tv_sec, 0), 9_000_000_000)) * 1_000_000_000
     readHeader(FileWindow(FileDescriptor(rawValue: descriptor), size: min(size, 4096), read: read))
   }
 

@@ -134,7 +134,7 @@ struct JournalMarks {
     failure = "the file is of another journal"
   }
 
-  private static func newer(_ a: JournalMark?, _ b: JournalMark?) -> JournalMark? {
+  fileprivate static func newer(_ a: JournalMark?, _ b: JournalMark?) -> JournalMark? {
     guard let a, let b else { return a ?? b }
     return a.generation >= b.generation ? a : b
   }
@@ -213,9 +213,25 @@ final class JournalMarkWriter: @unchecked Sendable {
   /// Changes the mark of the end.
   func updateEnd(_ change: (inout JournalMark) -> Void) throws { try update(.end, change) }
 
-  /// Changes the mark of the beginning.
+  /// Changes the mark of the beginning, which other processes change, too.
   func updateBeginning(_ change: (inout JournalMark) -> Void) throws {
+    // Two at once would not know of each other's mark. A daemon locks the directory, not this.
+    while flock(descriptor.rawValue, LOCK_EX) != 0, errno == EINTR {}
+    defer { flock(descriptor.rawValue, LOCK_UN) }
+    marks.beginning = try readBeginning() ?? marks.beginning
     try update(.beginning, change)
+  }
+
+  private func readBeginning() throws -> JournalMark? {
+    try withUnsafeTemporaryAllocation(byteCount: JournalFormat.markLength, alignment: 8) { bytes in
+      let found = try (2..<4).map { block -> JournalMark? in
+        let count = try descriptor.read(
+          fromAbsoluteOffset: Int64(block * JournalFormat.markBlock), into: bytes)
+        let mark = JournalMark(.init(rebasing: UnsafeRawBufferPointer(bytes)[..<count]))
+        return mark?.kind == .beginning ? mark : nil
+      }
+      return JournalMarks.newer(found[0], found[1])
+    }
   }
 
   private func update(_ kind: JournalMark.Kind, _ change: (inout JournalMark) -> Void) throws {

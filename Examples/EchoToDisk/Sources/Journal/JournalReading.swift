@@ -21,6 +21,9 @@ final class JournalReading {
   private var positions: [UInt64: UInt64] = [:]
   /// The connections below this number may have been trimmed in part.
   private var trimmedConnections: UInt64
+  /// The segment that is being read, or was last: open until the next one is, so that what is yet
+  /// to be read is not trimmed.
+  private var current: SegmentReader?
 
   init(
     _ inspection: JournalInspection, _ visit: @escaping (JournalReader.Event) throws -> Void
@@ -154,7 +157,7 @@ final class JournalReading {
     let file = segments[index]
     let reader: SegmentReader
     switch inspection.open(file) {
-    case .success(let opened): reader = opened
+    case .success(let opened): (reader, current) = (opened, opened)
     case .failure(let errno):
       if errno == .noSuchFileOrDirectory, inspection.isTrimmed(file.number) {
         // What follows it begins anew, as far as this reading knows.

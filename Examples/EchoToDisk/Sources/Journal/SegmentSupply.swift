@@ -6,6 +6,7 @@
 import Dispatch
 import DispatchAIO
 import Logging
+import ServerSupport
 import SystemPackage
 
 /// The spare segments of a journal, and the making of the next one.
@@ -25,8 +26,10 @@ final class SegmentSupply: @unchecked Sendable {
   private var spares: [Segment]
   private var nextNumber: UInt64
   private var isMaking = false
+  private(set) var space = JournalSpace()
 
-  /// Makes the first segment if there is no spare one. Blocks the calling thread for that.
+  /// Trims, and makes the first segment if there is no spare one. Blocks the calling thread for
+  /// that.
   init(
     _ directory: JournalDirectory, _ settings: Journal.Settings, loop: DispatchQueue,
     logger: Logger
@@ -41,6 +44,7 @@ final class SegmentSupply: @unchecked Sendable {
       end.isClean = false
       end.nextConnection = max(end.nextConnection, directory.nextConnection)
     }
+    trimmed(Self.trim(directory, settings, room: spares.isEmpty ? settings.segmentSize : 0))
     while spares.isEmpty {
       do {
         spares = [try Self.make(nextNumber, directory, settings)]
@@ -49,6 +53,7 @@ final class SegmentSupply: @unchecked Sendable {
       }
       nextNumber += 1
     }
+    measured(Self.measure(directory))
   }
 
   /// Marks the journal's end, durably, and calls back on the loop: with an error if that failed.
@@ -75,6 +80,7 @@ final class SegmentSupply: @unchecked Sendable {
       return nil
     }
     let segment = spares.removeFirst()
+    trim()
     makeNext()
     return segment
   }
@@ -85,7 +91,11 @@ final class SegmentSupply: @unchecked Sendable {
     let (number, directory, settings) = (nextNumber, directory, settings)
     maker.async { [self] in
       let result = Result { try Self.make(number, directory, settings) }
-      loop.async { self.finish(result) }
+      let space = Self.measure(directory)
+      loop.async {
+        self.measured(space)
+        self.finish(result)
+      }
     }
   }
 
@@ -120,6 +130,62 @@ final class SegmentSupply: @unchecked Sendable {
       loop.asyncAfter(deadline: .now() + .seconds(1)) { self.makeNext() }
     }
     afterAttempt()
+  }
+
+  // MARK: Trimming
+
+  /// Trims what is not to be kept, if there is a limit.
+  func trim() {
+    guard settings.retention.isLimited else { return }
+    let (directory, settings) = (directory, settings)
+    let room = spares.isEmpty ? settings.segmentSize : 0
+    maker.async { [self] in
+      let result = Self.trim(directory, settings, room: room)
+      let space = Self.measure(directory)
+      loop.async {
+        self.measured(space)
+        self.trimmed(result)
+      }
+    }
+  }
+
+  private static func trim(
+    _ directory: JournalDirectory, _ settings: Journal.Settings, room: Int
+  ) -> Result<JournalTrim.Outcome, any Error> {
+    guard settings.retention.isLimited else { return .success(.init()) }
+    return Result {
+      let trim = try JournalTrim(directory.path, directory.directory)
+      return try trim.run(
+        before: trim.first(keeping: settings.retention, room: room), directory.marks)
+    }
+  }
+
+  private func trimmed(_ result: Result<JournalTrim.Outcome, any Error>) {
+    switch result {
+    case .success(let outcome):
+      space.trimmedSegments += outcome.segments
+      space.trimmedBytes += outcome.bytes
+      if outcome.segments > 0 {
+        logger.info(
+          """
+          \(outcome.segments) segments trimmed, \(ByteCount(outcome.bytes)); \
+          the journal begins with segment \(outcome.first)
+          """)
+      }
+      if let busy = outcome.busy {
+        logger.notice("segment \(busy) is being read; what is not to be kept is trimmed later")
+      }
+    case .failure(let error): logger.error("the journal cannot be trimmed: \(error)")
+    }
+  }
+
+  private static func measure(_ directory: JournalDirectory) -> (segments: Int, bytes: Int)? {
+    // What cannot be measured is not news: nothing can be made or trimmed then, either.
+    try? directory.directory.segmentSpace()
+  }
+
+  private func measured(_ space: (segments: Int, bytes: Int)?) {
+    if let space { (self.space.segments, self.space.bytes) = space }
   }
 
   /// What an error means for the journal.

@@ -92,8 +92,9 @@ final class Connection: JournalClient, @unchecked Sendable {
 
   /// Receives once, straight into the journal's open batch.
   func receive() -> Reception {
-    guard isRecorded || recordOpening() else { return .noRoom }
     guard canReceive else { return .nothing }
+    // In one batch with its first bytes.
+    guard recordOpening() else { return .noRoom }
     var failure: Int32 = 0
     var asked = 0
     let count = server.journal.append(
@@ -132,7 +133,11 @@ final class Connection: JournalClient, @unchecked Sendable {
     }
   }
 
-  private func recordOpening() -> Bool {
+  /// Records that the connection was opened, if that has not been done.
+  ///
+  /// - Returns: `false` if the journal has no room now.
+  func recordOpening() -> Bool {
+    if isRecorded { return true }
     let peer = peer.utf8.prefix(200)
     let length = 8 + peer.count
     let count = server.journal.append(.opened, of: number, at: 0, most: length, for: self) {
@@ -151,7 +156,7 @@ final class Connection: JournalClient, @unchecked Sendable {
   func recordClosing() -> Bool {
     // The position would be after bytes that are not there.
     if isLost { return true }
-    guard isRecorded || recordOpening() else { return false }
+    guard recordOpening() else { return false }
     return server.journal.append(.closed, of: number, at: received, most: 1, for: self) { _ in 0 }
       != nil
   }

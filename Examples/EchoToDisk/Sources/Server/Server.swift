@@ -50,8 +50,20 @@ final class Server: @unchecked Sendable {
   private var readyConnections: [Connection] = []
   /// Whether `receiveAll` follows in this turn of the loop.
   private var isReceivePlanned = false
+  /// The connections whose first record may not be in the journal yet.
+  private var openedConnections: [Connection] = []
   /// The connections that have closed, and whose last record is not in the journal yet.
   private var closedConnections: [Connection] = []
+  /// The longest time that an opening or a closing waits for a batch that somebody waits for: each
+  /// batch takes a block of the disk at least.
+  private static let recordDelay = Duration.milliseconds(200)
+  private let recordTimer: AIOTimerSource
+  private enum Recording {
+    /// With the next batch. The timer is running if there is something to record.
+    case planned
+    case due
+  }
+  private var recording = Recording?.none
   private(set) var isDraining = false
   private var exit: (Int32) -> Void = { _ in }
 
@@ -82,6 +94,7 @@ final class Server: @unchecked Sendable {
     }
     context = try AIOContext(queueDepth: settings.queueDepth, queue: loop)
     drainTimer = try context.makeTimerSource()
+    recordTimer = try context.makeTimerSource()
     journal = try Journal(
       directory, context: context, settings: settings.journal, logger: logger)
     listener = try Listener(settings.address)
@@ -111,6 +124,11 @@ final class Server: @unchecked Sendable {
       }
       drainTimer.setEventHandler { [unowned self] in drainConnections() }
       drainTimer.activate()
+      recordTimer.setEventHandler { [unowned self] in
+        recording = .due
+        receiveSoon()
+      }
+      recordTimer.activate()
       signals = ShutdownSignals(queue: loop) { [unowned self] in
         ready(listener.name)
       } handler: { [unowned self] _, name in
@@ -124,6 +142,9 @@ final class Server: @unchecked Sendable {
       try metrics?.activate(in: context) { [unowned self] in $0(metricsText) }
       if let timeout = settings.idleTimeout {
         _ = try context.every(min(timeout, .seconds(1))) { [unowned self] in closeIdle(timeout) }
+      }
+      if let age = settings.journal.retention.age {
+        _ = try context.every(min(age, .seconds(3600))) { [unowned self] in journal.trim() }
       }
       if let interval = settings.statisticsInterval {
         _ = try context.every(interval) { [unowned self] in logStatistics() }
@@ -140,7 +161,8 @@ final class Server: @unchecked Sendable {
       context: context)
     connections[connection.number] = connection
     logger.debug("connection \(connection.number) from \(peer)")
-    markReady(connection)
+    openedConnections.append(connection)
+    receiveSoon()
   }
 
   /// Removes a connection that is about to close.
@@ -195,12 +217,30 @@ final class Server: @unchecked Sendable {
         }
       }
     }
-    while let connection = closedConnections.last, connection.recordClosing() {
-      closedConnections.removeLast()
-    }
+    recordOpeningsAndClosings()
     // What becomes ready from here on, because a batch has failed, is not received in this call.
     isReceivePlanned = false
     journal.seal()
+  }
+
+  /// Records who has opened and closed, which nobody waits for, with a batch that somebody waits
+  /// for, or after a while.
+  private func recordOpeningsAndClosings() {
+    if recording == .due || isDraining || journal.hasOpenBatch {
+      while let connection = openedConnections.last, connection.recordOpening() {
+        openedConnections.removeLast()
+      }
+      while let connection = closedConnections.last, connection.recordClosing() {
+        closedConnections.removeLast()
+      }
+    }
+    if openedConnections.isEmpty, closedConnections.isEmpty {
+      recording = nil
+    } else if recording == nil {
+      recording = .planned
+      recordTimer.schedule(
+        deadline: .now() + Self.recordDelay.dispatchInterval, repeating: .never)
+    }
   }
 
   // MARK: Timers
@@ -214,6 +254,7 @@ final class Server: @unchecked Sendable {
 
   private func logStatistics() {
     let disk = journal.statistics
+    let space = journal.space
     let perBatch = disk.batches > 0 ? Double(disk.records) / Double(disk.batches) : 0
     logger.info(
       """
@@ -221,12 +262,14 @@ final class Server: @unchecked Sendable {
       received \(ByteCount(bytesReceived)), echoed \(ByteCount(bytesEchoed)); \
       \(disk.batches) batches, \((perBatch * 10).rounded() / 10) records each, \
       \(ByteCount(disk.bytes)) written, \(disk.failures) failed, \
-      slowest \(disk.slowestBatch / 1000) us
+      slowest \(disk.slowestBatch / 1000) us; \
+      \(space.segments) segments, \(ByteCount(space.bytes)) on disk, \
+      \(space.trimmedSegments) trimmed
       """)
   }
 
   private var metricsText: MetricsText {
-    let disk = journal.statistics
+    let (disk, space) = (journal.statistics, journal.space)
     var text = MetricsText()
     acceptor.addMetrics(to: &text, prefix: "echo_to_disk")
     text.add(.counter, "echo_to_disk_received_bytes_total", "Bytes received.", bytesReceived)
@@ -236,6 +279,13 @@ final class Server: @unchecked Sendable {
     text.add(.counter, "echo_to_disk_written_bytes_total", "Bytes of those batches.", disk.bytes)
     text.add(
       .counter, "echo_to_disk_batches_failed_total", "Batches that failed.", disk.failures)
+    text.add(.gauge, "echo_to_disk_segments", "Segments on disk.", space.segments)
+    text.add(.gauge, "echo_to_disk_segment_bytes", "Bytes of the segments on disk.", space.bytes)
+    text.add(
+      .counter, "echo_to_disk_trimmed_segments_total", "Segments that the server has trimmed.",
+      space.trimmedSegments)
+    text.add(
+      .counter, "echo_to_disk_trimmed_bytes_total", "Bytes of those segments.", space.trimmedBytes)
     text.add([("0", context.statistics)])
     return text
   }
