@@ -81,6 +81,7 @@ final class Server: @unchecked Sendable {
         """)
     }
     context = try AIOContext(queueDepth: settings.queueDepth, queue: loop)
+    logger.logKernel(of: context)
     drainTimer = try context.makeTimerSource()
     journal = try Journal(
       directory, context: context, settings: settings.journal, logger: logger)
