@@ -51,6 +51,9 @@ public final class AIOContext: Sendable {
     /// A thread whose system call takes longer than 20 ms does not count, and is replaced, up to
     /// eight times this number in all. Of one file at most one write, one sync, and half of this
     /// number of reads are under way on them. A thread exists while it has something to do.
+    ///
+    /// Without kernel AIO they do all the work: one file may have all of them, and there may be up
+    /// to sixteen times this number.
     public var offloadThreads = 8
 
     /// The behaviour of a context where kernel AIO does not work.
@@ -118,8 +121,9 @@ public final class AIOContext: Sendable {
   public var pendingLimit: Int { loop.settings.pendingLimit }
 
   /// Whether requests go to kernel AIO. If `false`, each is a system call on an offload thread: see
-  /// ``Options/WithoutKernelAIO/threads``.
-  public var usesKernelAIO: Bool { loop.settings.policy != .threadsOnly }
+  /// ``Options/WithoutKernelAIO/threads``, and <doc:Operating> for the environment variable
+  /// `DISPATCH_AIO_KERNEL`.
+  public var usesKernelAIO: Bool { loop.kernel.takesRequests }
 
   /// The serial queue that the context works on.
   public var queue: DispatchQueue { loop.queue }
@@ -167,6 +171,7 @@ public final class AIOContext: Sendable {
     try Self.check("minimumQueueDepth", options.minimumQueueDepth ?? queueDepth, 1...queueDepth)
     try Self.check("offloadThreads", options.offloadThreads, 1...64)
     let wait = try Self.waitSettings(options.waiting)
+    if case .unknown(let value) = KernelChoice.ofProcess { throw .unknownKernel(value) }
     // Before anything is made: in a child, to destroy it could wait for a lock of the runtime's
     // that another thread held at the fork.
     if Fork.isChild { throw .forked(AIOError.Subject(operation: .createContext)) }
@@ -223,14 +228,15 @@ public final class AIOContext: Sendable {
     }
   }
 
-  /// - Parameter settings: Its queue depth and policy become those that the kernel allows.
+  /// - Parameter settings: Its queue depth becomes that which the kernel has room for.
   private static func makeKernel(
     _ settings: inout Loop.Settings, _ options: Options
-  ) throws(Errno) -> LinuxKernel {
+  ) throws(Errno) -> SystemKernel {
+    if KernelChoice.ofProcess == .threads { return .threads(ThreadKernel()) }
     while true {
       do throws(Errno) {
         if let failure = KernelProbe.failure { throw failure }
-        return try LinuxKernel(room: FileShares.room(queueDepth: settings.queueDepth))
+        return .aio(try LinuxKernel(room: FileShares.room(queueDepth: settings.queueDepth)))
       } catch {
         if error == .resourceTemporarilyUnavailable {
           let least = options.minimumQueueDepth ?? settings.queueDepth
@@ -241,8 +247,7 @@ public final class AIOContext: Sendable {
         guard options.withoutKernelAIO == .threads,
           AIOError.settingUp(errno: error, queueDepth: settings.queueDepth).code == .unavailable
         else { throw error }
-        settings.policy = .threadsOnly
-        return .absent
+        return .threads(ThreadKernel())
       }
     }
   }

@@ -20,7 +20,8 @@ extension AIOError {
         .text(
           """
           there is no kernel AIO here: the kernel was built without (CONFIG_AIO), or the sandbox \
-          does not have it; options.withoutKernelAIO = .threads runs all the same
+          does not have it; options.withoutKernelAIO = .threads runs all the same, and so does \
+          \(KernelChoice.variable)=threads in the environment
           """))
     case .notPermitted, .permissionDenied:
       return AIOError(
@@ -29,7 +30,7 @@ extension AIOError {
           """
           kernel AIO is forbidden to this process, by a seccomp profile most likely: allow \
           io_setup, io_submit, io_getevents and io_destroy; options.withoutKernelAIO = .threads \
-          runs all the same
+          runs all the same, and so does \(KernelChoice.variable)=threads in the environment
           """))
     case .tooManyOpenFiles, .tooManyOpenFilesInSystem:
       let limit =
@@ -55,6 +56,17 @@ extension AIOError {
     default:
       return AIOError(errno: errno.rawValue, subject)
     }
+  }
+
+  /// The error for a value of the environment's that names no kernel.
+  static func unknownKernel(_ value: String) -> AIOError {
+    AIOError(
+      .invalidOption, Subject(operation: .createContext),
+      .text(
+        """
+        the environment variable \(KernelChoice.variable) is "\(value)"; it must be "threads", or \
+        not be set
+        """))
   }
 
   /// A number under `/proc/sys/fs`.

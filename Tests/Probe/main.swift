@@ -258,6 +258,7 @@ case .threads:
   }
   done.wait()
   print("asleep", context.statistics.offloadSubmits > 100)
+  print("waits", context.statistics.waits)
   let closed = DispatchSemaphore(value: 0)
   context.close { closed.signal() }
   closed.wait()

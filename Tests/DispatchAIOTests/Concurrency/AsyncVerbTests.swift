@@ -149,6 +149,7 @@ final class AsyncVerbTests: XCTestCase {
   /// Tasks on the loop, whose requests the kernel mostly gets at once, without a cancellation
   /// handler: where it refuses one, or has no room, the call makes it again, and has its result.
   func testReadsOnTheLoopThatHaveToWait() async throws {
+    try requireKernelAIO("nothing is refused")
     let directory = try temporaryDirectory()
     let path = directory.path.appending("cold")
     let bytes = Data((0...UInt8.max).flatMap { [UInt8](repeating: $0, count: 4096) })

@@ -120,6 +120,7 @@ private final class Simulation {
       faults: generator.oneIn(5) ? .none : .all, seed: seed)
     kernel.completesAtOnce = generator.oneIn(4)
     policy = generator.oneIn(8) ? .inline : generator.oneIn(12) ? .threadsOnly : .nonblocking
+    kernel.takesRequests = policy != .threadsOnly
     let table = RequestTable<Int>(capacity: depth + limit)
     self.table = table
     offloadQueue = OffloadQueue(

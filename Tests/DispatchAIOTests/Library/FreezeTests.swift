@@ -71,6 +71,7 @@ final class FreezeTests: XCTestCase {
 
   /// Once the file system does not freeze any more, its overwrites are submitted on the loop.
   func testTheSuspicionEnds() throws {
+    try requireKernelAIO("every write is offloaded")
     let directory = try temporaryDirectory()
     let disk = try SmallDisk(in: directory, megabytes: 64)
     let file = try AIOFile.open(disk.path.appending("file"), .readWrite, options: .create)

@@ -12,6 +12,7 @@ final class NeverLostTests: XCTestCase {
 
   /// A random load, with data checking, whose system calls are made to fail.
   func testInjectedFaults() throws {
+    try requireKernelAIO("nothing is submitted")
     for (fault, errno) in [
       // At the beginning and then every so often; the probe of whether there is AIO comes first.
       ("io_submit:error=EAGAIN:when=3+2", nil), ("io_submit:error=EAGAIN:when=3+7", nil),
@@ -37,6 +38,7 @@ final class NeverLostTests: XCTestCase {
 
   /// The loop takes completions out of the ring by itself; only to wait for one it asks the kernel.
   func testInjectedFaultsWhileWaiting() throws {
+    try requireKernelAIO("nobody waits in the kernel")
     for fault in [
       "io_getevents:error=EINTR:when=2+2", "io_getevents:error=EAGAIN:when=3+5",
       "io_getevents:error=EINVAL:when=3+3", "io_getevents:error=ENOSYS:when=2+",
@@ -60,6 +62,7 @@ final class NeverLostTests: XCTestCase {
   /// A kernel that never has room while nothing is in flight is asked again by a timer, not in a
   /// spin.
   func testARefusingKernelIsNotAskedInASpin() throws {
+    try requireKernelAIO("nothing is submitted")
     let directory = try temporaryDirectory()
     // strace counts each thread's calls by itself: from the third to the three hundredth. Should
     // Dispatch give the queue another thread meanwhile, it has two that succeed.
@@ -78,6 +81,7 @@ final class NeverLostTests: XCTestCase {
   // MARK: No AIO
 
   func testWithoutKernelAIO() throws {
+    try requireKernelAIO("it is not looked for")
     let directory = try temporaryDirectory()
     let probe = try ChildProcess.built("dispatch-aio-probe")
     // What says nothing of kernel AIO, when it comes to the first who asks.
@@ -119,6 +123,7 @@ final class NeverLostTests: XCTestCase {
         bytes 1 1 2 2 0
         EOF success(0)
         asleep true
+        waits 0
 
         """, instead.run.errors)
       XCTAssertEqual(instead.calls(with: "fdatasync(").count, 1)
@@ -126,7 +131,32 @@ final class NeverLostTests: XCTestCase {
     }
   }
 
+  /// Goal: the environment chooses threads where kernel AIO works, whatever a context's options
+  /// are, and says so where it is misspelt.
+  func testTheEnvironmentChoosesThreads() throws {
+    let directory = try temporaryDirectory()
+    let probe = try ChildProcess.built("dispatch-aio-probe")
+    let log = try SystemCallLog(
+      tracing: "io_setup,io_submit", probe, ["verbs", directory.path.string], in: directory,
+      environment: [KernelChoice.variable: "threads"])
+    XCTAssertEqual(log.run.status, 0, log.run.errors)
+    XCTAssertTrue(log.run.output.contains("PREAD success(4096)"), log.run.output)
+    XCTAssertEqual(log.calls(with: "io_"), [])
+    let misspelt = try ChildProcess.run(
+      probe, ["create", directory.path.string], environment: [KernelChoice.variable: "Threads"])
+    XCTAssertTrue(
+      misspelt.output.hasPrefix("invalidOption create context: "), misspelt.output)
+    XCTAssertTrue(
+      misspelt.output.contains(#"DISPATCH_AIO_KERNEL is "Threads""#), misspelt.output)
+    for (value, choice) in [
+      (nil, .best), ("", .best), ("threads", .threads), ("aio", .unknown("aio")),
+    ] as [(String?, KernelChoice)] {
+      XCTAssertEqual(KernelChoice(value), choice)
+    }
+  }
+
   func testASmallerDepthWhereThereIsNoRoom() throws {
+    try requireKernelAIO("there is no limit of the depth")
     let maximum = try XCTUnwrap(
       Int(
         String(contentsOfFile: "/proc/sys/fs/aio-max-nr", encoding: .ascii)
@@ -301,6 +331,7 @@ final class NeverLostTests: XCTestCase {
   // MARK: Statistics
 
   func testStatistics() throws {
+    try requireKernelAIO("nothing is submitted")
     let directory = try temporaryDirectory()
     _ = try directory.makeFile(size: 65536)
     let queue = DispatchQueue(label: "test.loop")

@@ -31,6 +31,7 @@ final class NeverSleepsTests: XCTestCase {
   }
 
   func testDirectFiles() throws {
+    try requireKernelAIO("every request is offloaded")
     let directory = try temporaryDirectory()
     let context = try AIOContext(queueDepth: 8)
     let file = try directory.open()
@@ -66,6 +67,7 @@ final class NeverSleepsTests: XCTestCase {
   }
 
   func testBufferedFiles() throws {
+    try requireKernelAIO("every request is offloaded")
     let directory = try temporaryDirectory()
     let path = try directory.makeFile(size: 1 << 20) { UInt8(truncatingIfNeeded: $0 >> 12) }
     let context = try AIOContext(queueDepth: 8)
@@ -121,6 +123,7 @@ final class NeverSleepsTests: XCTestCase {
 
   /// A buffered file that was cold is noticed when it is in the page cache again.
   func testAColdFileThatBecameCachedIsNoticed() throws {
+    try requireKernelAIO("every request is offloaded")
     let directory = try temporaryDirectory()
     let path = try directory.makeFile(size: 1 << 20)
     let context = try AIOContext(queueDepth: 8)
@@ -180,6 +183,7 @@ final class NeverSleepsTests: XCTestCase {
   }
 
   func testPlainSubmission() throws {
+    try requireKernelAIO("every request is offloaded")
     let directory = try temporaryDirectory()
     var options = AIOContext.Options()
     options.submission = .inline

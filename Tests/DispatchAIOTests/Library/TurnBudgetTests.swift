@@ -56,6 +56,7 @@ final class TurnBudgetTests: XCTestCase {
 
   /// Reads that the page cache answers: the kernel copies in `io_submit`.
   private func assertCachedReads(isOnQueue: Bool, line: UInt = #line) throws {
+    try requireKernelAIO("threads copy, and want all processors")
     let directory = try temporaryDirectory()
     let file = try directory.open(caching: .buffered)
     try file.truncate(to: 16 << 20)

@@ -24,7 +24,7 @@ final class WaitTimerTests: XCTestCase {
         into: events.baseAddress!, capacity: 8, waiting: milliseconds * 1_000_000)  // Not empty.
       XCTAssertGreaterThanOrEqual(count, 0)
       let tags = (0..<max(0, count)).map { UInt64(UInt(bitPattern: events[$0].data)) }
-      if tags.contains(LinuxKernel.timerTag) { kernel.waitTimerFired() }
+      if tags.contains(ReservedTag.timer) { kernel.waitTimerFired() }
       return tags
     }
   }
@@ -36,7 +36,7 @@ final class WaitTimerTests: XCTestCase {
       let began = DispatchTime.now()
       let tags = wait(kernel, milliseconds: 5)
       let took = DispatchTime.now().uptimeNanoseconds - began.uptimeNanoseconds
-      XCTAssertTrue(tags.isEmpty || tags == [LinuxKernel.timerTag], "round \(round): \(tags)")
+      XCTAssertTrue(tags.isEmpty || tags == [ReservedTag.timer], "round \(round): \(tags)")
       XCTAssertGreaterThanOrEqual(took, 4_000_000, "round \(round) ended before")
       XCTAssertLessThan(took, 2_000_000_000, "round \(round) was not bounded")
     }
@@ -49,7 +49,7 @@ final class WaitTimerTests: XCTestCase {
     defer { kernel.destroy() }
     for _ in 0..<3 {
       kernel.wake()
-      XCTAssertEqual(wait(kernel, milliseconds: 900), [LinuxKernel.wakeTag])
+      XCTAssertEqual(wait(kernel, milliseconds: 900), [ReservedTag.wake])
     }
     let began = DispatchTime.now()
     _ = wait(kernel, milliseconds: 5)

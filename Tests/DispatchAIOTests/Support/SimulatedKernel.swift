@@ -86,6 +86,8 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
   var faults: Faults
   /// By descriptor, the files that have contents.
   var files: [Int32: File] = [:]
+  /// As of a kernel with AIO; set before there is an engine.
+  var takesRequests = true
   /// Whether it has IOCB_CMD_POLL.
   var hasPoll = true
   /// Whether a poll request is in flight, and whether what it waits for is ready.
@@ -122,12 +124,13 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
 
   var inFlightCount: Int { inFlight.count }
   /// Completions of requests.
-  var ringCount: Int { ring.count { $0.tag < LinuxKernel.pollTag } }
+  var ringCount: Int { ring.count { $0.tag < ReservedTag.poll } }
 
   // MARK: Kernel
 
   func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>, count: Int) -> Int {
     precondition(!isDestroyed, "submit after destroy")
+    precondition(takesRequests, "submit to a kernel without AIO")
     precondition(count > 0)
     submitCalls += 1
     if inject(\.interrupted, "EINTR from submit") { return -Int(EINTR) }
@@ -164,13 +167,14 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int {
     precondition(!isDestroyed, "reap after destroy")
+    precondition(takesRequests, "reap from a kernel without AIO")
     if inject(\.interruptedReap, "EINTR from reap") { return -Int(EINTR) }
     var count = min(capacity, ring.count)
     if count > 1, inject(\.partialReap, "partial reap") {
       count = Int.random(in: 1..<count, using: &generator)
     }
     for (index, (tag, result)) in ring.prefix(count).enumerated() {
-      if tag == LinuxKernel.wakeTag { note("wake") }
+      if tag == ReservedTag.wake { note("wake") }
       var event = io_event()
       event.data = UnsafeMutableRawPointer(bitPattern: UInt(tag))
       event.res = UInt(bitPattern: result)
@@ -203,7 +207,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
   }
 
   /// A thread ends a wait: a completion that belongs to no request.
-  func wake() { ring.append((LinuxKernel.wakeTag, 1)) }
+  func wake() { ring.append((ReservedTag.wake, 1)) }
 
   /// Something that the poll request waits for is ready, until the loop has looked at it.
   func becomeReady() {
@@ -217,7 +221,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     guard isPollArmed else { return -Int(EINVAL) }
     isPollArmed = false
     note("cancelled poll")
-    ring.append((LinuxKernel.pollTag, 0))
+    ring.append((ReservedTag.poll, 0))
     eventCount += 1
     return -Int(EINPROGRESS)
   }
@@ -234,7 +238,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     precondition(!isSetClosed, "an event of a set that was closed")
     isPollArmed = false
     note("poll")
-    ring.append((LinuxKernel.pollTag, Int(POLLIN)))
+    ring.append((ReservedTag.poll, Int(POLLIN)))
     eventCount += 1
   }
 

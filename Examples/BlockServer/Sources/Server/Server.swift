@@ -58,6 +58,7 @@ final class Server: @unchecked Sendable {
             context.async { self.closed(on: number) }
           }))
     }
+    logger.logKernel(of: loops[0].context)
     for export in exports {
       if export.size == 0 {
         logger.warning(

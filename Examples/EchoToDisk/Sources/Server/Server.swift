@@ -93,6 +93,7 @@ final class Server: @unchecked Sendable {
         """)
     }
     context = try AIOContext(queueDepth: settings.queueDepth, queue: loop)
+    logger.logKernel(of: context)
     drainTimer = try context.makeTimerSource()
     recordTimer = try context.makeTimerSource()
     journal = try Journal(

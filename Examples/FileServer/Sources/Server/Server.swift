@@ -46,6 +46,7 @@ final class Server: @unchecked Sendable {
             context.async { self.loads[number] -= 1 }
           }))
     }
+    logger.logKernel(of: loops[0].context)
   }
 
   /// Serves until SIGTERM or SIGINT.

@@ -2,7 +2,6 @@
 //
 // Completion: the completions that were reaped, and whether each ends its request.
 
-internal import CLibAIO
 internal import Glibc
 
 extension Engine where Attachment: ~Copyable {

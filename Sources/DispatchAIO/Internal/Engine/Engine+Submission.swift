@@ -17,7 +17,7 @@ extension Engine where Attachment: ~Copyable {
       // the readiness that they act on.
       let poll = pollDescriptor >= 0 && !isPollArmed && !isPollReady ? batch.count : -1
       if poll >= 0 {
-        batch.appendPoll(pollDescriptor, tag: LinuxKernel.pollTag, event: event)
+        batch.appendPoll(pollDescriptor, tag: ReservedTag.poll, event: event)
       }
       var done = 0
       while done < batch.count {
@@ -64,11 +64,11 @@ extension Engine where Attachment: ~Copyable {
     let ended = kernel.now
     let took = ended &- began
     let hasPoll =
-      answer > 0 && batch.tag(at: index + answer - 1) == LinuxKernel.pollTag
+      answer > 0 && batch.tag(at: index + answer - 1) == ReservedTag.poll
     counts.count(submission: hasPoll ? answer - 1 : answer, took: took)
     submitNanoseconds &+= took
     if took > FileSystemHealth.slowSubmit, answer > 0 {
-      for taken in index..<index + answer where batch.tag(at: taken) != LinuxKernel.pollTag {
+      for taken in index..<index + answer where batch.tag(at: taken) != ReservedTag.poll {
         let slot = slot(ofTag: batch.tag(at: taken))
         guard table[request: slot].verb == .write else { continue }
         table[request: slot].file.predictor.submissionTook(took, now: ended)
@@ -234,7 +234,7 @@ extension Engine where Attachment: ~Copyable {
   /// order.
   private mutating func putBack(from first: Int) {
     for index in (first..<batch.count).reversed()
-    where batch.tag(at: index) != LinuxKernel.pollTag {
+    where batch.tag(at: index) != ReservedTag.poll {
       let slot = slot(ofTag: batch.tag(at: index))
       noLongerUnsignalled(slot)
       releaseBounce(slot)

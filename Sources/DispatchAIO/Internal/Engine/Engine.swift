@@ -29,7 +29,6 @@
 // for which it takes room like any other (see FileShares). A read that the page cache refuses may
 // be submitted as O_DIRECT instead (see DirectReads).
 
-internal import CLibAIO
 internal import CLinux
 internal import Glibc
 
@@ -140,7 +139,7 @@ struct Engine<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
   ///   - queueDepth: The most requests of one file in the kernel, which has room for
   ///     `FileShares.room`.
   ///   - event: The eventfd on which the kernel counts completions.
-  ///   - policy: The requests that the loop may submit.
+  ///   - policy: The requests that the loop may submit, if the kernel takes any.
   init(
     kernel: K, table: RequestTable<Attachment>, offloadQueue: OffloadQueue, queueDepth: Int,
     event: Int32, policy: SubmissionPolicy = .nonblocking
@@ -149,7 +148,7 @@ struct Engine<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
     self.table = table
     self.offloadQueue = offloadQueue
     self.event = event
-    self.policy = policy
+    self.policy = kernel.takesRequests ? policy : .threadsOnly
     shares = FileShares(queueDepth: queueDepth)
     batch = SubmissionBatch(capacity: queueDepth)
     events = EventBuffer(capacity: min(queueDepth, 128))
@@ -368,7 +367,7 @@ enum SubmissionPolicy {
   case nonblocking
   /// All, inline.
   case inline
-  /// None: there is no kernel AIO, and every request is a system call on an offload thread.
+  /// None: the kernel takes no requests, and each is a system call on an offload thread.
   case threadsOnly
 }
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLibAIO
 internal import CLinux
 
 /// The control blocks of one `io_submit(2)`, filled just before the call. The kernel copies them
@@ -20,14 +19,14 @@ struct SubmissionBatch: ~Copyable {
 
   private(set) var count = 0
   private var blocks: ControlBlocks
-  private let vectors: UnsafeMutablePointer<iovec>
+  private let vectors: UnsafeMutablePointer<MemoryVector>
   private var vectorCount = 0
 
   init(capacity: Int) {
     // One more for the poll request.
     blocks = ControlBlocks(capacity: min(capacity, Self.maximumCount) + 1)
     unsafe vectors = .allocate(capacity: Self.maximumElements)
-    unsafe vectors.initialize(repeating: iovec(), count: Self.maximumElements)
+    unsafe vectors.initialize(repeating: MemoryVector(nil, count: 0), count: Self.maximumElements)
   }
 
   deinit {
@@ -139,8 +138,8 @@ struct SubmissionBatch: ~Copyable {
       toTake -= taken
       if taken == 0 && start + bytes.count > 0 { continue }
       precondition(vectorCount < Self.maximumElements)
-      unsafe vectors[vectorCount] = unsafe iovec(
-        iov_base: bytes.baseAddress.map { unsafe $0 + skipped }, iov_len: taken)
+      unsafe vectors[vectorCount] = unsafe MemoryVector(
+        bytes.baseAddress.map { unsafe $0 + skipped }, count: taken)
       vectorCount += 1
     }
     return vectorCount - first
@@ -153,7 +152,8 @@ struct SubmissionBatch: ~Copyable {
   }
 
   /// Calls `body` with the elements that were added.
-  mutating func withVectors<Result>(_ body: (UnsafePointer<iovec>, Int) -> Result) -> Result {
+  mutating func withVectors<Result>(_ body: (UnsafePointer<MemoryVector>, Int) -> Result) -> Result
+  {
     unsafe body(vectors, vectorCount)
   }
 
@@ -161,7 +161,7 @@ struct SubmissionBatch: ~Copyable {
   /// them.
   mutating func withVectors<Attachment: ~Copyable, Result>(
     of memory: Memory, _ request: borrowing Request<Attachment>,
-    _ body: (UnsafePointer<iovec>, Int) -> Result
+    _ body: (UnsafePointer<MemoryVector>, Int) -> Result
   ) -> Result {
     removeAll()
     let count = append(memory, from: request.resumeOffset, most: request.chunkLimit)

@@ -62,6 +62,17 @@ extension iocb {
   }
 }
 
+/// A piece of memory, as vectored commands take it. The type is one of libaio's for the compiler,
+/// which only this folder imports.
+typealias MemoryVector = iovec
+
+extension MemoryVector {
+  @inline(__always)
+  init(_ start: UnsafeMutableRawPointer?, count: Int) {
+    unsafe self.init(iov_base: start, iov_len: count)
+  }
+}
+
 /// A fixed number of control blocks, in the form that `io_submit(2)` takes.
 ///
 /// - Safety: `@safe` because both allocations have `capacity` elements, live as long as this does,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The calls that the engine makes to a kernel. The product has one implementation, `LinuxKernel`;
-// the tests have a simulated one that gives every answer that the real one can give, from a seed.
+// The calls that the engine makes to a kernel. The product has two implementations, `LinuxKernel`
+// and `ThreadKernel`, of which `SystemKernel` is the one that a context was made with; the tests
+// have a simulated one that gives every answer that the real one can give, from a seed.
 
 internal import CLibAIO
 internal import CLinux
@@ -12,6 +13,10 @@ internal import CLinux
 /// `cancel`: `io_cancel(2)` refuses every file operation, in flight or not, so that the call would
 /// only cost time.
 protocol Kernel: Sendable {
+  /// Whether it takes requests. If not, nothing is submitted, nothing is reaped, and nobody waits
+  /// in it: every request is a system call on an offload thread, and Dispatch reports readiness.
+  var takesRequests: Bool { get }
+
   /// Submits the first `count` of `requests`, in order. Corresponds to `io_submit(2)`.
   ///
   /// - Returns: The number of requests taken, from the first on; or the first's negative errno.
@@ -38,7 +43,19 @@ protocol Kernel: Sendable {
   func destroy()
 }
 
+/// The tags of completions that are not a request's: no slot has them.
+enum ReservedTag {
+  /// The completion that `wake` makes.
+  static let wake = UInt64.max
+  /// That of the poll request.
+  static let poll = UInt64.max - 1
+  /// That of the timer of waits; the least of them.
+  static let timer = UInt64.max - 2
+}
+
 extension Kernel {
+  var takesRequests: Bool { true }
+
   var now: UInt64 {
     @inline(__always) get { clinux_monotonic_nanoseconds() }
   }

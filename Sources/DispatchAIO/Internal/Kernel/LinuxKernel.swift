@@ -6,17 +6,12 @@ internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 
-/// The real kernel's AIO context, through libaio; or `absent`, where there is no AIO.
+/// The real kernel's AIO context, through libaio.
 ///
 /// - Safety: `@unchecked Sendable` because the handle is a constant, and the kernel takes the calls
 ///   of a context from any thread at once.
 @safe
 struct LinuxKernel: Kernel, @unchecked Sendable {
-  /// Names the completion that `wake` makes, that of the poll request, and that of the timer of
-  /// waits: no slot has them.
-  static let wakeTag = UInt64.max
-  static let pollTag = UInt64.max - 1
-  static let timerTag = UInt64.max - 2
   /// Room for the poll request, the timer of waits, and completions that `wake` makes: several
   /// threads may be about to, while the loop has stopped waiting already.
   private static let extraRoom = 6
@@ -24,7 +19,7 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   /// process has one, from its first context on; -1 before that.
   private static let readableDescriptor = Atomic<Int32>(-1)
 
-  private let context: io_context_t?
+  private let context: io_context_t
   private let waitTimer = WaitTimer()
 
   /// Makes what `wake` needs: later there may be no descriptors left.
@@ -46,14 +41,9 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
     try Self.prepareWake()
     var context: io_context_t?
     let answer = unsafe io_setup(Int32(room + Self.extraRoom), &context)
-    guard answer == 0 else { throw Errno(rawValue: -answer) }
+    guard answer == 0, let context = unsafe context else { throw Errno(rawValue: -answer) }
     unsafe self.context = unsafe context
   }
-
-  /// A kernel without AIO, for an engine whose policy is `threadsOnly`: it never submits nor reaps.
-  static var absent: LinuxKernel { LinuxKernel() }
-
-  private init() { unsafe context = nil }
 
   @inline(__always)
   func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>, count: Int) -> Int {
@@ -74,7 +64,6 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   func reap(
     into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int {
-    guard let context = unsafe context else { return 0 }
     // Taken out of the ring in user space, without a system call. -1 says that the ring's layout is
     // unknown.
     let count = unsafe clinux_aio_ring_reap(
@@ -99,8 +88,8 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   /// bound.
   func wake() {
     let readable = Self.readableDescriptor.load(ordering: .relaxed)
-    guard unsafe context != nil, readable >= 0 else { return }
-    var block = unsafe iocb(.pollReadable, readable, tag: Self.wakeTag, event: nil)
+    guard readable >= 0 else { return }
+    var block = unsafe iocb(.pollReadable, readable, tag: ReservedTag.wake, event: nil)
     unsafe withUnsafeMutablePointer(to: &block) { block in
       var pointer: UnsafeMutablePointer<iocb>? = unsafe block
       _ = unsafe submit(&pointer, count: 1)
@@ -140,7 +129,7 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   }
 
   func destroy() {
-    if unsafe context != nil { unsafe io_destroy(context) }
+    unsafe io_destroy(context)
     waitTimer.close()
   }
 }

@@ -40,7 +40,7 @@ final class WaitTimer: @unchecked Sendable {
     deadline = end
     // In flight already: that ends then, too.
     if isSet { return true }
-    var block = unsafe iocb(.pollReadable, descriptor, tag: LinuxKernel.timerTag, event: nil)
+    var block = unsafe iocb(.pollReadable, descriptor, tag: ReservedTag.timer, event: nil)
     let answer = unsafe withUnsafeMutablePointer(to: &block) { block in
       var pointer: UnsafeMutablePointer<iocb>? = unsafe block
       return unsafe kernel.submit(&pointer, count: 1)

@@ -29,8 +29,10 @@ final class Loop: SlotOwner, @unchecked Sendable {
     var wait: AdaptiveWait.Settings
   }
 
-  /// The most threads for each that works at a time, stuck ones included.
+  /// The most threads for each that works at a time, stuck ones included. If a file may have all
+  /// that work at a time, and not half of them, a hung one takes twice as many.
   static let offloadGrowth = 8
+  static let offloadGrowthWithoutAIO = 16
   /// The most waiters that get a slot, or are ended, in one iteration.
   static let admissionsPerPass = 1024
 
@@ -45,11 +47,11 @@ final class Loop: SlotOwner, @unchecked Sendable {
   let jobs: JobQueue
   /// What is being sent from files to sockets.
   var sends = FileSends()
-  private let kernel: LinuxKernel
+  let kernel: SystemKernel
   /// Behind a pointer, because the compiler cannot know that turns never overlap, and would check
   /// each access of a class's property while the program runs. Allocated by `init`, freed by
   /// `deinit`.
-  let engine: UnsafeMutablePointer<Engine<LinuxKernel, Delivery>>
+  let engine: UnsafeMutablePointer<Engine<SystemKernel, Delivery>>
   private let scheduler: TurnScheduler
   private let offloadPool: OffloadPool
 
@@ -94,9 +96,9 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// - Parameter kernel: Owned by the loop from now on, also if this throws.
   /// - Throws: The errno of `eventfd(2)`.
-  init(_ settings: Settings, kernel: LinuxKernel, queue: DispatchQueue?) throws(Errno) {
+  init(_ settings: Settings, kernel: SystemKernel, queue: DispatchQueue?) throws(Errno) {
     self.settings = settings
-    pollsByDispatch = settings.policy == .threadsOnly
+    pollsByDispatch = !kernel.takesRequests
     self.queue = queue ?? DispatchQueue(label: "DispatchAIO.loop")
     jobs = JobQueue(queue: self.queue)
     self.kernel = kernel
@@ -109,17 +111,22 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
     let table = RequestTable<Delivery>(capacity: settings.queueDepth + settings.pendingLimit)
     self.table = table
-    let limit = settings.offloadThreads * Self.offloadGrowth
+    let limit =
+      settings.offloadThreads
+      * (kernel.takesRequests ? Self.offloadGrowth : Self.offloadGrowthWithoutAIO)
     let offloadQueue = OffloadQueue(
       base: settings.offloadThreads, limit: limit,
-      sharesFiles: settings.policy == .threadsOnly,
+      sharesFiles: !kernel.takesRequests,
       continues: { table.continues($0, $1) }, claim: { table.claim($0) })
     unsafe engine = .allocate(capacity: 1)
     unsafe engine.initialize(
       to: Engine(
         kernel: kernel, table: table, offloadQueue: offloadQueue, queueDepth: settings.queueDepth,
         event: event.rawValue, policy: settings.policy))
-    wait = AdaptiveWait(settings.wait)
+    var wait = settings.wait
+    // Nobody can sleep in a kernel that completes nothing.
+    if !kernel.takesRequests { wait.sleepBound = 0 }
+    self.wait = AdaptiveWait(wait)
     let scheduler = TurnScheduler(queue: self.queue, event: event, kernel: kernel)
     self.scheduler = scheduler
     offloadPool = OffloadPool(queue: offloadQueue, limit: limit) {
@@ -144,8 +151,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// A reference to the worker of one offload thread, which cannot be copied.
   private final class WorkerBox {
-    var inner: OffloadWorker<LinuxKernel, Delivery>
-    init(_ inner: consuming OffloadWorker<LinuxKernel, Delivery>) { self.inner = inner }
+    var inner: OffloadWorker<SystemKernel, Delivery>
+    init(_ inner: consuming OffloadWorker<SystemKernel, Delivery>) { self.inner = inner }
   }
 
   // MARK: From any thread
@@ -501,7 +508,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   }
 
   @inline(__always)
-  private func deliver(_ completion: consuming Engine<LinuxKernel, Delivery>.Completion) {
+  private func deliver(_ completion: consuming Engine<SystemKernel, Delivery>.Completion) {
     let result: Result<Int, AIOError> =
       completion.result >= 0 || completion.result == Request<Delivery>.wouldWait
       ? .success(

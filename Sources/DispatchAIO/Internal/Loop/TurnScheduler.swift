@@ -16,7 +16,7 @@ final class TurnScheduler: @unchecked Sendable {
   private let queue: DispatchQueue
   private let event: EventDescriptor
   private let source: any DispatchSourceRead
-  private let kernel: LinuxKernel
+  private let kernel: SystemKernel
 
   /// Whether a turn is running or queued, which checks for arrivals before it ends.
   private let isTurnScheduled = Atomic<Bool>(false)
@@ -42,7 +42,7 @@ final class TurnScheduler: @unchecked Sendable {
   /// The number of times that the eventfd has woken the queue.
   private(set) var wakeups = 0
 
-  init(queue: DispatchQueue, event: EventDescriptor, kernel: LinuxKernel) {
+  init(queue: DispatchQueue, event: EventDescriptor, kernel: SystemKernel) {
     self.queue = queue
     self.event = event
     self.kernel = kernel

@@ -41,9 +41,9 @@ struct EventBuffer: ~Copyable {
       let event = unsafe events[index]
       let tag = unsafe UInt64(UInt(bitPattern: event.data))
       // The requests that end a wait, and the poll request, have no slot.
-      if tag >= LinuxKernel.timerTag {
-        if tag == LinuxKernel.pollTag { hasPollEvent = true }
-        if tag == LinuxKernel.timerTag { kernel.waitTimerFired() }
+      if tag >= ReservedTag.timer {
+        if tag == ReservedTag.poll { hasPollEvent = true }
+        if tag == ReservedTag.timer { kernel.waitTimerFired() }
         continue
       }
       if end != index { unsafe events[end] = unsafe event }
