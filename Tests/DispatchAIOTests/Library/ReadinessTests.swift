@@ -711,7 +711,11 @@ final class ReadinessTests: XCTestCase {
     source.activate()
     put("a", far)
     XCTAssertEqual(try done.wait(), 500)
-    XCTAssertGreaterThan(context.statistics.waitHits, 50, "it never slept in the ring")
+    if context.usesKernelAIO {
+      XCTAssertGreaterThan(context.statistics.waitHits, 50, "it never slept in the ring")
+    } else {
+      XCTAssertEqual(context.statistics.waits, 0, "it waited in a ring that it does not have")
+    }
     try context.closeAndWait()
   }
 }
