@@ -51,7 +51,7 @@ final class AutomaticCachingTests: XCTestCase {
     XCTAssertEqual(posix_fadvise(file.fileDescriptor.rawValue, 0, 0, POSIX_FADV_RANDOM), 0)
     // A read that begins to read the page may find it read a moment later.
     XCTAssertTrue(
-      try eventuallyTrying {
+      try eventually {
         try evict(file)
         let work = try work(context) {
           _ = try context.readAndWait(file, at: 0, into: AIOBuffer(count: 512))
@@ -585,18 +585,12 @@ final class AutomaticCachingTests: XCTestCase {
     let direct = try XCTUnwrap(file.file.directReads)
     XCTAssertTrue(direct.descriptor == nil && direct.isUsable)
     XCTAssertTrue(
-      try eventuallyTrying {
+      try eventually {
         try evict(file)
         _ = try context.readAndWait(file, at: 65536, into: buffer)
         return direct.descriptor != nil
       }, "not opened after a second")
     try context.closeAndWait()
-  }
-
-  private func eventuallyTrying(_ condition: () throws -> Bool) throws -> Bool {
-    let deadline = DispatchTime.now() + 30
-    while DispatchTime.now() < deadline { if try condition() { return true } }
-    return false
   }
 
   func testAdoptedDescriptors() throws {

@@ -47,9 +47,9 @@ final class Locked<Value>: @unchecked Sendable {
 
 /// Asks again and again whether something holds that nobody announces; `false` when it does not
 /// come to hold.
-func eventually(within seconds: Double = 30, _ condition: () -> Bool) -> Bool {
+func eventually(within seconds: Double = 30, _ condition: () throws -> Bool) rethrows -> Bool {
   let deadline = DispatchTime.now() + seconds
-  while !condition() {
+  while try !condition() {
     if DispatchTime.now() > deadline { return false }
     sched_yield()
   }
