@@ -53,7 +53,7 @@ struct HummingbirdFiles: AsyncParsableCommand {
   /// Serves and takes files.
   static func router(_ files: AIOFileProvider, limit: Int64) -> Router<BasicRequestContext> {
     let router = Router()
-    router.middlewares.add(FileMiddleware(fileProvider: files, searchForIndexHtml: true))
+    router.middlewares.add(AIOFileMiddleware(files, searchForIndexHtml: true))
     router.put("**") { request, _ -> Response in
       let stored = try await files.store(request, limit: limit)
       return Response(status: stored.replaced ? .noContent : .created)

@@ -45,6 +45,21 @@ public struct AIOFileProvider: FileProvider {
     /// The time of the last modification, as exact as the file system has it, so that the entity
     /// tags of two versions within a second differ.
     public let modificationDate: Date
+
+    init(_ file: AIOFile) {
+      let time = file.status.modificationTime
+      isFolder = false
+      size = Int(file.status.size)
+      modificationDate = Date(
+        timeIntervalSince1970: Double(time.seconds) + Double(time.nanoseconds) / 1e9)
+    }
+
+    /// A directory.
+    fileprivate init(_ status: stat) {
+      isFolder = true
+      size = Int(status.st_size)
+      modificationDate = Date(timeIntervalSince1970: Double(status.st_mtim.tv_sec))
+    }
   }
 
   /// A path beneath the directory, and the file once it has been opened. It belongs to one request.
@@ -57,13 +72,13 @@ public struct AIOFileProvider: FileProvider {
   }
 
   /// The largest answer that is read at once, and the size of the chunks of larger ones, in bytes.
-  private static var chunkLength: Int { 128 << 10 }
+  static var chunkLength: Int { 128 << 10 }
 
   /// The context that makes the requests.
   public let context: AIOContext
   /// The directory whose files are served.
   public let directory: AIODirectory
-  private let openFiles: OpenFiles
+  let openFiles: OpenFiles
 
   /// Opens a directory. Blocks the calling thread.
   ///
@@ -87,9 +102,7 @@ public struct AIOFileProvider: FileProvider {
     // A path in the file system ends at a NUL, and what the middleware has looked at does not.
     guard !path.utf8.contains(0) else { return nil }
     let relative = path.utf8.drop { $0 == UInt8(ascii: "/") }
-    guard !Substring(relative).hasPrefix(Self.temporaryPrefix),
-      !path.contains("/\(Self.temporaryPrefix)")
-    else { return nil }
+    guard !Self.hasTemporaryName(relative) else { return nil }
     return FileIdentifier(path: relative.isEmpty ? "." : String(Substring(relative)))
   }
 
@@ -101,12 +114,7 @@ public struct AIOFileProvider: FileProvider {
   public func getAttributes(id: FileIdentifier) async throws -> FileAttributes? {
     if id.path.utf8.last == UInt8(ascii: "/") || id.path == "." { return await folder(id.path) }
     do throws(AIOError) {
-      let file = try await open(id)
-      let time = file.status.modificationTime
-      return FileAttributes(
-        isFolder: false, size: Int(file.status.size),
-        modificationDate: Date(
-          timeIntervalSince1970: Double(time.seconds) + Double(time.nanoseconds) / 1e9))
+      return FileAttributes(try await open(id))
     } catch {
       switch error.code {
       case .notFound, .permissionDenied: return nil
@@ -145,8 +153,19 @@ public struct AIOFileProvider: FileProvider {
 
   // MARK: Beneath
 
+  /// Whether a name in a path is that of a file that is not complete. Bytes: a search for text
+  /// costs more than all else that this plug does for an answer.
+  private static func hasTemporaryName(_ path: Substring.UTF8View) -> Bool {
+    var rest = path
+    while !rest.starts(with: temporaryPrefix.utf8) {
+      guard let slash = rest.firstIndex(of: UInt8(ascii: "/")) else { return false }
+      rest = rest[rest.index(after: slash)...]
+    }
+    return true
+  }
+
   private func open(_ id: FileIdentifier) async throws(AIOError) -> AIOFile {
-    if let file = openFiles.find(id.path) {
+    if let (file, _) = openFiles.find(id.path) {
       id.file = file
       return file
     }
@@ -213,9 +232,7 @@ public struct AIOFileProvider: FileProvider {
     var status = stat()
     // The structure is filled during the call.
     guard unsafe fstat(descriptor, &status) == 0 else { return .some(nil) }
-    return FileAttributes(
-      isFolder: true, size: Int(status.st_size),
-      modificationDate: Date(timeIntervalSince1970: Double(status.st_mtim.tv_sec)))
+    return FileAttributes(status)
   }
 }
 

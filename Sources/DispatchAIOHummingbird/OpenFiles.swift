@@ -7,6 +7,7 @@
 #if Hummingbird
 internal import Dispatch
 internal import DispatchAIO
+internal import HTTPTypes
 internal import NIOConcurrencyHelpers
 
 /// The files that were asked for often of late, open.
@@ -23,6 +24,8 @@ final class OpenFiles: Sendable {
     var hash = 0
     var path = ""
     var file: AIOFile?
+    /// The header fields of an answer with the file, as it is; `nil` if nobody has made them.
+    var fields: HTTPFields?
     /// When the path was followed.
     var opened: UInt64 = 0
   }
@@ -44,18 +47,27 @@ final class OpenFiles: Sendable {
     state = NIOLockedValueBox(State(places: Array(repeating: Place(), count: capacity)))
   }
 
-  /// The file of a path, if it is open and as it was.
-  func find(_ path: String) -> AIOFile? {
+  /// The file of a path, if it is open and as it was, and what `setFields` has set.
+  func find(_ path: String) -> (file: AIOFile, fields: HTTPFields?)? {
     let hash = path.hashValue
     let now = DispatchTime.now().uptimeNanoseconds
-    let found = state.withLockedValue { state -> AIOFile? in
+    let found = state.withLockedValue { state -> (file: AIOFile, fields: HTTPFields?)? in
       let place = state.places[Self.index(hash, state)]
       guard place.hash == hash, place.path == path, now &- place.opened < Self.validity
       else { return nil }
-      return place.file
+      return place.file.map { ($0, place.fields) }
     }
-    guard let found, found.isUnchanged else { return nil }
+    guard let found, found.file.isUnchanged else { return nil }
     return found
+  }
+
+  /// Keeps the header fields of an answer with a file for as long as the file is kept.
+  func setFields(_ fields: HTTPFields, of file: AIOFile, _ path: String) {
+    let hash = path.hashValue
+    state.withLockedValue { state in
+      let index = Self.index(hash, state)
+      if state.places[index].file === file { state.places[index].fields = fields }
+    }
   }
 
   /// A file was opened.
@@ -99,6 +111,7 @@ final class OpenFiles: Sendable {
         if now &- state.places[index].opened >= Self.validity {
           stale.append(file)
           state.places[index].file = nil
+          state.places[index].fields = nil
         } else {
           isEmpty = false
         }

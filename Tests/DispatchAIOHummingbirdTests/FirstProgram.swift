@@ -7,7 +7,7 @@ import Hummingbird
 func serve(_ directory: String) async throws {
   let files = try AIOFileProvider(directory, context: AIOContext())
   let router = Router()
-  router.middlewares.add(FileMiddleware(fileProvider: files, searchForIndexHtml: true))
+  router.middlewares.add(AIOFileMiddleware(files, searchForIndexHtml: true))
   router.put("**") { request, _ -> HTTPResponse.Status in
     try await files.store(request).replaced ? .noContent : .created
   }

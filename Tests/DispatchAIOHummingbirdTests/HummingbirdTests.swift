@@ -9,9 +9,12 @@ import Foundation
 import Hummingbird
 import XCTest
 
-final class HummingbirdTests: XCTestCase {
+class HummingbirdTests: XCTestCase {
+  /// Whether the middleware is the plug's own.
+  class var plugs: Bool { false }
+
   func testFile() async throws {
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     try served.file("picture.jpg", Array("what it shows".utf8))
     try served.file("Picture.JPeG", [])
     let answer = try await served.curl("/picture.jpg")
@@ -31,7 +34,7 @@ final class HummingbirdTests: XCTestCase {
 
   /// A file of many chunks, from the disk and from the page cache.
   func testLargeFile() async throws {
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     let bytes = testBytes(1_380_001)
     try served.file("large", bytes)
     for _ in 0..<2 {
@@ -45,7 +48,7 @@ final class HummingbirdTests: XCTestCase {
   }
 
   func testRanges() async throws {
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     let bytes = testBytes(326_000)
     try served.file("data.txt", bytes)
     for (asked, range) in [
@@ -70,7 +73,7 @@ final class HummingbirdTests: XCTestCase {
   }
 
   func testRangeOfEmptyFile() async throws {
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     try served.file("empty", [])
     let answer = try await served.curl("/empty", "-H", "Range: bytes=0-")
     XCTAssertEqual(answer.status, 416)
@@ -78,7 +81,7 @@ final class HummingbirdTests: XCTestCase {
   }
 
   func testConditions() async throws {
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     let bytes = testBytes(16_200)
     try served.file("data.txt", bytes)
     let head = try await served.curl("/data.txt", "--head")
@@ -104,7 +107,7 @@ final class HummingbirdTests: XCTestCase {
 
   /// A file that stays open between requests is the one that its path names, however that changes.
   func testFileThatChanges() async throws {
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     func expect(_ text: String?, _ step: String) async throws {
       // More than once: the file is kept open from the second time on.
       for _ in 0..<4 {
@@ -132,7 +135,7 @@ final class HummingbirdTests: XCTestCase {
 
   /// Two versions of one size within a second have different entity tags.
   func testEntityTagTellsVersionsApart() async throws {
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     let path = try served.file("data", [1, 2, 3])
     var tags: [String] = []
     for nanoseconds in [1, 500_000_000] {
@@ -144,7 +147,7 @@ final class HummingbirdTests: XCTestCase {
   }
 
   func testDirectories() async throws {
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     try served.file("index.html", Array("root".utf8))
     try served.file("sub/index.html", Array("sub".utf8))
     try served.file("none/file", [])
@@ -165,7 +168,7 @@ final class HummingbirdTests: XCTestCase {
 
   /// Nothing outside of the directory is served, and nothing that is no file.
   func testBounds() async throws {
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     try served.file("../secret", Array("secret".utf8))
     try served.file("../outside/secret", Array("secret".utf8))
     try served.file("inside", Array("inside".utf8))
@@ -199,7 +202,7 @@ final class HummingbirdTests: XCTestCase {
   /// A file without permission to read is not found, as with the local file system.
   func testPermission() async throws {
     try XCTSkipIf(geteuid() == 0, "root reads every file")
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     let path = try served.file("private", [1])
     chmod(path, 0)
     let answer = try await served.curl("/private")
@@ -208,7 +211,7 @@ final class HummingbirdTests: XCTestCase {
 
   /// A file that shrinks after its head was sent ends the connection; the server goes on.
   func testFileThatShrinks() async throws {
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     // More than the sockets' buffers hold.
     let path = try served.file("data", [])
     XCTAssertEqual(truncate(path, 32 << 20), 0)
@@ -226,7 +229,7 @@ final class HummingbirdTests: XCTestCase {
 
   /// Small answers from the page cache make no request of the context.
   func testCachedAnswersMakeNoRequest() async throws {
-    let served = try await ServedDirectory.start(self)
+    let served = try await ServedDirectory.start(self, plugs: Self.plugs)
     try served.file("data", testBytes(300_000))
     for _ in 0..<2 { _ = try await served.curl("/data") }
     let before = served.context.statistics.accepted

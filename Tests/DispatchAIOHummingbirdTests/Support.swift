@@ -47,14 +47,19 @@ final class ServedDirectory: Sendable {
     return served
   }
 
-  /// Starts it with the file middleware alone.
-  static func start(_ test: XCTestCase, searchForIndexHtml: Bool = true) async throws
-    -> ServedDirectory
-  {
+  /// Starts it with Hummingbird's file middleware alone, or the plug's.
+  static func start(
+    _ test: XCTestCase, searchForIndexHtml: Bool = true, plugs: Bool = false
+  ) async throws -> ServedDirectory {
     try await start(test) { provider in
       let router = Router()
-      router.middlewares.add(
-        FileMiddleware(fileProvider: provider, searchForIndexHtml: searchForIndexHtml))
+      if plugs {
+        router.middlewares.add(
+          AIOFileMiddleware(provider, searchForIndexHtml: searchForIndexHtml))
+      } else {
+        router.middlewares.add(
+          FileMiddleware(fileProvider: provider, searchForIndexHtml: searchForIndexHtml))
+      }
       return router
     }
   }

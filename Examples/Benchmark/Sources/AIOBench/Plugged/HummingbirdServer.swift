@@ -46,8 +46,7 @@ struct HummingbirdServer: ParsableCommand {
     case .hummingbird: router.middlewares.add(FileMiddleware(directory))
     default:
       router.middlewares.add(
-        FileMiddleware(
-          fileProvider: try AIOFileProvider(directory, context: AIOContext(queueDepth: 128))))
+        AIOFileMiddleware(try AIOFileProvider(directory, context: AIOContext(queueDepth: 128))))
     }
     var logger = Logger(label: "hummingbird")
     logger.logLevel = .critical
