@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import Glibc
 import ServerSupport
 import SystemPackage
 
@@ -13,6 +14,12 @@ struct Replay: ParsableCommand {
       1. When bytes may be missing at the end, because the journal is damaged behind them and nothing \
       tells where the connection ended, or at the beginning, because they have been trimmed, says \
       so and exits with 3.
+
+      With --follow, goes on as a server writes, until the connection has ended: until it is \
+      recorded that it has, or the server that it was with has been stopped, or started anew. Waits for \
+      a connection that there has not been yet. SIGINT ends it before.
+
+      When standard error is a terminal, and standard output is none, shows how much has been read.
       """)
 
   /// The exit status when bytes may be missing.
@@ -23,10 +30,19 @@ struct Replay: ParsableCommand {
   @Option(help: ArgumentHelp("The connection's number; see list.", valueName: "n"))
   var connection: UInt64
 
+  @Flag(help: "Go on with what is written from now on, until the connection has ended.")
+  var follow = false
+
   func run() throws {
     var replay = ConnectionReplay(connection)
     let output = FileDescriptor.standardOutput
-    try JournalReader.reading(journal.directory) { event in
+    // A server gives no number again, and marks at its start and end which it has not given.
+    let isDone: (JournalInspection) -> Bool = { inspection in
+      replay.isComplete || inspection.marks.end?.nextConnection ?? 0 > connection
+    }
+    try JournalReader.reading(
+      journal.directory, showsProgress: isatty(STDOUT_FILENO) == 0, until: follow ? isDone : nil
+    ) { event in
       try replay.take(event) { bytes in
         do {
           try output.writeAll(bytes)
@@ -68,7 +84,8 @@ struct ConnectionReplay {
   let connection: UInt64
   private var position: UInt64 = 0
   private var isKnown = false
-  private var isComplete = false
+  /// Whether the journal has the record that it closed.
+  private(set) var isComplete = false
   private var isTrimmed = false
   private var gap: String?
   /// The first damage behind what is known.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import Glibc
 import ServerSupport
 
 struct Verify: ParsableCommand {
@@ -24,7 +25,8 @@ struct Verify: ParsableCommand {
     var torn = 0
     var damages = 0
     var connections: Set<UInt64> = []
-    try JournalReader.reading(journal.directory) { event in
+    let showsProgress = isatty(STDOUT_FILENO) == 0
+    try JournalReader.reading(journal.directory, showsProgress: showsProgress) { event in
       switch event {
       case .batch: break
       case .record(let record, _, _):

@@ -111,6 +111,13 @@ struct JournalInspection {
     number < JournalMarks(in: opened.file).firstSegment
   }
 
+  /// Whether the marks have changed since.
+  func hasNewMarks() -> Bool {
+    let now = JournalMarks(in: opened.file)
+    return now.end?.generation != marks.end?.generation
+      || now.beginning?.generation != marks.beginning?.generation
+  }
+
   /// The number below which connections may have been trimmed in part, by now.
   func trimmedConnections() -> UInt64 {
     JournalMarks(in: opened.file).beginning?.nextConnection ?? 0

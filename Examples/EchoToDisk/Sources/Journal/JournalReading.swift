@@ -4,16 +4,17 @@
 
 import SystemPackage
 
-/// One reading of a journal.
+/// One reading of a journal: of all of it, or (see JournalFollowing) of what is written meanwhile,
+/// too.
 final class JournalReading {
-  private let inspection: JournalInspection
+  var inspection: JournalInspection
   private let visit: (JournalReader.Event) throws -> Void
-  private var segments: [JournalInspection.SegmentFile] { inspection.segments }
+  var segments: [JournalInspection.SegmentFile] { inspection.segments }
 
   /// The sequence number of the next batch; `nil` if it is not known before one is found.
   private var expected: UInt64?
   /// The number of the next segment.
-  private var nextSegment: UInt64
+  private(set) var nextSegment: UInt64
   /// What is known to be wrong before the next batch, and not yet said: with it, batches may be
   /// missing.
   private var losses: [(place: JournalPlace, what: String)] = []
@@ -24,6 +25,8 @@ final class JournalReading {
   /// The segment that is being read, or was last: open until the next one is, so that what is yet
   /// to be read is not trimmed.
   private var current: SegmentReader?
+  /// Where a reading that follows has stopped: the end of what is written so far.
+  var waiting: Position?
 
   init(
     _ inspection: JournalInspection, _ visit: @escaping (JournalReader.Event) throws -> Void
@@ -39,12 +42,7 @@ final class JournalReading {
     } else {
       nextSegment = segments[start].number
     }
-    for finding in inspection.findings
-    where finding.name != JournalFormat.marksName
-      && (finding.segment == nil || segments.contains { $0.number == finding.segment })
-    {
-      try visit(.damage(.file(finding.name), finding.sentence))
-    }
+    try reportFindings()
     var index = start
     while index < segments.count {
       noteMissing(before: segments[index].number)
@@ -59,8 +57,18 @@ final class JournalReading {
 
   // MARK: Files
 
+  /// Says which files are where they must not be.
+  func reportFindings() throws {
+    for finding in inspection.findings
+    where finding.name != JournalFormat.marksName
+      && (finding.segment == nil || segments.contains { $0.number == finding.segment })
+    {
+      try visit(.damage(.file(finding.name), finding.sentence))
+    }
+  }
+
   /// Notes the segments from `nextSegment` on that are not there.
-  private func noteMissing(before number: UInt64) {
+  func noteMissing(before number: UInt64) {
     let odd = inspection.findings.filter { finding in
       finding.segment.map { $0 >= nextSegment && $0 < number } ?? false
         && !segments.contains { $0.number == finding.segment }
@@ -105,7 +113,7 @@ final class JournalReading {
 
   /// Says what is wrong with the segments that have no batches, and whether the journal's end is
   /// missing.
-  private func finish(from index: Int) throws {
+  func finish(from index: Int) throws {
     for file in segments[index...] {
       noteMissing(before: file.number)
       if let failure = file.failure { losses.append((file.failurePlace, failure)) }
@@ -131,8 +139,8 @@ final class JournalReading {
   // MARK: Segments
 
   /// The reading of one segment.
-  private struct Position {
-    let index: Int
+  struct Position {
+    var index: Int
     let reader: SegmentReader
     var offset: Int
     /// The sequence number of the next batch; `nil` before the segment's first.
@@ -140,10 +148,12 @@ final class JournalReading {
     var batches = 0
     /// What there is after the first place that has no valid batch.
     var tail: Tail?
+    /// Whether nothing had been written to the later segments, once it has been read.
+    var isLast: Bool { tail?.isLast ?? false }
   }
 
   /// What there is after a place in a segment.
-  private struct Tail {
+  struct Tail {
     /// A header of the segment, which says where its batches begin; `nil` if none is readable.
     var header: BatchHeader?
     /// The last batch that is called durable, of those that can be in this segment; 0 if none is.
@@ -154,32 +164,43 @@ final class JournalReading {
 
   /// - Returns: whether the segments after it may have batches.
   private func readSegment(_ index: Int) throws -> Bool {
+    guard var position = try begin(index) else { return true }
+    while try readBatch(&position) {}
+    try end(position)
+    return !position.isLast
+  }
+
+  /// Opens a segment. `nil` if it cannot be read.
+  func begin(_ index: Int) throws -> Position? {
     let file = segments[index]
-    let reader: SegmentReader
     switch inspection.open(file) {
-    case .success(let opened): (reader, current) = (opened, opened)
+    case .success(let reader):
+      current = reader
+      if let failure = file.failure { losses.append((file.failurePlace, failure)) }
+      return Position(index: index, reader: reader, offset: reader.header.unit)
     case .failure(let errno):
       if errno == .noSuchFileOrDirectory, inspection.isTrimmed(file.number) {
         // What follows it begins anew, as far as this reading knows.
         expected = nil
         trimmedConnections = inspection.trimmedConnections()
-        return true
+      } else {
+        losses.append((.segment(file.number, offset: 0), "cannot be opened: \(errno)"))
       }
-      losses.append((.segment(file.number, offset: 0), "cannot be opened: \(errno)"))
-      return true
+      return nil
     }
-    if let failure = file.failure { losses.append((file.failurePlace, failure)) }
-    var position = Position(index: index, reader: reader, offset: reader.header.unit)
-    while try readBatch(&position) {}
+  }
+
+  /// Says what is wrong with a segment that has been read, and that it has been.
+  func end(_ position: Position) throws {
+    let file = segments[position.index]
     if file.failure != nil { try report(missing: nil, at: file.failurePlace) }
     try visit(.endOfSegment(file.number, batches: position.batches))
-    return !(position.tail?.isLast ?? false)
   }
 
   /// Visits the records of the batch at a position, or says what is there instead.
   ///
   /// - Returns: whether the segment has more.
-  private func readBatch(_ position: inout Position) throws -> Bool {
+  func readBatch(_ position: inout Position) throws -> Bool {
     let batch = position.reader.batch(at: position.offset)
     if case .valid(let header, let records) = batch {
       try accept(header, records, &position)

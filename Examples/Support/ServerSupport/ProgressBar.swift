@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Dispatch
-import Foundation
-import ServerSupport
 import Synchronization
 import SystemPackage
 
-/// The progress of a copy, as a line on standard error: bytes, percent, rate, time left.
+/// The progress of a copy, or of reading, as a line on standard error: bytes, percent, rate, time
+/// left.
 ///
 /// - Safety: `@unchecked Sendable` because all but the atomic is accessed on the queue only.
-final class ProgressBar: @unchecked Sendable {
+public final class ProgressBar: @unchecked Sendable {
   private static let interval = 0.2
 
   private let isShown: Bool
@@ -21,10 +20,10 @@ final class ProgressBar: @unchecked Sendable {
   private var start = DispatchTime.now()
   private let beginning = DispatchTime.now()
 
-  init(isShown: Bool) { self.isShown = isShown }
+  public init(isShown: Bool) { self.isShown = isShown }
 
   /// Begins a stage, which is complete when all bytes of `extents` are done.
-  func begin(_ title: String, _ extents: [Range<Int64>]) {
+  public func begin(_ title: String, _ extents: [Range<Int64>]) {
     guard isShown else { return }
     queue.sync {
       self.title = title
@@ -41,22 +40,22 @@ final class ProgressBar: @unchecked Sendable {
   }
 
   /// Notes that more bytes are done. From any thread.
-  func add(_ bytes: Int) { done.add(bytes, ordering: .relaxed) }
+  public func add(_ bytes: Int) { done.add(bytes, ordering: .relaxed) }
 
   /// Removes the line.
-  func clear() {
+  public func clear() {
     guard isShown else { return }
     queue.sync { stop() }
   }
 
   /// Replaces the line by a summary, which stays.
-  func finish(_ bytes: Int64) {
+  public func finish(_ bytes: Int64) {
     guard isShown else { return }
     queue.sync {
       stop()
       let seconds = seconds(since: beginning)
       write(
-        "\(ByteCount(Int(bytes))) in \(String(format: "%.1f", seconds)) s, "
+        "\(ByteCount(Int(bytes))) in \((seconds * 10).rounded() / 10) s, "
           + "\(rate(Double(bytes) / max(seconds, 1e-3)))\n")
     }
   }
@@ -86,15 +85,16 @@ final class ProgressBar: @unchecked Sendable {
   }
 
   private func rate(_ bytesPerSecond: Double) -> String {
-    String(format: "%.0f MiB/s", bytesPerSecond / 1_048_576)
+    "\(Int(min(bytesPerSecond / 1_048_576, 1e9).rounded())) MiB/s"
   }
 
   private func clock(_ seconds: Double) -> String {
     let seconds = Int(min(seconds, 359_999).rounded(.up))
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60)
+    func twoDigits(_ number: Int) -> String { number < 10 ? "0\(number)" : "\(number)" }
     return hours > 0
-      ? String(format: "%d:%02d:%02d", hours, minutes, seconds % 60)
-      : String(format: "%d:%02d", minutes, seconds % 60)
+      ? "\(hours):\(twoDigits(minutes)):\(twoDigits(seconds % 60))"
+      : "\(minutes):\(twoDigits(seconds % 60))"
   }
 
   private func write(_ text: String) {
