@@ -45,7 +45,11 @@ final class Mount {
     self.path = path
     try FileManager.default.createDirectory(
       atPath: path.string, withIntermediateDirectories: true)
-    guard mount(device.path, path.string, type, 0, nil) == 0 else { throw Errno(rawValue: errno) }
+    // Another image of the same file system may be mounted yet in another mount namespace.
+    let options = type == "xfs" ? "nouuid" : ""
+    guard mount(device.path, path.string, type, 0, options) == 0 else {
+      throw Errno(rawValue: errno)
+    }
   }
 
   deinit {
