@@ -117,7 +117,7 @@ final class Journal: @unchecked Sendable {
   var space: JournalSpace { supply.space }
 
   /// Trims what has become too old since a segment was filled.
-  func trim() { supply.trim() }
+  func trim() { supply.trimAgain() }
 
   // MARK: Appending
 

@@ -65,7 +65,13 @@ struct JournalTrim {
     for (first, header) in steps {
       let step = files.prefix { $0.number < first }
       files = files.dropFirst(step.count)
-      let locks = step.map { Lock($0.name, in: directory.file) }
+      let locks = try step.map { file in
+        do {
+          return try Lock(file.name, in: directory.file)
+        } catch let errno as Errno {
+          throw JournalError("\(inspection.directory)/\(file.name): \(errno)")
+        }
+      }
       if let index = locks.firstIndex(where: \.isBusy) {
         outcome.busy = step[step.startIndex + index].number
         return outcome
@@ -78,8 +84,7 @@ struct JournalTrim {
         }
       }
       outcome.first = first
-      for (file, lock) in zip(step, locks) {
-        try delete(file.name, marks, lock)
+      for (file, lock) in zip(step, locks) where try delete(file.name, marks, lock) {
         outcome.segments += 1
         outcome.bytes += lock.space
       }
@@ -87,13 +92,15 @@ struct JournalTrim {
     return outcome
   }
 
-  private func delete(_ name: String, _ marks: JournalMarkWriter?, _ lock: Lock) throws {
-    guard marks != nil else { return }
-    let isDeleted = unlinkat(directory.file.rawValue, name, 0) == 0
-    guard isDeleted || errno == ENOENT else {
+  /// - Returns: `false` if it has been deleted already.
+  private func delete(_ name: String, _ marks: JournalMarkWriter?, _ lock: Lock) throws -> Bool {
+    guard marks != nil else { return true }
+    defer { withExtendedLifetime(lock) {} }
+    if unlinkat(directory.file.rawValue, name, 0) == 0 { return true }
+    guard errno == ENOENT else {
       throw JournalError("\(inspection.directory)/\(name): \(Errno(rawValue: errno))")
     }
-    withExtendedLifetime(lock) {}
+    return false
   }
 
   /// What the mark says of a journal that begins with a segment. `nil` if it cannot.
@@ -110,9 +117,14 @@ struct JournalTrim {
     /// The bytes that it takes on disk.
     let space: Int
 
-    init(_ name: String, in directory: FileDescriptor) {
+    /// - Throws: an `Errno` if the file is there, and cannot be opened to be locked.
+    init(_ name: String, in directory: FileDescriptor) throws {
       descriptor = openat(
         directory.rawValue, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
+      // A link is none of the daemon's segments, and nobody reads it.
+      guard descriptor >= 0 || errno == ENOENT || errno == ELOOP else {
+        throw Errno(rawValue: errno)
+      }
       // Where nothing can be locked, readers cannot, either: they tell what is trimmed then.
       isBusy =
         descriptor >= 0 && flock(descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK

@@ -27,6 +27,7 @@ final class SegmentSupply: @unchecked Sendable {
   private var nextNumber: UInt64
   private var isMaking = false
   private(set) var space = JournalSpace()
+  private var trimsUnderWay = 0
 
   /// Trims, and makes the first segment if there is no spare one. Blocks the calling thread for
   /// that.
@@ -134,15 +135,22 @@ final class SegmentSupply: @unchecked Sendable {
 
   // MARK: Trimming
 
+  /// Trims what has become too old meanwhile, unless a trimming is under way.
+  func trimAgain() {
+    if trimsUnderWay == 0 { trim() }
+  }
+
   /// Trims what is not to be kept, if there is a limit.
-  func trim() {
+  private func trim() {
     guard settings.retention.isLimited else { return }
+    trimsUnderWay += 1
     let (directory, settings) = (directory, settings)
     let room = spares.isEmpty ? settings.segmentSize : 0
     maker.async { [self] in
       let result = Self.trim(directory, settings, room: room)
       let space = Self.measure(directory)
       loop.async {
+        self.trimsUnderWay -= 1
         self.measured(space)
         self.trimmed(result)
       }
