@@ -92,8 +92,7 @@ struct CopyFile: ParsableCommand {
         } catch {
           copy.remove()
           progress.clear()
-          let line = "aio-copy: \("\(error)".escaped)\n"
-          _ = try? FileDescriptor.standardError.writeAll(line.utf8)
+          FileDescriptor.writeError("aio-copy: \("\(error)".escaped)\n")
           Glibc.exit(1)
         }
       }

@@ -4,6 +4,11 @@ import Logging
 import SystemPackage
 
 extension FileDescriptor {
+  /// Writes to standard error. If that fails, nobody is left to tell.
+  public static func writeError(_ text: String) {
+    _ = try? standardError.writeAll(text.utf8)
+  }
+
   /// Writes a line at once, so that it is seen without delay where standard output is a pipe.
   public func write(line: String) throws(Errno) {
     do {

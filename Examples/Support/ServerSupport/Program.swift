@@ -29,7 +29,7 @@ public enum Program {
     }
     if let errno = flushOutput() {
       if errno == .brokenPipe { exit(128 + SIGPIPE) }
-      writeError("Error: standard output: \(errno)\n")
+      FileDescriptor.writeError("Error: standard output: \(errno)\n")
       exit(status == 0 ? ExitCode.failure.rawValue : status)
     }
     exit(status)
@@ -61,7 +61,7 @@ public enum Program {
       print(text)
     } else {
       // The lines of a message on usage are the parser's; in all others a line feed is a name's.
-      writeError(text.escaped(keepsLines: code == .validationFailure) + "\n")
+      FileDescriptor.writeError(text.escaped(keepsLines: code == .validationFailure) + "\n")
     }
     return code.rawValue
   }
@@ -71,10 +71,5 @@ public enum Program {
     let hasFailed = ferror(stdout) != 0
     if fflush(stdout) != 0 { return Errno(rawValue: errno) }
     return hasFailed ? .ioError : nil
-  }
-
-  private static func writeError(_ text: String) {
-    // Where this cannot be written, nothing can.
-    _ = try? FileDescriptor.standardError.writeAll(text.utf8)
   }
 }

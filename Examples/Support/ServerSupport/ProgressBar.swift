@@ -54,7 +54,7 @@ public final class ProgressBar: @unchecked Sendable {
     queue.sync {
       stop()
       let seconds = seconds(since: beginning)
-      write(
+      FileDescriptor.writeError(
         "\(ByteCount(Int(bytes))) in \((seconds * 10).rounded() / 10) s, "
           + "\(rate(Double(bytes) / max(seconds, 1e-3)))\n")
     }
@@ -62,7 +62,7 @@ public final class ProgressBar: @unchecked Sendable {
 
   private func stop() {
     timer?.cancel()
-    if timer != nil { write("\r\u{1b}[K") }
+    if timer != nil { FileDescriptor.writeError("\r\u{1b}[K") }
     timer = nil
   }
 
@@ -77,7 +77,7 @@ public final class ProgressBar: @unchecked Sendable {
     var line = "\r\(title)[\(bar)] \(Int(part * 100))%  \(ByteCount(done)) of \(ByteCount(total))"
     line += "  \(rate(speed))"
     if speed > 0 { line += "  \(clock(Double(total - done) / speed)) left" }
-    write(line + "\u{1b}[K")
+    FileDescriptor.writeError(line + "\u{1b}[K")
   }
 
   private func seconds(since start: DispatchTime) -> Double {
@@ -95,9 +95,5 @@ public final class ProgressBar: @unchecked Sendable {
     return hours > 0
       ? "\(hours):\(twoDigits(minutes)):\(twoDigits(seconds % 60))"
       : "\(minutes):\(twoDigits(seconds % 60))"
-  }
-
-  private func write(_ text: String) {
-    _ = try? FileDescriptor.standardError.writeAll(text.utf8)
   }
 }

@@ -43,9 +43,7 @@ struct List: ParsableCommand {
       hasHeader = true
       if rows.isDamaged, !wasDamaged {
         wasDamaged = true
-        let warning = "warning: \(damaged())\n"
-        // Nobody is left to tell if that fails.
-        _ = try? FileDescriptor.standardError.writeAll(warning.utf8)
+        FileDescriptor.writeError("warning: \(damaged())\n")
       }
       return false
     }

@@ -63,9 +63,8 @@ struct Replay: ParsableCommand {
   }
 
   private func warn(_ text: String) throws {
-    let warning = "warning: \(text); `echo-to-disk verify` tells more\n"
-    // Nobody is left to tell if that fails; the exit status says it, too.
-    _ = try? FileDescriptor.standardError.writeAll(warning.utf8)
+    // The exit status says it, too.
+    FileDescriptor.writeError("warning: \(text); `echo-to-disk verify` tells more\n")
     throw Self.mayBeMissing
   }
 }
