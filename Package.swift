@@ -135,6 +135,9 @@ let package = Package(
         "CSockets", "DispatchAIO",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
+        .product(
+          name: "ServiceLifecycle", package: "swift-service-lifecycle",
+          condition: .when(traits: ["ServiceLifecycle"])),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       path: "Examples/Support/ServerSupport"),
@@ -249,11 +252,12 @@ let package = Package(
     .testTarget(
       name: "DispatchAIOServiceLifecycleTests",
       dependencies: [
-        "DispatchAIOServiceLifecycle",
+        "DispatchAIOServiceLifecycle", "FileServer", "ServerSupport",
         .product(name: "Logging", package: "swift-log"),
         .product(
           name: "ServiceLifecycle", package: "swift-service-lifecycle",
           condition: .when(traits: ["ServiceLifecycle"])),
+        .product(name: "SystemPackage", package: "swift-system"),
       ]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),
     .target(name: "CProbe", path: "Tests/CProbe"),

@@ -163,20 +163,16 @@ struct Serve: ParsableCommand {
         }
       }
       server = try Server(
-        exports: exports, listeners: listeners,
+        exports: exports, listeners: listeners, connection: connection,
         metrics: try metrics.address.map { try MetricsServer($0, logger: logger) },
         settings: settings, logger: logger)
     } catch {
       throw Failure("\(error)")
     }
-    try server.start(connection: connection) { [address] in
+    try Program.serve(server, logger: logger) { [address] in
       if let address {
         FileDescriptor.standardOutput.announce("listening on \(address)", logger: logger)
       }
-    } exit: {
-      LogRateLimit.shared.reportAll()
-      Glibc.exit($0)
     }
-    ShutdownSignals.runQueuesForever()
   }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The daemon: listeners and signals, and loops that serve the connections. All of it but the other
+// The daemon: listeners, and loops that serve the connections. All of it but the other
 // loops is on the first loop's queue, in whose ring connections are accepted. Made and started by
 // `Serve`.
 
@@ -12,7 +12,7 @@ import ServerSupport
 
 /// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on, but for the
 ///   loops, which do not change any more then.
-final class Server: @unchecked Sendable {
+final class Server: GracefulServer, @unchecked Sendable {
   struct Settings: Sendable {
     var loops = 1
     var loop = ServerLoop.Settings()
@@ -32,21 +32,24 @@ final class Server: @unchecked Sendable {
   private var loads: [Int]
   private let acceptor: Acceptor
   private let metrics: MetricsServer?
-  private var signals: ShutdownSignals?
+  /// A connection that existed before the server.
+  private let connection: (socket: Int32, peer: String)?
   private var isDraining = false
-  private var exit: (Int32) -> Void = { _ in }
+  private var whenEnded: (Int32) -> Void = { _ in }
   /// A reference to itself while it serves, so that its maker need not keep one.
   private var selfWhileServing: Server?
 
   private var context: AIOContext { loops[0].context }
-  private var queue: DispatchQueue { loops[0].queue }
+  var queue: DispatchQueue { loops[0].queue }
 
+  /// - Parameter connection: a connection that exists already.
   /// - Throws: `AIOError` if a context cannot be made.
   init(
-    exports: [Export], listeners: [Listener], metrics: MetricsServer? = nil, settings: Settings,
-    logger: Logger
+    exports: [Export], listeners: [Listener], connection: (socket: Int32, peer: String)? = nil,
+    metrics: MetricsServer? = nil, settings: Settings, logger: Logger
   ) throws {
     (self.settings, self.logger, self.metrics) = (settings, logger, metrics)
+    self.connection = connection
     acceptor = Acceptor(listeners, limit: settings.maxConnections, logger: logger)
     loads = Array(repeating: 0, count: settings.loops)
     for number in 0..<settings.loops {
@@ -73,23 +76,11 @@ final class Server: @unchecked Sendable {
     }
   }
 
-  /// Serves until SIGTERM or SIGINT.
-  ///
-  /// - Parameters:
-  ///   - connection: a connection that exists already.
-  ///   - ready: called once, when connections and signals are handled.
-  ///   - exit: called with the exit status.
   /// - Throws: `AIOError` if the listeners cannot be watched.
-  func start(
-    connection: (socket: Int32, peer: String)? = nil, ready: @escaping @Sendable () -> Void,
-    exit: @escaping @Sendable (Int32) -> Void
-  ) throws {
+  func start(whenEnded: @escaping @Sendable (Int32) -> Void) throws {
     try queue.sync {
-      self.exit = exit
+      self.whenEnded = whenEnded
       selfWhileServing = self
-      signals = ShutdownSignals(queue: queue, whenInstalled: ready) { [unowned self] _, name in
-        shutDown(because: name)
-      }
       try acceptor.activate(in: context) { [unowned self] in
         loads.reduce(0, +)
       } take: { [unowned self] in
@@ -161,10 +152,10 @@ final class Server: @unchecked Sendable {
     }
   }
 
-  private func shutDown(because signal: String) {
+  func shutDown(because reason: String) {
     guard !isDraining else { return }
     isDraining = true
-    logger.notice("\(signal): answering what is in flight")
+    logger.notice("\(reason): answering what is in flight")
     end()
   }
 
@@ -184,7 +175,7 @@ final class Server: @unchecked Sendable {
       group.notify(queue: queue) { [self] in
         logger.info("done")
         selfWhileServing = nil
-        exit(isDurable.withLock { $0 } ? 0 : 1)
+        whenEnded(isDurable.withLock { $0 } ? 0 : 1)
       }
     }
   }

@@ -125,12 +125,8 @@ struct Serve: ParsableCommand {
     } catch {
       throw Failure("\(error)")
     }
-    try server.start(
-      ready: { FileDescriptor.standardOutput.announce("listening on \($0)", logger: logger) },
-      exit: { status in
-        LogRateLimit.shared.reportAll()
-        Glibc.exit(status)
-      })
-    ShutdownSignals.runQueuesForever()
+    try Program.serve(server, logger: logger) { [address = server.address] in
+      FileDescriptor.standardOutput.announce("listening on \(address)", logger: logger)
+    }
   }
 }

@@ -12,8 +12,8 @@ import SystemPackage
 
 /// The server of `echo-to-disk serve`.
 ///
-/// - Safety: `@unchecked Sendable` because it is confined to `loop` from `start` on.
-final class Server: @unchecked Sendable {
+/// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on.
+final class Server: GracefulServer, @unchecked Sendable {
   struct Settings: Sendable {
     var address: Listener.Address
     /// Where to serve metrics. If `nil`, nowhere.
@@ -32,13 +32,12 @@ final class Server: @unchecked Sendable {
 
   private let settings: Settings
   private let logger: Logger
-  private let loop = DispatchQueue(label: "echo-to-disk")
+  let queue = DispatchQueue(label: "echo-to-disk")
   private let context: AIOContext
   let journal: Journal
   private let listener: Listener
   private let acceptor: Acceptor
   private let metrics: MetricsServer?
-  private var signals: ShutdownSignals?
   /// A reference to itself while it serves, so that its maker need not keep one.
   private var selfWhileServing: Server?
   private let drainTimer: AIOTimerSource
@@ -65,7 +64,7 @@ final class Server: @unchecked Sendable {
   }
   private var recording = Recording?.none
   private(set) var isDraining = false
-  private var exit: (Int32) -> Void = { _ in }
+  private var whenEnded: (Int32) -> Void = { _ in }
 
   var bytesReceived = 0
   var bytesEchoed = 0
@@ -92,7 +91,7 @@ final class Server: @unchecked Sendable {
         disk has damaged it since
         """)
     }
-    context = try AIOContext(queueDepth: settings.queueDepth, queue: loop)
+    context = try AIOContext(queueDepth: settings.queueDepth, queue: queue)
     logger.logKernel(of: context)
     drainTimer = try context.makeTimerSource()
     recordTimer = try context.makeTimerSource()
@@ -108,16 +107,13 @@ final class Server: @unchecked Sendable {
       """)
   }
 
-  /// Serves until SIGTERM or SIGINT.
-  ///
-  /// - Parameters:
-  ///   - ready: called once, on the loop, with the address that the server listens on.
-  ///   - exit: called on the loop with the exit status.
-  func start(
-    ready: @escaping @Sendable (String) -> Void, exit: @escaping @Sendable (Int32) -> Void
-  ) throws {
-    try loop.sync {
-      self.exit = exit
+  /// The address that the server listens on.
+  var address: String { listener.name }
+
+  /// - Throws: `AIOError` if the sockets cannot be watched.
+  func start(whenEnded: @escaping @Sendable (Int32) -> Void) throws {
+    try queue.sync {
+      self.whenEnded = whenEnded
       selfWhileServing = self
       journal.afterProgress = { [unowned self] in
         // At the end, closings have to be recorded before the journal ends.
@@ -130,11 +126,6 @@ final class Server: @unchecked Sendable {
         receiveSoon()
       }
       recordTimer.activate()
-      signals = ShutdownSignals(queue: loop) { [unowned self] in
-        ready(listener.name)
-      } handler: { [unowned self] _, name in
-        shutDown(because: name)
-      }
       try acceptor.activate(in: context) { [unowned self] in
         connections.count
       } take: { [unowned self] in
@@ -293,14 +284,10 @@ final class Server: @unchecked Sendable {
 
   // MARK: The end
 
-  private func shutDown(because signal: String) {
-    guard !isDraining else {
-      logger.warning("\(signal) again: not waiting for \(connections.count) connections")
-      for connection in connections.values { connection.close("did not take its echoes") }
-      return
-    }
+  func shutDown(because reason: String) {
+    guard !isDraining else { return }
     isDraining = true
-    logger.notice("\(signal): finishing what is in flight on \(connections.count) connections")
+    logger.notice("\(reason): finishing what is in flight on \(connections.count) connections")
     acceptor.close()
     metrics?.close()
     journal.seal()
@@ -324,7 +311,7 @@ final class Server: @unchecked Sendable {
       context.close { [self] in
         logStatistics()
         logger.notice("done")
-        exit(status)
+        whenEnded(status)
       }
     }
   }

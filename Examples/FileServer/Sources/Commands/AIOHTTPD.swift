@@ -178,15 +178,11 @@ struct AIOHTTPD: ParsableCommand {
     } catch {
       throw Failure("\(error)")
     }
-    try server.start { [address] in
+    try Program.serve(server, logger: logger) { [address] in
       if let address {
         FileDescriptor.standardOutput.announce("listening on \(address)", logger: logger)
       }
-    } exit: {
-      LogRateLimit.shared.reportAll()
-      Glibc.exit($0)
     }
-    ShutdownSignals.runQueuesForever()
   }
 
   static func main() { Program.run(Self.self) }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The daemon: listeners and signals, and loops that serve the connections. All of it but the other
+// The daemon: listeners, and loops that serve the connections. All of it but the other
 // loops is on the first loop's queue, in whose ring connections are accepted. Made and started by
 // the command.
 
@@ -12,7 +12,7 @@ import ServerSupport
 
 /// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on, but for the
 ///   loops, which do not change any more then.
-final class Server: @unchecked Sendable {
+final class Server: GracefulServer, @unchecked Sendable {
   private let settings: Settings
   private let logger: Logger
   private var loops: [ServerLoop] = []
@@ -20,14 +20,13 @@ final class Server: @unchecked Sendable {
   private var loads: [Int]
   private let acceptor: Acceptor
   private let metrics: MetricsServer?
-  private var signals: ShutdownSignals?
   private var isDraining = false
-  private var exit: (Int32) -> Void = { _ in }
+  private var whenEnded: (Int32) -> Void = { _ in }
   /// A reference to itself while it serves, so that its maker need not keep one.
   private var selfWhileServing: Server?
 
   private var context: AIOContext { loops[0].context }
-  private var queue: DispatchQueue { loops[0].queue }
+  var queue: DispatchQueue { loops[0].queue }
 
   /// - Throws: `AIOError` if a context cannot be made.
   init(
@@ -49,21 +48,11 @@ final class Server: @unchecked Sendable {
     logger.logKernel(of: loops[0].context)
   }
 
-  /// Serves until SIGTERM or SIGINT.
-  ///
-  /// - Parameters:
-  ///   - ready: called once, when connections and signals are handled.
-  ///   - exit: called with the exit status.
   /// - Throws: `AIOError` if the listeners cannot be watched.
-  func start(
-    ready: @escaping @Sendable () -> Void, exit: @escaping @Sendable (Int32) -> Void
-  ) throws {
+  func start(whenEnded: @escaping @Sendable (Int32) -> Void) throws {
     try queue.sync {
-      self.exit = exit
+      self.whenEnded = whenEnded
       selfWhileServing = self
-      signals = ShutdownSignals(queue: queue, whenInstalled: ready) { [unowned self] _, name in
-        shutDown(because: name)
-      }
       try acceptor.activate(in: context) { [unowned self] in
         loads.reduce(0, +)
       } take: { [unowned self] in
@@ -119,14 +108,10 @@ final class Server: @unchecked Sendable {
     loops[least].add(socket, peer)
   }
 
-  private func shutDown(because signal: String) {
-    guard !isDraining else {
-      logger.warning("\(signal) again: waiting for nobody")
-      for loop in loops { loop.forceClose() }
-      return
-    }
+  func shutDown(because reason: String) {
+    guard !isDraining else { return }
     isDraining = true
-    logger.notice("\(signal): answering what is in flight")
+    logger.notice("\(reason): answering what is in flight")
     acceptor.close()
     metrics?.close()
     collectStatistics(drains: true) { [self] total in
@@ -136,7 +121,7 @@ final class Server: @unchecked Sendable {
         sent \(ByteCount(Int(total.bytesSent))), received \(ByteCount(Int(total.bytesReceived)))
         """)
       selfWhileServing = nil
-      exit(0)
+      whenEnded(0)
     }
   }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A queue with a context, and a share of the connections: sockets, timers and disk in one ring. The
-// server calls `add`, `drain`, `forceClose` and `report`, from any thread; all else runs on the
+// server calls `add`, `drain` and `report`, from any thread; all else runs on the
 // loop's queue, called by its connections.
 
 import CServedFiles
@@ -220,7 +220,7 @@ final class ServerLoop: @unchecked Sendable {
   }
 
   /// Closes every connection without waiting for its client. From any thread.
-  func forceClose() {
+  private func forceClose() {
     context.async { [self] in
       for connection in Array(connections.values) { connection.close() }
       // For the access log nobody waits any more, either.
