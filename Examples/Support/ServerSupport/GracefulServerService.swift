@@ -17,7 +17,7 @@ public struct GracefulServerService: Service {
   /// Why the group shuts down, for the server's log.
   let reason = Lock("a graceful shutdown")
 
-  /// - Parameter whenStarted: called when the server serves, or with the error that kept it from it.
+  /// - Parameter whenStarted: called when the server serves, or with the error for which it does not.
   public init(
     _ server: any GracefulServer,
     whenStarted: @escaping @Sendable ((any Error)?) -> Void = { _ in }
