@@ -17,7 +17,7 @@ public struct GracefulServerService: Service {
   /// Why the group shuts down, for the server's log.
   let reason = Lock("a graceful shutdown")
 
-  /// - Parameter whenStarted: called when the server serves, or with the error for which it does not.
+  /// - Parameter whenStarted: called when the server serves, or with the error that it met.
   public init(
     _ server: any GracefulServer,
     whenStarted: @escaping @Sendable ((any Error)?) -> Void = { _ in }
