@@ -27,8 +27,8 @@ public struct AIOStatistics: Sendable, Hashable {
 
   /// The number of calls of `io_submit(2)` that the loop made.
   public var submitCalls = 0
-  /// The number of requests that the kernel accepted in those calls, the loop's own for the
-  /// readiness of descriptors included; divided by ``submitCalls``, it is the mean batch.
+  /// The number of requests that the kernel accepted in those calls, without the loop's own for the
+  /// readiness of descriptors; divided by ``submitCalls``, it is the mean batch.
   public var submittedRequests = 0
   /// The number of requests in the largest batch that the kernel accepted in one call.
   public var largestBatch = 0

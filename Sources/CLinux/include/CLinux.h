@@ -122,13 +122,14 @@ int clinux_cache_block_map(int fd);
 // May sleep.
 int clinux_reopen_direct(int fd);
 
+// The same for writing without O_DIRECT, with the other flags of the descriptor, and without the
+// look at the last numbers: the write cannot do without.
+int clinux_reopen_buffered(int fd);
+
 // Whether a descriptor is among the last 16 numbers of the process (RLIMIT_NOFILE). Dispatch needs
 // one to look after its workers, once a second, and ends the process if there is none: so those who
 // can wait, or do without, leave these to others.
 int clinux_is_among_last(int fd);
-
-// The same for writing without O_DIRECT, with the other flags of the descriptor.
-int clinux_reopen_buffered(int fd);
 
 // How many bytes of the pages of a range are in the page cache (cachestat(2), Linux 6.5); -EPERM
 // for a file that the caller may neither write nor owns.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The free slots of the request table. Any thread takes one to make a request; the loop returns it.
+// The free slots of the request table. Any thread takes one to make a request; the loop returns it,
+// and so do the queues that handlers run on.
+//
 // A Treiber stack ("Systems Programming: Coping with Parallelism", IBM RJ 5118, 1986) of indices:
 // last in, first out, so that the slot used next is the one still in the cache.
 

@@ -3,6 +3,9 @@
 internal import CLibAIO
 
 /// Completions that were reaped and have not been taken by the engine.
+///
+/// - Safety: `@safe` because `events` has `capacity` elements, lives as long as the buffer, and
+///   `first..<end` is within it.
 @safe
 struct EventBuffer: ~Copyable {
   private let capacity: Int

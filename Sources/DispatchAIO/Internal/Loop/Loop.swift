@@ -66,7 +66,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Marks `queue`, so that one can ask whether one is on it.
   private let onQueue = DispatchSpecificKey<Void>()
 
-  /// Whether a Dispatch source watches the epoll set, because there is no AIO poll.
+  /// Whether a Dispatch source is to watch the epoll set from the start, because the kernel has no
+  /// AIO poll. (Tests set it.)
   var pollsByDispatch: Bool
   /// That source.
   private var readinessSource: (any DispatchSourceRead)?
