@@ -108,7 +108,12 @@ final class ReadmeTests: XCTestCase {
       let path = program == "aio-bench" ? try Self.benchmark() : try ChildProcess.built(program)
       let tables = try tables(in: readme)
       XCTAssertEqual(tables.count, commands.count, readme)
-      guard let path else { continue }
+      guard let path else {
+        XCTAssertNil(
+          ProcessInfo.processInfo.environment["AIO_REQUIRE_BENCH"],
+          "aio-bench has not been built since it was changed")
+        continue
+      }
       for (command, table) in zip(commands, tables) {
         let run = try ChildProcess.run(
           path, [command, "--help"].filter { !$0.isEmpty }, environment: ["COLUMNS": "80"])
@@ -162,6 +167,65 @@ final class ReadmeTests: XCTestCase {
       }
     }
     XCTAssertGreaterThan(checked, 20)
+  }
+
+  /// So are those in a sentence, which nobody can try without the options that have to be there.
+  func testTheCommandsInSentencesExist() throws {
+    let benchmark = "Examples/Benchmark/README.md"
+    let names = try XCTUnwrap(Self.commands.first { $0.0 == benchmark }).1
+    let options = Dictionary(
+      uniqueKeysWithValues: zip(
+        names,
+        try tables(in: benchmark).map { table in
+          Set(
+            table.flatMap { row in
+              row.split(separator: "`")[1].split(whereSeparator: { " /".contains($0) })
+                .map(String.init)
+            })
+        }))
+    var checked = 0
+    for page in try Self.readmes + pages() {
+      for match in try text(page).matches(of: /`aio-bench ([^`]*)`/) {
+        let words = match.1.split(whereSeparator: \.isWhitespace).map(String.init)
+        // Of a build with another trait.
+        guard let known = options[words[0]] else {
+          XCTAssertEqual(words[0], "flyingfox-pools", page)
+          continue
+        }
+        let given = words.filter { $0.hasPrefix("--") }
+        for option in given {
+          XCTAssertTrue(known.contains(option), "\(page): \(match.0): no option \(option)")
+        }
+        if !given.isEmpty, ["compare", "run", "stall"].contains(words[0]) {
+          XCTAssertTrue(given.contains("--file"), "\(page): \(match.0): without --file")
+        }
+        checked += 1
+      }
+    }
+    XCTAssertGreaterThan(checked, 20)
+  }
+
+  /// The pages of the catalog.
+  private func pages() throws -> [String] {
+    let folder = Self.package.appendingPathComponent(Self.catalog).path
+    return try FileManager.default.subpathsOfDirectory(atPath: folder)
+      .filter { $0.hasSuffix(".md") }.map { "\(Self.catalog)/\($0)" }
+  }
+
+  /// A filter of tests that matches nothing passes, and says nothing.
+  func testTheFiltersMatchTests() throws {
+    let tests = try FileManager.default.subpathsOfDirectory(
+      atPath: Self.package.appendingPathComponent("Tests").path)
+    let others = [".github/CONTRIBUTING.md", ".ci/run", ".ci/power-cuts"]
+    var checked = 0
+    for page in try Self.readmes + pages() + others {
+      for match in try text(page).matches(of: /--(?:filter|skip) ([A-Z][A-Za-z]*)/) {
+        XCTAssertTrue(
+          tests.contains { $0.contains(match.1) }, "\(page): \(match.0): there is no such test")
+        checked += 1
+      }
+    }
+    XCTAssertGreaterThan(checked, 10)
   }
 
   /// The files, folders and pages that are named exist.
