@@ -25,8 +25,9 @@ protocol PowerCutWorkload: AnyObject {
 ///   filesystem writes of its own accord, and when, is different each time.)
 /// - `AIO_POWER_CUT_KEEP=DIR`: where to keep the disk's image after a loss.
 struct PowerCuts {
-  /// The tests that share the cuts: four programs and a type, on three filesystems.
-  private static let tests = 15
+  /// The tests that share the cuts: four programs and a type, on three filesystems, and the options
+  /// of writes.
+  private static let tests = 18
 
   /// How many cuts a test makes.
   static var count: Int {
