@@ -278,7 +278,7 @@ extension AIOContext {
     .cancelled(.init(operation, file.file, offset, length, options), transferred: 0)
   }
 
-  /// Adds a request behind those that wait for a slot.
+  /// Makes a request, which waits behind those that wait for a slot, if there is none.
   ///
   /// - Parameter delivery: Gets, once, on the loop the result of the request, or an error on the
   ///   thread that ends it before it has a slot, which may be this one.

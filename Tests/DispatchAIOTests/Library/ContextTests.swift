@@ -421,6 +421,15 @@ final class ContextTests: XCTestCase {
         if thread == 3 {
           return context.close { closed.fulfil(()) }
         }
+        // One that waits for a slot, if there is none.
+        while thread == 2 {
+          let outcome = try? context.outcome {
+            context.acceptLater(.fdatasync, file, 0, [], Waiter(), .callback($0, queue: nil))
+          }
+          guard let outcome, outcome.code == nil else {
+            return XCTAssertEqual(outcome?.code, .contextClosed)
+          }
+        }
         while true {
           do {
             try context.fdatasync(file) { _ in completed.withLock { $0 += 1 } }

@@ -122,4 +122,43 @@ final class FairnessTests: XCTestCase {
   func testOtherThreadsDoNotOvertakeTasksThatWaitForOneOfSeveralSlots() throws {
     for _ in 0..<10 { try assertNotOvertaken(slots: 4, inCompletions: true, threads: 2) }
   }
+  // MARK: Tasks that need not wait
+
+  /// Goal: what a chunk reader or a file writer asks for waits for no slot while there are free
+  /// ones, nor does it make others wait; where there is none, it waits, and is served first.
+  /// Method: no turn runs while this is a block of the queue.
+  func testAFreeSlotIsNotWaitedFor() async throws {
+    let directory = try temporaryDirectory()
+    _ = try directory.makeFile(size: 4096)
+    let file = try directory.open("file", .readOnly, caching: .buffered)
+    let context = try AIOContext(queueDepth: 1, pendingLimit: 3)
+    let buffer = AIOBuffer(count: 512)
+    let completed = Promise<Outcome>()
+    @Sendable func transfer() -> PendingTransfer {
+      PendingTransfer(.read(into: .buffer(buffer)), file, at: 0, on: context)
+    }
+    let (cancelled, others) = try context.queue.sync {
+      let cancelled = transfer()
+      var others = [transfer(), transfer()]
+      XCTAssertFalse(context.loop.admission.hasWaiters)
+      try context.read(file, at: 0, into: buffer) { completed.fulfil($0) }
+      others.append(transfer())
+      XCTAssertTrue(context.loop.admission.hasWaiters)
+      cancelled.cancel()
+      assertRefused(.full) { try context.read(file, at: 0, into: buffer) { _ in } }
+      return (cancelled, others)
+    }
+    for other in others {
+      let count = try await other.value(isolation: nil)
+      XCTAssertEqual(count, 512)
+    }
+    do {
+      _ = try await cancelled.value(isolation: nil)
+      XCTFail("not cancelled")
+    } catch {
+      XCTAssertEqual(error.code, .cancelled)
+    }
+    XCTAssertEqual(try completed.wait().get(), 512)
+    try context.closeAndWait()
+  }
 }

@@ -80,9 +80,12 @@ final class AdmissionQueue: Sendable {
   /// prepares to sleep.
   var isEmpty: Bool { count.load(ordering: .sequentiallyConsistent) == 0 }
 
-  /// Adds a request, or ends it in this call if it was cancelled, or the queue was closed. The
-  /// caller then schedules a turn, because slots may have become free before the waiter was added.
-  func add(_ request: consuming Request<Delivery>, _ waiter: Waiter) {
+  /// Accepts a request if there are no waiters, and the table has a slot; otherwise adds it to the
+  /// waiters. Ends it in this call if it was cancelled, or the queue was closed. The caller then
+  /// schedules a turn, for the request, or because slots may have become free before it was added.
+  func add(
+    _ request: consuming Request<Delivery>, _ waiter: Waiter, to table: RequestTable<Delivery>
+  ) {
     let subject = request.subject
     // The waiter is in no list yet, so that no other thread touches it.
     waiter.request = consume request
@@ -97,6 +100,11 @@ final class AdmissionQueue: Sendable {
           nil
         }
       guard refusal == nil else { return refusal }
+      if state.first == nil, let slot = table.free.take() {
+        // Under the lock, as in `admit`.
+        waiter.id = table.accept(waiter.takeRequest(), in: slot)
+        return nil
+      }
       state.append(waiter)
       count.store(state.count, ordering: .sequentiallyConsistent)
       return nil

@@ -216,8 +216,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
     }
   }
 
-  /// Adds a request that waits for a slot; one that is refused ends in this call. In a forked child
-  /// it would wait forever.
+  /// Accepts a request, which waits for a slot if there is none; one that is refused ends in this
+  /// call. In a forked child it would wait forever.
   ///
   /// - Parameter request: The request, which holds its file.
   func admit(_ request: consuming Request<Delivery>, _ waiter: Waiter) {
@@ -225,7 +225,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
       let error = AIOError.forked(request.subject)
       return request.end(error)
     }
-    admission.add(request, waiter)
+    admission.add(request, waiter, to: table)
     scheduler.scheduleTurn()
   }
 
@@ -647,8 +647,9 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Ends the loop if every slot is free, which means that no request is left anywhere.
   private func endIfIdle() {
     // A thread that closes the context may not have cancelled the sources yet: its turn follows.
-    guard life == .open, table.free.count == table.capacity, admission.isEmpty,
-      readiness.isClosed, !readiness.hasHandlers, submitHooks.isEmpty, blocks.close()
+    // Asked first, because that thread closes the admission before, which may have used a slot.
+    guard life == .open, readiness.isClosed, table.free.count == table.capacity, admission.isEmpty,
+      !readiness.hasHandlers, submitHooks.isEmpty, blocks.close()
     else { return }
     life = .ending
     scheduler.prepareToClose()
