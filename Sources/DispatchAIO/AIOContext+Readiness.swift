@@ -124,7 +124,7 @@ extension AIOContext {
   /// traps. If no turn of the loop is running, one is scheduled.
   ///
   /// - Parameter body: The block, which runs on the queue. A block that it registers itself runs
-  ///   before the next submission.
+  ///   before the next submission. Once the context has closed, blocks run as blocks of the queue.
   public func beforeSubmit(_ body: @escaping @Sendable () -> Void) {
     loop.beforeSubmit(body)
   }
@@ -154,10 +154,7 @@ public struct AIOPoll: Sendable {
   ///   about to.
   @discardableResult
   public func cancel() -> AIOCancellation {
-    guard let poll = loop.readiness.remove(id) else { return .alreadyCompleted }
-    loop.readiness.withLock { state in
-      state.endedPolls.append((poll, .cancelledPoll(poll.subject)))
-    }
+    guard loop.readiness.cancel(id) else { return .alreadyCompleted }
     loop.readinessChanged(hasHandlers: true)
     return .cancelled
   }

@@ -51,7 +51,7 @@ public class AIOSource: @unchecked Sendable {
 
   var isRunning: Bool { isActive && suspensions == 0 && !iteration.isPaused && !hasEnded }
 
-  func willRun() {}
+  func willRun(_ state: inout Readiness.State) -> Bool { true }
 
   /// Called after `isRunning` has changed, and to reschedule a timer.
   ///
@@ -148,19 +148,19 @@ public class AIOSource: @unchecked Sendable {
     }
   }
 
-  /// Undoes one ``suspend()``. A source that has not been activated is activated, as Dispatch does.
-  /// More calls than those of ``suspend()`` are a programmer error, and trap.
+  /// Undoes one ``suspend()``. If there is none to undo, a source that has not been activated is
+  /// activated, as Dispatch does; with one that has been, it is a programmer error, and traps.
   public func resume() {
-    let wasActive = loop.readiness.withLock { state -> Bool in
-      guard isActive else { return false }
+    let activates = loop.readiness.withLock { state -> Bool in
       guard suspensions > 0 else {
-        fatalError("AIOSource: resumed more often than it was suspended")
+        if isActive { fatalError("AIOSource: resumed more often than it was suspended") }
+        return true
       }
       suspensions -= 1
       if isRunning { runningChanged(&state) }
-      return true
+      return false
     }
-    if wasActive { loop.readinessChanged(hasHandlers: false) } else { activate() }
+    if activates { activate() } else { loop.readinessChanged(hasHandlers: false) }
   }
 
   /// Ends the source: no more events are delivered, and the cancel handler runs. A second call has
@@ -258,8 +258,9 @@ public final class AIOTimerSource: AIOSource, @unchecked Sendable {
 
   func fired(now: UInt64) {
     guard interval > 0 else {
-      deadline = 0
-      fireCount &+= 1
+      // The deadline is kept until the event is delivered: if the timer is suspended before, it is
+      // due when it is resumed.
+      fireCount = 1
       number = 0
       return
     }
@@ -269,9 +270,16 @@ public final class AIOTimerSource: AIOSource, @unchecked Sendable {
     deadline = overflow ? .max : next
   }
 
-  override func willRun() {
-    lastCount = fireCount
-    fireCount = 0
+  override func willRun(_ state: inout Readiness.State) -> Bool {
+    // It has been scheduled anew since it fired.
+    guard fireCount > 0 else { return false }
+    (lastCount, fireCount) = (fireCount, 0)
+    if interval == 0 {
+      deadline = 0
+      // If it was suspended and resumed since it fired, it has an entry.
+      loop.readiness.unschedule(self, &state)
+    }
+    return true
   }
 }
 

@@ -192,6 +192,28 @@ final class ReadinessTests: XCTestCase {
     }
   }
 
+  /// A source that is resumed before its activation is activated, but for what undoes a suspension.
+  func testResumingBeforeActivation() throws {
+    try forEachWay { context, way in
+      for suspensions in 0..<3 {
+        let (near, far) = try pair()
+        let source = try context.makeReadSource(fileDescriptor: near)
+        let delivered = Locked(false)
+        source.setEventHandler { [unowned source] in
+          delivered.withLock { $0 = true }
+          source.cancel()
+        }
+        put("a", far)
+        for _ in 0..<suspensions { source.suspend() }
+        for _ in 0..<suspensions { source.resume() }
+        try settle(context)
+        XCTAssertFalse(delivered.withLock { $0 }, way)
+        if suspensions == 2 { source.activate() } else { source.resume() }
+        XCTAssertTrue(eventually { delivered.withLock { $0 } }, "\(way), \(suspensions)")
+      }
+    }
+  }
+
   /// Turns enough for whatever would happen.
   private func settle(_ context: AIOContext) throws {
     for _ in 0..<20 {
@@ -467,6 +489,38 @@ final class ReadinessTests: XCTestCase {
     try context.closeAndWait()
   }
 
+  /// Goal: an event that is due, and that the handler before it suspends or schedules anew, is
+  /// delivered once the timer runs, or when it falls due anew.
+  /// Method: two timers that have become due before the next turn, in this order.
+  func testATimerThatIsDueAndChanged() throws {
+    try forEachWay { context, way in
+      for isSuspended in [true, false] {
+        let (first, second) = (try context.makeTimerSource(), try context.makeTimerSource())
+        let (ran, fired) = (Promise<Void>(), Locked<[UInt]>([]))
+        first.setEventHandler {
+          if isSuspended { second.suspend() } else { second.schedule(deadline: .distantFuture) }
+          ran.fulfil(())
+        }
+        second.setEventHandler { [unowned second] in fired.withLock { $0.append(second.data) } }
+        context.queue.sync {
+          let now = DispatchTime.now()
+          for timer in [first, second] {
+            timer.schedule(deadline: now)
+            timer.activate()
+          }
+        }
+        try ran.wait()
+        try settle(context)
+        XCTAssertEqual(fired.withLock { $0 }, [], way)
+        if isSuspended { second.resume() } else { second.schedule(deadline: .now()) }
+        XCTAssertTrue(eventually { fired.withLock { !$0.isEmpty } }, way)
+        try settle(context)
+        XCTAssertEqual(fired.withLock { $0 }, [1], way)
+        for timer in [first, second] { timer.cancel() }
+      }
+    }
+  }
+
   func testManyTimersAndReschedules() throws {
     let context = try AIOContext(queueDepth: 4, queue: loop)
     let fired = Locked(0)
@@ -513,6 +567,37 @@ final class ReadinessTests: XCTestCase {
       put("x", far)
       XCTAssertEqual(try readable.wait(), .readable, way)
     }
+  }
+
+  /// Goal: a poll that is being cancelled is at no moment neither waiting nor ended, where a
+  /// context that closes would not find it.
+  /// Method: no turn runs while this is a block of the queue, so that polls only become more.
+  func testACancelledPollIsAlwaysSeen() throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let (near, _) = try pair()
+    let (polls, completed) = (Sanitizer.isBuiltIn ? 5000 : 50_000, Locked(0))
+    try loop.sync {
+      let watching = DispatchGroup()
+      for thread in 0..<4 {
+        DispatchQueue(label: "test.watching.\(thread)").async(group: watching) {
+          var (count, last) = (0, 0)
+          while count < polls {
+            count = context.loop.readiness.withLock { state in
+              (state.watched[near]?.polls.isEmpty ?? true ? 0 : 1) + state.endedPolls.count
+            }
+            guard count >= last else { return XCTFail("\(last) polls, and then \(count)") }
+            last = count
+          }
+        }
+      }
+      for _ in 0..<polls {
+        let poll = try context.poll(near, for: .readable) { _ in completed.withLock { $0 += 1 } }
+        XCTAssertEqual(poll.cancel(), .cancelled)
+      }
+      watching.wait()
+    }
+    try context.closeAndWait()
+    XCTAssertEqual(completed.withLock { $0 }, polls)
   }
 
   func testAPollOfATask() async throws {
@@ -596,7 +681,10 @@ final class ReadinessTests: XCTestCase {
     XCTAssertEqual(log.withLock { $0 }, ["handler", "hook, 0 calls", "read"])
     try settle(context)
     XCTAssertEqual(log.withLock { $0.count }, 3, "the hook ran twice")
-    try context.closeAndWait()
+    // Once it has closed, too.
+    let late = Promise<Void>()
+    context.close { context.beforeSubmit { late.fulfil(()) } }
+    try late.wait()
   }
 
   /// A hook that asks for another: that runs, too, also where nothing else happens, and the context

@@ -424,6 +424,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
       fatalError(
         "AIOContext: beforeSubmit was not called on the context's queue, '\(queue.label)'")
     }
+    guard life == .open else { return queue.async(execute: body) }
     submitHooks.append(Block(body))
     scheduler.scheduleTurn()
   }

@@ -217,12 +217,25 @@ final class Readiness: Sendable {
   ///
   /// - Returns: The poll; `nil` if it has ended.
   func remove(_ id: PollTable.ID) -> OneShotPoll? {
+    state.withLock { take(id, &$0) }
+  }
+
+  /// Ends a one-shot poll as cancelled: its completion is among the handlers when this returns.
+  ///
+  /// - Returns: Whether it was; `false` if it has ended.
+  func cancel(_ id: PollTable.ID) -> Bool {
     state.withLock { state in
-      guard let poll = state.polls[id], var watched = state.watched[poll.fd] else { return nil }
-      state.polls.take(from: &watched.polls) { $1 == id }
-      settle(poll.fd, watched, &state)
-      return poll
+      guard let poll = take(id, &state) else { return false }
+      state.endedPolls.append((poll, .cancelledPoll(poll.subject)))
+      return true
     }
+  }
+
+  private func take(_ id: PollTable.ID, _ state: inout State) -> OneShotPoll? {
+    guard let poll = state.polls[id], var watched = state.watched[poll.fd] else { return nil }
+    state.polls.take(from: &watched.polls) { $1 == id }
+    settle(poll.fd, watched, &state)
+    return poll
   }
 
   /// Keeps a descriptor that is in use, and removes one that is not.
@@ -306,9 +319,8 @@ final class Readiness: Sendable {
 
   /// The handler of a source with an event; `nil` if it has none, or no longer runs.
   func handler(of source: any ReadinessSource) -> Block? {
-    state.withLock { _ in
-      guard source.isRunning else { return nil }
-      source.willRun()
+    state.withLock { state in
+      guard source.isRunning, source.willRun(&state) else { return nil }
       return source.eventHandler
     }
   }
