@@ -4,6 +4,8 @@
 // pauses the source, which is level-triggered and so reports it again once the task asks for the
 // next. A timer has no level: its events are counted instead.
 
+internal import Synchronization
+
 extension AIOSource {
   /// The events of a source, as an `AsyncSequence`.
   ///
@@ -77,11 +79,13 @@ extension AIOSource {
   fileprivate func nextEvent(
     isolation: isolated (any Actor)?
   ) async throws(AIOError) -> UInt? {
+    // The number of this call's wait; 0 before it has begun.
+    let number = Atomic<UInt64>(0)
     let result = await withTaskCancellationHandler {
       // Resumed once: by whoever takes it from the iteration under the lock, or here if it was not
       // put there.
       await suspended(isolation: isolation) { (waiter: Iteration.Waiter) in
-        let answer = loop.readiness.withLock { wait(waiter, &$0) }
+        let answer = loop.readiness.withLock { wait(waiter, number, &$0) }
         if let answer {
           waiter.resume(returning: answer)
         } else {
@@ -89,7 +93,9 @@ extension AIOSource {
         }
       }
     } onCancel: {
-      let waiter = loop.readiness.withLock { state in
+      let waiter = loop.readiness.withLock { state -> Iteration.Waiter? in
+        // If the event has been delivered, the next may be another task's by now.
+        guard number.load(ordering: .relaxed) == waits else { return nil }
         let waiter = iteration.waiter.take()
         if waiter != nil { pause(&state) }
         return waiter
@@ -118,9 +124,11 @@ extension AIOSource {
 
   /// Makes a task wait for the next event.
   ///
+  /// - Parameter number: Gets the number of the wait.
   /// - Returns: What `next()` returns or throws instead, if it need not wait.
   private func wait(
-    _ waiter: Iteration.Waiter, _ state: inout Readiness.State
+    _ waiter: Iteration.Waiter, _ number: borrowing Atomic<UInt64>,
+    _ state: inout Readiness.State
   ) -> Result<UInt?, AIOError>? {
     if hasEnded { return .success(nil) }
     // The handler of the cancellation has run, or finds the waiter.
@@ -138,6 +146,8 @@ extension AIOSource {
       return .success(iteration.missed)
     }
     iteration.waiter = waiter
+    waits += 1
+    number.store(waits, ordering: .relaxed)
     iteration.isPaused = false
     if isRunning, !wasRunning, let errno = runningChanged(&state) {
       iteration.waiter = nil

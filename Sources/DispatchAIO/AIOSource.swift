@@ -35,6 +35,8 @@ public class AIOSource: @unchecked Sendable {
   private(set) var eventHandler: Block?
   /// The iteration over ``events``, if there is one.
   var iteration = Iteration()
+  /// The number of times that a task has begun to wait for an event.
+  var waits: UInt64 = 0
   private var cancelHandler: Block?
   private var registrationHandler: Block?
   private var isActive = false

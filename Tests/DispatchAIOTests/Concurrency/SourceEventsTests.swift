@@ -118,6 +118,67 @@ final class SourceEventsTests: XCTestCase {
     }
   }
 
+  /// Goal: to cancel a task whose event has been delivered does not end the wait of the next one.
+  /// Method: the first task's executor runs nothing until the second one waits.
+  func testCancellingATaskThatHasItsEvent() async throws {
+    for context in try contexts() {
+      let (near, far) = pair()
+      let source = try context.makeReadSource(fileDescriptor: near)
+      @Sendable func isAwaited() -> Bool {
+        context.loop.readiness.withLock { _ in source.iteration.waiter != nil }
+      }
+      @Sendable func next() async throws -> UInt? {
+        var events = source.events.makeAsyncIterator()
+        return try await events.next()
+      }
+      let held = HeldExecutor()
+      let first = Task(executorPreference: held) { try await next() }
+      XCTAssertTrue(eventually { isAwaited() })
+      held.hold()
+      XCTAssertEqual(write(far, "abc", 3), 3)
+      XCTAssertTrue(eventually { !isAwaited() })
+      var bytes = [UInt8](repeating: 0, count: 3)
+      XCTAssertEqual(read(near, &bytes, 3), 3)
+      let second = Task { try await next() }
+      XCTAssertTrue(eventually { isAwaited() })
+      first.cancel()
+      XCTAssertTrue(isAwaited())
+      held.release()
+      let count = try await first.value
+      XCTAssertEqual(count, 3)
+      XCTAssertEqual(write(far, "d", 1), 1)
+      let other = try await second.value
+      XCTAssertEqual(other, 1)
+      source.cancel()
+    }
+  }
+
+  /// Goal: an event of a single timer that is due when its task is cancelled is the next one's.
+  /// Method: the handler of a timer that is due before cancels the task.
+  func testATimerOfACancelledTask() async throws {
+    for context in try contexts() {
+      let (first, second) = (try context.makeTimerSource(), try context.makeTimerSource())
+      let cancelled = Task {
+        var events = second.events.makeAsyncIterator()
+        return try await events.next()
+      }
+      XCTAssertTrue(eventually { context.loop.readiness.withLock { _ in second.isRunning } })
+      first.setEventHandler { cancelled.cancel() }
+      context.queue.sync {
+        let now = DispatchTime.now()
+        first.schedule(deadline: now)
+        first.activate()
+        second.schedule(deadline: now)
+      }
+      let result = await cancelled.result
+      XCTAssertEqual((result.failure as? AIOError)?.code, .cancelled)
+      var events = second.events.makeAsyncIterator()
+      let count = try await events.next()
+      XCTAssertEqual(count, 1)
+      for timer in [first, second] { timer.cancel() }
+    }
+  }
+
   /// A source that is cancelled, and a context that closes, end the sequence of a task that waits.
   func testTheEnd() async throws {
     for context in try contexts() {
@@ -263,6 +324,19 @@ final class SourceEventsTests: XCTestCase {
       try context.closeAndWait()
     }
   }
+}
+
+/// An executor that can be told to keep what it is to run.
+private final class HeldExecutor: TaskExecutor {
+  private let queue = DispatchQueue(label: "test.held")
+
+  func enqueue(_ job: consuming ExecutorJob) {
+    let job = UnownedJob(job)
+    queue.async { [self] in job.runSynchronously(on: asUnownedTaskExecutor()) }
+  }
+
+  func hold() { queue.suspend() }
+  func release() { queue.resume() }
 }
 
 extension Result {
