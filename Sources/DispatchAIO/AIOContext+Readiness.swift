@@ -124,7 +124,8 @@ extension AIOContext {
   /// traps. If no turn of the loop is running, one is scheduled.
   ///
   /// - Parameter body: The block, which runs on the queue. A block that it registers itself runs
-  ///   before the next submission. Once the context has closed, blocks run as blocks of the queue.
+  ///   before the next submission. Once the context has closed, blocks run as blocks of the queue;
+  ///   in a forked child, where no queue runs, never.
   public func beforeSubmit(_ body: @escaping @Sendable () -> Void) {
     loop.beforeSubmit(body)
   }
@@ -136,7 +137,7 @@ extension AIOContext {
   /// the bound of that wait (see ``Options/Waiting``).
   ///
   /// - Parameter body: The block. Blocks run in the order of the calls; once the context has
-  ///   closed, as blocks of the queue.
+  ///   closed, as blocks of the queue; in a forked child, where no queue runs, never.
   public func async(_ body: @escaping @Sendable () -> Void) {
     loop.async(body)
   }
@@ -151,7 +152,7 @@ public struct AIOPoll: Sendable {
   ///
   /// - Returns: ``AIOCancellation/cancelled`` if the poll completes with
   ///   ``AIOError/Code/cancelled``; ``AIOCancellation/alreadyCompleted`` if it has completed, or is
-  ///   about to.
+  ///   about to, and in a forked child.
   @discardableResult
   public func cancel() -> AIOCancellation {
     guard loop.readiness.cancel(id) else { return .alreadyCompleted }

@@ -85,7 +85,8 @@ extension AIOSource {
       // Resumed once: by whoever takes it from the iteration under the lock, or here if it was not
       // put there.
       await suspended(isolation: isolation) { (waiter: Iteration.Waiter) in
-        let answer = loop.readiness.withLock { wait(waiter, number, &$0) }
+        let answer =
+          loop.readiness.unlessForked { wait(waiter, number, &$0) } ?? .success(nil)
         if let answer {
           waiter.resume(returning: answer)
         } else {
@@ -93,14 +94,14 @@ extension AIOSource {
         }
       }
     } onCancel: {
-      let waiter = loop.readiness.withLock { state -> Iteration.Waiter? in
+      let waiter = loop.readiness.unlessForked { state -> Iteration.Waiter? in
         // If the event has been delivered, the next may be another task's by now.
         guard number.load(ordering: .relaxed) == waits else { return nil }
         let waiter = iteration.waiter.take()
         if waiter != nil { pause(&state) }
         return waiter
       }
-      waiter?.resume(returning: .failure(cancelled))
+      waiter??.resume(returning: .failure(cancelled))
     }
     return try result.get()
   }
@@ -109,14 +110,14 @@ extension AIOSource {
 
   /// Ends the iteration, because another event handler takes the place of its own.
   func endIteration() {
-    let waiter = loop.readiness.withLock { state in
+    let waiter = loop.readiness.unlessForked { state in
       let waiter = iteration.waiter.take()
       let wasPaused = iteration.isPaused
       iteration = Iteration()
       if wasPaused, isRunning { runningChanged(&state) }
       return waiter
     }
-    waiter?.resume(returning: .success(nil))
+    waiter??.resume(returning: .success(nil))
     loop.readinessChanged(hasHandlers: false)
   }
 

@@ -20,6 +20,8 @@ internal import SystemPackage
 ///   which must stay open until then.
 /// - The context holds a source until the source is cancelled. A context that closes cancels its
 ///   sources.
+/// - In a forked child a source is as one that was cancelled: what it watches with is the parent's,
+///   too, and no method has an effect on it.
 ///
 /// Corresponds to `epoll_ctl(2)` and `IOCB_CMD_POLL`; where the kernel has no AIO poll (before
 /// Linux 4.18), one `DispatchSourceRead` on the epoll set takes its place.
@@ -97,7 +99,7 @@ public class AIOSource: @unchecked Sendable {
     _ place: ReferenceWritableKeyPath<AIOSource, Block?>
   ) {
     let handler = handler.map { Block($0) }
-    let old = loop.readiness.withLock { _ -> Block? in
+    let old = loop.readiness.unlessForked { _ -> Block? in
       guard !hasEnded else { return nil }
       let old = self[keyPath: place]
       self[keyPath: place] = handler
@@ -131,19 +133,19 @@ public class AIOSource: @unchecked Sendable {
 
   /// Starts to deliver events. A second call has no effect.
   public func activate() {
-    let hasHandlers = loop.readiness.withLock { state -> Bool in
+    let hasHandlers = loop.readiness.unlessForked { state -> Bool in
       guard !isActive, !hasEnded else { return false }
       isActive = true
       if let handler = registrationHandler.take() { state.handlers.append(handler) }
       if isRunning { runningChanged(&state) }
       return !state.handlers.isEmpty
     }
-    loop.readinessChanged(hasHandlers: hasHandlers)
+    loop.readinessChanged(hasHandlers: hasHandlers ?? false)
   }
 
   /// Stops delivering events until ``resume()`` has been called as many times.
   public func suspend() {
-    loop.readiness.withLock { state in
+    loop.readiness.unlessForked { state in
       let wasRunning = isRunning
       suspensions += 1
       if wasRunning { runningChanged(&state) }
@@ -153,7 +155,7 @@ public class AIOSource: @unchecked Sendable {
   /// Undoes one ``suspend()``. If there is none to undo, a source that has not been activated is
   /// activated, as Dispatch does; with one that has been, it is a programmer error, and traps.
   public func resume() {
-    let activates = loop.readiness.withLock { state -> Bool in
+    let activates = loop.readiness.unlessForked { state -> Bool in
       guard suspensions > 0 else {
         if isActive { fatalError("AIOSource: resumed more often than it was suspended") }
         return true
@@ -162,18 +164,18 @@ public class AIOSource: @unchecked Sendable {
       if isRunning { runningChanged(&state) }
       return false
     }
-    if activates { activate() } else { loop.readinessChanged(hasHandlers: false) }
+    if activates ?? false { activate() } else { loop.readinessChanged(hasHandlers: false) }
   }
 
   /// Ends the source: no more events are delivered, and the cancel handler runs. A second call has
   /// no effect.
   public func cancel() {
-    loop.readiness.withLock { cancel(&$0) }
+    loop.readiness.unlessForked { cancel(&$0) }
     loop.readinessChanged(hasHandlers: true)
   }
 
   /// Whether the source was cancelled, by ``cancel()`` or because its context has been closed.
-  public var isCancelled: Bool { loop.readiness.withLock { _ in hasEnded } }
+  public var isCancelled: Bool { loop.readiness.unlessForked { _ in hasEnded } ?? true }
 
   /// The descriptor; -1 for a timer.
   public var handle: Int32 { fd }
@@ -229,7 +231,7 @@ public final class AIOTimerSource: AIOSource, @unchecked Sendable {
       case .never: 0
       default: (DispatchTime(uptimeNanoseconds: 1) + repeating).uptimeNanoseconds - 1
       }
-    loop.readiness.withLock { state in
+    loop.readiness.unlessForked { state in
       guard !hasEnded else { return }
       self.deadline = deadline == .distantFuture ? 0 : max(1, deadline.uptimeNanoseconds)
       self.interval = interval
@@ -240,7 +242,7 @@ public final class AIOTimerSource: AIOSource, @unchecked Sendable {
     loop.readinessChanged(hasHandlers: false)
   }
 
-  public override var data: UInt { loop.readiness.withLock { _ in lastCount } }
+  public override var data: UInt { loop.readiness.unlessForked { _ in lastCount } ?? 0 }
 
   // MARK: Under the lock
 

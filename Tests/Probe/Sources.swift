@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import CProbe
 import Dispatch
 import DispatchAIO
 import Foundation
@@ -81,4 +82,58 @@ func sendToClosed() throws {
       close(ends[0])
     }
   }
+}
+
+/// Forks while another thread changes a source, and lets each child change what the parent watches,
+/// whose events must arrive all the same.
+func changeInChildren() throws {
+  let context = try AIOContext(queueDepth: 4)
+  func makePipe() -> (output: Int32, input: Int32) {
+    var ends: [Int32] = [0, 0]
+    pipe(&ends)
+    return (ends[0], ends[1])
+  }
+  let (watched, polled) = (makePipe(), makePipe())
+  let (event, end) = (DispatchSemaphore(value: 0), DispatchSemaphore(value: 0))
+  let source = try context.makeReadSource(fileDescriptor: watched.output)
+  source.setEventHandler {
+    source.cancel()
+    event.signal()
+  }
+  source.activate()
+  let poll = try context.poll(polled.output, for: .readable) { _ in end.signal() }
+  let timer = try context.makeTimerSource()
+  timer.activate()
+  let other = try context.makeReadSource(fileDescriptor: makePipe().output)
+  other.activate()
+  DispatchQueue(label: "changes").async {
+    while true {
+      other.suspend()
+      other.resume()
+    }
+  }
+  var unchanged = 0
+  for _ in 0..<100 {
+    let child = cprobe_fork()
+    if child == 0 {
+      // Ends a child that waits for ever.
+      alarm(5)
+      timer.schedule(deadline: .now())
+      source.suspend()
+      source.resume()
+      source.cancel()
+      context.async {}
+      _exit(source.isCancelled && poll.cancel() == .alreadyCompleted ? 0 : 1)
+    }
+    var status: Int32 = 0
+    waitpid(child, &status, 0)
+    if status == 0 { unchanged += 1 }
+  }
+  print("children", unchanged)
+  for pipe in [watched, polled] { _ = write(pipe.input, "x", 1) }
+  for (name, happened) in [("source", event), ("poll", end)] {
+    print(name, happened.wait(timeout: .now() + 10))
+  }
+  fflush(nil)
+  _exit(0)
 }

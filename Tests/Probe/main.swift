@@ -30,6 +30,7 @@ enum Command: String {
   case createLate = "create-late"
   case appends
   case forkStatistics = "fork-statistics"
+  case forkSources = "fork-sources"
   case open
   case openWithoutProc = "open-without-proc"
   case openCached = "open-cached"
@@ -317,6 +318,7 @@ case .fork:
   print("parent", try outcome { try context.fdatasync(file, completion: $0) })
 
 case .forkStatistics: try askInChildren()
+case .forkSources: try changeInChildren()
 
 case .exitInFlight:
   let context = try AIOContext(queueDepth: 32)

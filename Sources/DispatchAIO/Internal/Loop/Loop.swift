@@ -394,6 +394,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Schedules a turn after a change for which one is needed: a first descriptor to poll, or a
   /// handler to run. From any thread.
   func readinessChanged(hasHandlers: Bool) {
+    if Fork.isChild { return }
     let isFirst = !isPolling.load(ordering: .relaxed)
     // Stored before a turn is scheduled: one that runs looks at it before it sleeps.
     if isFirst { isPollWanted.store(true, ordering: .sequentiallyConsistent) }
@@ -402,6 +403,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// Runs a block in a turn. From any thread.
   func async(_ body: @escaping @Sendable () -> Void) {
+    if Fork.isChild { return }
     if blocks.append(Block(body)) {
       scheduler.scheduleTurn()
     } else {
@@ -420,6 +422,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   /// Runs a block before the next submission. Called on the queue.
   func beforeSubmit(_ body: @escaping @Sendable () -> Void) {
+    if Fork.isChild { return }
     guard DispatchQueue.getSpecific(key: onQueue) != nil else {
       fatalError(
         "AIOContext: beforeSubmit was not called on the context's queue, '\(queue.label)'")

@@ -96,6 +96,15 @@ final class Readiness: Sendable {
     state.withLock(body)
   }
 
+  /// Calls `body` with the state, unless this is a forked child, in which it returns `nil`: the
+  /// descriptors of the set and the timer are the parent's, too, so that a change would be one of
+  /// the parent's; and the thread that holds the lock may not exist.
+  func unlessForked<Result>(
+    _ body: (inout sending State) -> sending Result
+  ) -> sending Result? {
+    Fork.isChild ? nil : state.withLock(body)
+  }
+
   // MARK: Descriptors
 
   /// Adds a source of a descriptor. It waits for no event before it is activated.
@@ -222,13 +231,13 @@ final class Readiness: Sendable {
 
   /// Ends a one-shot poll as cancelled: its completion is among the handlers when this returns.
   ///
-  /// - Returns: Whether it was; `false` if it has ended.
+  /// - Returns: Whether it was; `false` if it has ended, and in a forked child.
   func cancel(_ id: PollTable.ID) -> Bool {
-    state.withLock { state in
+    unlessForked { state in
       guard let poll = take(id, &state) else { return false }
       state.endedPolls.append((poll, .cancelledPoll(poll.subject)))
       return true
-    }
+    } ?? false
   }
 
   private func take(_ id: PollTable.ID, _ state: inout State) -> OneShotPoll? {
