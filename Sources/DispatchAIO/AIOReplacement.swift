@@ -70,7 +70,8 @@ public final class AIOReplacement: Sendable {
   ///   - existing: What is to be done with a file that has the path.
   ///   - permissions: The permissions of the new file, less the process's umask. If `nil`, those of
   ///     the file that is replaced (without set-user-ID and its like), and where there is none,
-  ///     `rw-r--r--` less the umask. The owner is the process's, and access control lists and
+  ///     `rw-r--r--` less the umask. Until the commit the group and others may do no more with the
+  ///     new file than with the old one. The owner is the process's, and access control lists and
   ///     extended attributes of the old file are not kept: set them on ``file`` before the commit.
   ///   - caching: The way to the disk; ``AIOFile/Caching/direct`` unless given.
   /// - Throws: ``AIOError`` as
@@ -92,7 +93,17 @@ public final class AIOReplacement: Sendable {
         .system, errno: .invalidArgument, subject, .text("the path does not end with a name"))
     }
     let place = Place(try Self.openParent(of: path, directory, subject))
-    let mode = permissions ?? [.ownerReadWrite, .groupRead, .otherRead]
+    let old: mode_t?
+    do throws(Errno) {
+      old =
+        permissions == nil && existing == .replace
+        ? try Self.permissions(of: name, in: place.descriptor) : nil
+    } catch {
+      throw AIOError(errno: error.rawValue, subject)
+    }
+    // No wider than the old file's, as the new one may have a name.
+    let shared = FilePermissions(rawValue: old ?? 0o777).intersection([.groupRead, .otherRead])
+    let mode = permissions ?? shared.union(.ownerReadWrite)
     let (descriptor, temporary) = try Self.make(in: place.descriptor, mode, caching, subject)
     do {
       file = try AIOFile(
@@ -142,7 +153,8 @@ public final class AIOReplacement: Sendable {
   ///   remains, with one exception, which the error's sentence names: where the sync of the
   ///   directory fails, others see the new file, and a failure of the power may still bring back
   ///   the old one. The code is ``AIOError/Code/exists`` if there is a file that is to be kept,
-  ///   ``AIOError/Code/fileClosed`` if it was committed or abandoned before, or that of the errno.
+  ///   ``AIOError/Code/fileClosed`` if it was committed or abandoned before, or that of the errno,
+  ///   also where the new file cannot have the permissions of the old one.
   public func commit() throws(AIOError) {
     let subject = AIOError.Subject(operation: .replace, path: file.path)
     guard let temporary = end() else {
@@ -152,7 +164,11 @@ public final class AIOReplacement: Sendable {
     var named = temporary
     do throws(AIOError) {
       try file.call(subject) { descriptor in
-        takePermissions(descriptor)
+        do throws(Errno) {
+          try takePermissions(descriptor)
+        } catch {
+          return -Int64(error.rawValue)
+        }
         if Glibc.fsync(descriptor) != 0 { return -Int64(errno) }
         return Int64(giveName(descriptor, &named))
       }
@@ -189,15 +205,15 @@ public final class AIOReplacement: Sendable {
   }
 
   /// Takes the permissions of the file that is replaced, unless the caller gave some.
-  private func takePermissions(_ descriptor: Int32) {
-    guard permissions == nil, existing == .replace else { return }
-    var old = stat()
-    // The name's bytes and the status are used during the call only.
-    let answer = unsafe name.withPlatformString {
-      unsafe fstatat(place.descriptor, $0, &old, AT_SYMLINK_NOFOLLOW)
-    }
-    // It is a file of this process's making, whose permissions it may set.
-    if answer == 0, old.st_mode & S_IFMT == S_IFREG { fchmod(descriptor, old.st_mode & 0o777) }
+  private func takePermissions(_ descriptor: Int32) throws(Errno) {
+    guard permissions == nil, existing == .replace,
+      let old = try Self.permissions(of: name, in: place.descriptor)
+    else { return }
+    // A file system whose files all have the same may refuse to set them. The structure is filled
+    // during the call.
+    var new = stat()
+    if unsafe fstat(descriptor, &new) == 0, new.st_mode & 0o777 == old { return }
+    guard fchmod(descriptor, old) == 0 else { throw Errno(rawValue: errno) }
   }
 
   /// - Parameter temporary: The temporary name, which is `nil` while and once it has none.
@@ -218,10 +234,17 @@ public final class AIOReplacement: Sendable {
       }
     }
     guard let old = temporary else { return -EEXIST }
-    // The names' bytes are used during the call only.
-    let answer = unsafe old.withPlatformString { old in
-      unsafe name.withPlatformString {
-        unsafe clinux_rename(place, old, place, $0, existing == .keep ? 1 : 0)
+    // The names' bytes are used during the calls only.
+    let answer = unsafe old.withPlatformString { old -> Int32 in
+      unsafe name.withPlatformString { name -> Int32 in
+        if existing == .replace { return unsafe clinux_rename(place, old, place, name, 0) }
+        // NFS has no rename that keeps what is there, and FUSE seldom. A link replaces nothing by
+        // its nature; where there are no links (FAT), there is that rename.
+        if unsafe linkat(place, old, place, name, 0) == 0 {
+          _ = unsafe unlinkat(place, old, 0)
+          return 0
+        }
+        return errno == EEXIST ? -EEXIST : unsafe clinux_rename(place, old, place, name, 1)
       }
     }
     if answer == 0 { temporary = nil }
@@ -240,6 +263,22 @@ public final class AIOReplacement: Sendable {
       preconditionFailure("AIOReplacement: \(name) is no name")
     }
     return component
+  }
+
+  /// The permissions of the file that has the name; `nil` if there is none, or no regular one.
+  private static func permissions(
+    of name: FilePath.Component, in place: Int32
+  ) throws(Errno) -> mode_t? {
+    var old = stat()
+    // The name's bytes and the status are used during the call only.
+    let answer = unsafe name.withPlatformString {
+      unsafe fstatat(place, $0, &old, AT_SYMLINK_NOFOLLOW)
+    }
+    guard answer == 0 else {
+      if errno == ENOENT { return nil }
+      throw Errno(rawValue: errno)
+    }
+    return old.st_mode & S_IFMT == S_IFREG ? old.st_mode & 0o777 : nil
   }
 
   private static func openParent(

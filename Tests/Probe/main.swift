@@ -22,6 +22,7 @@ enum Command: String {
   case verbs
   case writeOptions = "write-options"
   case replace
+  case replaceNone = "replace-none"
   case fileSizeLimit = "file-size-limit"
   case create
   case growPastLimit = "grow-past-limit"
@@ -186,8 +187,9 @@ case .writeOptions:
   context.close { ended.signal() }
   ended.wait()
 
-case .replace:
-  let replacement = try AIOReplacement.begin(directory.appending("state"))
+case .replace, .replaceNone:
+  let replacement = try AIOReplacement.begin(
+    directory.appending("state"), existing: command == .replace ? .replace : .keep)
   try replacement.commit()
   print("replaced")
 

@@ -213,21 +213,87 @@ final class DirectoryEntryTests: XCTestCase {
     }
   }
 
+  /// Runs a command of the probe's in a directory where there are no files without a name.
+  ///
+  /// - Parameter failing: System calls, each with the error that it is made to answer.
+  private func replaceByName(
+    _ command: String, _ place: TemporaryDirectory, failing: [String] = [],
+    in directory: TemporaryDirectory
+  ) throws -> SystemCallLog {
+    // The second openat of the directory is that of the file without a name.
+    let injections = ["openat:error=EOPNOTSUPP:when=2"] + failing
+    let log = try SystemCallLog(
+      tracing: "openat,linkat,renameat,renameat2,unlinkat",
+      options: ["-P", place.path.string] + injections.flatMap { ["-e", "inject=\($0)"] },
+      ChildProcess.built("dispatch-aio-probe"), [command, place.path.string], in: directory)
+    XCTAssertEqual(log.calls(with: "openat(", "O_TMPFILE", "INJECTED").count, 1, "\(log.calls)")
+    return log
+  }
+
   /// Where there is no O_TMPFILE, the file has a temporary name, which goes: to the file, or away.
   func testReplacementWithoutUnnamedFiles() throws {
     let directory = try temporaryDirectory()
-    for (failing, left) in [("", ["state"]), ("renameat", [])] {
+    for (failing, left) in [([], ["state"]), (["renameat:error=EIO"], [])] {
       let place = try TemporaryDirectory(in: directory.path.string)
-      // The second openat of the directory is that of the file without a name.
-      var options = ["-P", place.path.string, "-e", "inject=openat:error=EOPNOTSUPP:when=2"]
-      if !failing.isEmpty { options += ["-e", "inject=\(failing):error=EIO"] }
-      let log = try SystemCallLog(
-        tracing: "openat,linkat,renameat,unlinkat", options: options,
-        ChildProcess.built("dispatch-aio-probe"), ["replace", place.path.string], in: directory)
-      XCTAssertEqual(log.calls(with: "openat(", "O_TMPFILE", "INJECTED").count, 1, "\(log.calls)")
+      let log = try replaceByName("replace", place, failing: failing, in: directory)
       XCTAssertEqual(log.calls(with: "renameat(", ".aio-").count, 1, "\(log.calls)")
       XCTAssertEqual(log.run.output, failing.isEmpty ? "replaced\n" : "")
       XCTAssertEqual(try names(place), left)
+    }
+  }
+
+  /// One that may not replace gives the file its name by a link, as NFS and FUSE have no rename
+  /// that keeps what is there, and by such a rename where there are no links.
+  func testReplacementOfNothingWithoutUnnamedFiles() throws {
+    let directory = try temporaryDirectory()
+    for failing in [["renameat2:error=EINVAL"], ["linkat:error=EPERM"]] {
+      let place = try TemporaryDirectory(in: directory.path.string)
+      for output in ["replaced\n", ""] {
+        let log = try replaceByName("replace-none", place, failing: failing, in: directory)
+        XCTAssertEqual(log.run.output, output, "\(failing): \(log.calls)")
+        if output.isEmpty { XCTAssertTrue(log.run.errors.contains("exists"), log.run.errors) }
+        XCTAssertEqual(try names(place), ["state"])
+      }
+    }
+  }
+
+  /// A file that only its owner may read is replaced by one that nobody else can open meanwhile,
+  /// although it has a name.
+  func testReplacementOfAPrivateFile() throws {
+    let directory = try temporaryDirectory()
+    for (old, first) in [(0o600, "0600)"), (0o440, "0640)"), (0o777, "0644)")] as [(mode_t, String)]
+    {
+      let place = try TemporaryDirectory(in: directory.path.string)
+      let path = try place.makeFile("state", size: 10).string
+      chmod(path, old)
+      let log = try replaceByName("replace", place, in: directory)
+      XCTAssertEqual(log.run.output, "replaced\n", log.run.errors)
+      XCTAssertEqual(log.calls(with: "openat(", ".aio-", first).count, 1, "\(log.calls)")
+      let root = try AIODirectory.open(place.path)
+      XCTAssertEqual(try status(root).permissions.rawValue, old)
+    }
+  }
+
+  /// Permissions that cannot be set, or asked for, are a failure: the old file stays.
+  func testReplacementThatCannotSetPermissions() throws {
+    let directory = try temporaryDirectory()
+    for (failing, old, isReplaced) in [
+      ("fchmod:error=EIO", 0o666, false), ("fchmod:error=EPERM", 0o600, true),
+      ("newfstatat:error=EIO:when=2", 0o600, false),
+    ] as [(String, mode_t, Bool)] {
+      let place = try TemporaryDirectory(in: directory.path.string)
+      let path = try place.makeFile("state", size: 10).string
+      chmod(path, old)
+      var options = ["-e", "inject=\(failing)"]
+      if failing.hasPrefix("newfstatat") { options += ["-P", place.path.string] }
+      let log = try SystemCallLog(
+        tracing: "fchmod,newfstatat", options: options,
+        ChildProcess.built("dispatch-aio-probe"), ["replace", place.path.string], in: directory)
+      XCTAssertEqual(log.run.output, isReplaced ? "replaced\n" : "", "\(log.calls)")
+      XCTAssertEqual(try names(place), ["state"])
+      XCTAssertEqual(try place.contents("state").count, isReplaced ? 0 : 10)
+      let root = try AIODirectory.open(place.path)
+      XCTAssertEqual(try status(root).permissions.rawValue, old)
     }
   }
 }
