@@ -260,6 +260,7 @@ public struct AIOError: Error, Sendable {
   public var transferred: Int { storage.transferred }
 
   var detail: Detail { storage.detail }
+  var subject: Subject { storage.subject }
   var descriptor: Int32? { storage.subject.descriptor }
   var isDurable: Bool { storage.subject.isDurable }
 

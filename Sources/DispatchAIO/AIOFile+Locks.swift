@@ -33,7 +33,7 @@ extension AIOFile {
   ///     given.
   /// - Returns: Whether it was taken.
   public func tryLock(_ mode: LockMode, _ range: Range<Int64>? = nil) throws(AIOError) -> Bool {
-    let subject = lockSubject(.lock, range)
+    let subject = try subject(.lock, range)
     switch mode {
     case .shared: guard file.traits.isReadable else { throw .notReadable(subject) }
     case .exclusive: guard file.traits.isWritable else { throw .notWritable(subject) }
@@ -51,7 +51,7 @@ extension AIOFile {
   ///
   /// - Parameter range: The bytes, in offsets from 0 on; all of the file unless given.
   public func unlock(_ range: Range<Int64>? = nil) throws(AIOError) {
-    try setLock(F_UNLCK, range, lockSubject(.unlock, range))
+    try setLock(F_UNLCK, range, subject(.unlock, range))
   }
 
   /// Takes a lock as soon as nobody else has one that keeps it out. It asks over and over, after 1
@@ -71,7 +71,7 @@ extension AIOFile {
         try await Task.sleep(for: delay)
       } catch {
         throw AIOError(
-          .cancelled, errno: .canceled, lockSubject(.lock, range),
+          .cancelled, errno: .canceled, try subject(.lock, range),
           .text("cancelled while somebody else had a lock on it"))
       }
       delay = min(delay * 2, .milliseconds(50))
@@ -97,19 +97,12 @@ extension AIOFile {
     }
   }
 
-  private func lockSubject(
-    _ operation: AIOError.Operation, _ range: Range<Int64>?
-  ) -> AIOError.Subject {
-    subject(operation, offset: range?.lowerBound, length: range?.count)
-  }
-
   private func setLock(
     _ type: Int32, _ range: Range<Int64>?, _ subject: AIOError.Subject
   ) throws(AIOError) {
-    let start = range?.lowerBound ?? 0
-    guard start >= 0 else { throw .negative(subject) }
     // For the kernel a length of 0 means up to any end.
     if let range, range.isEmpty { return }
-    try call(subject) { Int64(clinux_lock($0, type, start, Int64(range?.count ?? 0))) }
+    let (start, length) = range.map { ($0.lowerBound, $0.count) } ?? (0, 0)
+    try call(subject) { Int64(clinux_lock($0, type, start, Int64(length))) }
   }
 }

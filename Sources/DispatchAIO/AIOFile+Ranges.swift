@@ -33,8 +33,7 @@ extension AIOFile {
   /// - Parameter range: The bytes, in offsets from 0 on, at any alignment; an empty range changes
   ///   nothing.
   public func zero(_ range: Range<Int64>) throws(AIOError) {
-    try allocate(.zeroRange, clinux_falloc_zero_range, range)
-    file.predictor.extended(to: range.upperBound)
+    try allocate(.zeroRange, clinux_falloc_zero_range, range, grows: true)
   }
 
   /// Removes a range: the bytes behind it move to its place, and the file gets shorter. Corresponds
@@ -49,8 +48,7 @@ extension AIOFile {
     } catch {
       guard error.errno == .invalidArgument else { throw error }
       throw AIOError(
-        .misaligned, errno: error.errno,
-        subject(.collapseRange, offset: range.lowerBound, length: range.count),
+        .misaligned, errno: error.errno, error.subject,
         .text(
           """
           the range must be of whole blocks of the file system, and end before the file does, whose \
@@ -59,15 +57,18 @@ extension AIOFile {
     }
   }
 
-  private func allocate(
-    _ operation: AIOError.Operation, _ mode: Int32, _ range: Range<Int64>
+  /// Calls `fallocate(2)`, unless the range is empty.
+  ///
+  /// - Parameter grows: Whether the file grows to cover the range.
+  func allocate(
+    _ operation: AIOError.Operation, _ mode: Int32, _ range: Range<Int64>, grows: Bool = false
   ) throws(AIOError) {
-    let subject = subject(operation, offset: range.lowerBound, length: range.count)
-    guard range.lowerBound >= 0 else { throw .negative(subject) }
+    let subject = try subject(operation, range)
     try call(subject, writes: true) { descriptor in
       if range.isEmpty { return 0 }
       return Int64(clinux_fallocate(descriptor, mode, range.lowerBound, Int64(range.count)))
     }
+    if grows, !range.isEmpty { file.predictor.extended(to: range.upperBound) }
   }
 
   /// Copies bytes to another file within the kernel, which shares the blocks where it can, and asks
@@ -107,28 +108,24 @@ extension AIOFile {
         throw copyFailure(error, destination, transferred: Int(done))
       }
     }
-    destination.file.predictor.extended(to: offset + done)
+    if done > 0 { destination.file.predictor.extended(to: offset + done) }
     return done
   }
 
-  private func copyFailure(
+  func copyFailure(
     _ error: AIOError, _ destination: AIOFile, transferred: Int
   ) -> AIOError {
-    guard let errno = error.errno else { return error }
-    let subject = AIOError.Subject(
-      operation: error.operation, path: error.file, descriptor: error.descriptor,
-      offset: error.offset, length: error.length)
     let isDirect = file.traits.isDirect || destination.file.traits.isDirect
-    if errno == .invalidArgument, isDirect {
-      return AIOError(
-        .misaligned, errno: errno, subject,
-        .text(
-          """
-          between direct files the kernel copies at multiples of their alignment \
-          (AIOFile.alignment), and does not copy what overlaps; open them with caching: .buffered
-          """), transferred: transferred)
+    guard error.errno == .invalidArgument, isDirect else {
+      return error.with(error.subject, transferred: transferred)
     }
-    return AIOError(error.code, errno: errno, subject, error.detail, transferred: transferred)
+    return AIOError(
+      .misaligned, errno: error.errno, error.subject,
+      .text(
+        """
+        between direct files the kernel copies at multiples of their alignment \
+        (AIOFile.alignment), and does not copy what overlaps; open them with caching: .buffered
+        """), transferred: transferred)
   }
 
   /// Makes a range of another file share the blocks of this one's, which are copied once either is
@@ -173,9 +170,8 @@ extension AIOFile {
     _ operation: AIOError.Operation, _ range: Range<Int64>, to destination: AIOFile,
     at offset: Int64
   ) throws(AIOError) -> (from: AIOError.Subject, to: AIOError.Subject) {
-    let from = subject(operation, offset: range.lowerBound, length: range.count)
+    let from = try subject(operation, range)
     let to = destination.subject(operation, offset: offset, length: range.count)
-    guard range.lowerBound >= 0 else { throw .negative(from) }
     guard offset >= 0 else { throw .negative(to) }
     guard offset <= Int64.max - Int64(range.count) else { throw .pastLargestOffset(to) }
     guard file.traits.isReadable else { throw .notReadable(from) }
@@ -233,14 +229,23 @@ extension AIOFile {
   ///   - advice: What is known of the range.
   ///   - range: The bytes, in offsets from 0 on; all of the file unless given.
   public func advise(_ advice: Advice, _ range: Range<Int64>? = nil) throws(AIOError) {
-    let start = range?.lowerBound ?? 0
-    let subject = subject(.advise, offset: start, length: range?.count)
-    guard start >= 0 else { throw .negative(subject) }
+    let subject = try subject(.advise, range)
     // For the kernel a length of 0 means up to the end.
     if let range, range.isEmpty { return }
-    try call(subject) {
-      -Int64(posix_fadvise($0, off_t(start), off_t(range?.count ?? 0), advice.number))
+    let (start, length) = range.map { ($0.lowerBound, $0.count) } ?? (0, 0)
+    try call(subject) { -Int64(posix_fadvise($0, off_t(start), off_t(length), advice.number)) }
+  }
+
+  /// The subject of a call on a range, which has to begin at 0 or later, or on all of the file.
+  func subject(
+    _ operation: AIOError.Operation, _ range: Range<Int64>?
+  ) throws(AIOError) -> AIOError.Subject {
+    guard let range else { return subject(operation) }
+    // Before the length: that of a range from below 0 may be more than a number can say.
+    guard range.lowerBound >= 0 else {
+      throw .negative(subject(operation, offset: range.lowerBound))
     }
+    return subject(operation, offset: range.lowerBound, length: range.count)
   }
 
   /// Makes a system call on the descriptor, which stays open meanwhile.

@@ -70,9 +70,7 @@ extension AIOFile {
   public func readNow(
     at offset: Int64, into memory: UnsafeMutableRawBufferPointer
   ) throws(AIOError) -> Int? {
-    let subject = AIOError.Subject(
-      operation: .read, path: file.path, descriptor: file.descriptor, offset: offset,
-      length: memory.count)
+    let subject = subject(.read, offset: offset, length: memory.count)
     guard offset >= 0 else { throw .negative(subject) }
     guard offset <= Int64.max - Int64(memory.count) else { throw .pastLargestOffset(subject) }
     guard file.traits.isReadable else { throw .notReadable(subject) }

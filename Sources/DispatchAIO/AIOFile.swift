@@ -263,17 +263,13 @@ public final class AIOFile: Sendable {
   ///
   /// - Throws: ``AIOError`` with the code ``AIOError/Code/fileClosed`` or ``AIOError/Code/system``.
   public func size() throws(AIOError) -> Int64 {
-    let subject = subject(.size)
-    guard file.retain() else { throw .fileClosed(subject) }
-    defer { file.release() }
-    var status = stat()
-    guard unsafe fstat(file.descriptor, &status) == 0 else {
-      throw AIOError(errno: Glibc.errno, subject)
+    try call(subject(.size)) { descriptor in
+      // The structure is filled during the call.
+      var status = stat()
+      guard unsafe fstat(descriptor, &status) == 0 else { return -Int64(Glibc.errno) }
+      return status.st_mode & S_IFMT == S_IFBLK
+        ? clinux_block_device_size(descriptor) : Int64(status.st_size)
     }
-    guard status.st_mode & S_IFMT == S_IFBLK else { return Int64(status.st_size) }
-    let size = clinux_block_device_size(file.descriptor)
-    guard size >= 0 else { throw AIOError(errno: Int32(-size), subject) }
-    return size
   }
 
   /// Allocates room on the disk for the bytes of `range`, and grows the file to cover it.
@@ -286,17 +282,7 @@ public final class AIOFile: Sendable {
   ///   ``AIOError/Code/invalidOffset``, ``AIOError/Code/fileClosed``, or
   ///   ``AIOError/Code/notSupported``.
   public func preallocate(_ range: Range<Int64>) throws(AIOError) {
-    guard range.lowerBound >= 0 else {
-      throw .negative(subject(.preallocate, offset: range.lowerBound))
-    }
-    let subject = subject(.preallocate, offset: range.lowerBound, length: range.count)
-    guard file.traits.isWritable else { throw .notWritable(subject) }
-    guard file.retain() else { throw .fileClosed(subject) }
-    defer { file.release() }
-    guard !range.isEmpty else { return }
-    let answer = clinux_fallocate(file.descriptor, 0, range.lowerBound, Int64(range.count))
-    guard answer == 0 else { throw AIOError(errno: -answer, subject) }
-    file.predictor.extended(to: range.upperBound)
+    try allocate(.preallocate, 0, range, grows: true)
   }
 
   /// Sets the file's size. Corresponds to `ftruncate(2)`. Bytes beyond a smaller size are lost; a
@@ -310,11 +296,7 @@ public final class AIOFile: Sendable {
   public func truncate(to size: Int64) throws(AIOError) {
     let subject = subject(.truncate, offset: size)
     guard size >= 0 else { throw .negative(subject) }
-    guard file.traits.isWritable else { throw .notWritable(subject) }
-    guard file.retain() else { throw .fileClosed(subject) }
-    defer { file.release() }
-    let answer = clinux_ftruncate(file.descriptor, size)
-    guard answer == 0 else { throw AIOError(errno: -answer, subject) }
+    try call(subject, writes: true) { Int64(clinux_ftruncate($0, size)) }
   }
 
   /// Closes the file: refuses new requests, completes the accepted ones, then closes the

@@ -16,7 +16,7 @@ extension AIOTimerSource {
     let nanoseconds = repeating * 1e9
     // Beyond the largest number is never, in a human's life.
     let interval: DispatchTimeInterval =
-      nanoseconds < Double(Int.max) ? .nanoseconds(max(1, Int(nanoseconds))) : .never
+      nanoseconds < Double(Int.max) ? .nanoseconds(Int(max(1, nanoseconds))) : .never
     schedule(deadline: deadline, repeating: interval, leeway: leeway)
   }
 }

@@ -201,6 +201,31 @@ final class BadInputTests: XCTestCase {
       .refusing("preallocate: all numbers", .invalidOffset, "at offset -9223372036854775808") {
         try writable.preallocate(Int64.min..<Int64.max)
       },
+      .refusing("zero: all numbers", .invalidOffset, "at offset -9223372036854775808") {
+        try writable.zero(Int64.min..<Int64.max)
+      },
+      // More bytes than a number can say.
+      .refusing("punch hole: from -1 on", .invalidOffset, "at offset -1") {
+        try writable.punchHole(-1..<Int64.max)
+      },
+      .refusing("collapse: from -1 on", .invalidOffset, "at offset -1") {
+        try writable.collapse(-1..<Int64.max)
+      },
+      .refusing("copy: from -1 on", .invalidOffset, "at offset -1") {
+        try writable.copy(-1..<Int64.max, to: writable, at: 0)
+      },
+      .refusing("clone: from -1 on", .invalidOffset, "at offset -1") {
+        try writable.clone(-1..<Int64.max, to: writable, at: 0)
+      },
+      .refusing("advise: from -1 on", .invalidOffset, "at offset -1") {
+        try writable.advise(.willNeed, -1..<Int64.max)
+      },
+      .refusing("lock: from -1 on", .invalidOffset, "at offset -1") {
+        try writable.tryLock(.shared, -1..<Int64.max)
+      },
+      .refusing("unlock: from -1 on", .invalidOffset, "at offset -1") {
+        try writable.unlock(-1..<Int64.max)
+      },
       .refusing("truncate: negative", .invalidOffset, "must be 0 or more") {
         try writable.truncate(to: -1)
       },
@@ -444,6 +469,17 @@ final class BadInputTests: XCTestCase {
     XCTAssertEqual(other.cancel(request), .alreadyCompleted, "another context's handle")
     try context.closeAndWait()
     XCTAssertEqual(context.cancel(request), .alreadyCompleted, "a closed context's handle")
+  }
+
+  /// An interval that is no time is the shortest, or none: no error, and no trap.
+  func testTimers() throws {
+    let context = try AIOContext(queueDepth: 1)
+    let timer = try context.makeTimerSource()
+    for interval in [-Double.infinity, -1e300, -1, 0, 1e300, .infinity, .nan] {
+      timer.schedule(deadline: .distantFuture, repeating: interval)
+    }
+    timer.cancel()
+    try context.closeAndWait()
   }
 
   // MARK: The world's limits

@@ -192,6 +192,40 @@ final class FileRangeTests: XCTestCase {
     XCTAssertEqual(try numbers(directory, "a"), Array(1...8), "none of them changed anything")
   }
 
+  /// What `readNow` and the routes of writes go by is moved by what grows the file, and by nothing
+  /// else.
+  func testWhatGrowsAFile() throws {
+    let directory = try temporaryDirectory()
+    let file = try directory.open(caching: .buffered)
+    XCTAssertEqual(file.file.predictor.knownEnd, 0)
+    try file.zero(100..<100)
+    try file.preallocate(200..<200)
+    XCTAssertEqual(try file.copy(0..<10, to: file, at: 1 << 30), 0)
+    try file.clone(0..<0, to: file, at: 1 << 30)
+    XCTAssertEqual(file.file.predictor.knownEnd, 0, "nothing was changed")
+    try file.preallocate(0..<4096)
+    XCTAssertEqual(file.file.predictor.knownEnd, 4096)
+    XCTAssertEqual(try file.copy(0..<4096, to: file, at: 8192), 4096)
+    XCTAssertEqual(file.file.predictor.knownEnd, 12288)
+    try file.punchHole(12288..<16384)
+    XCTAssertEqual(file.file.predictor.knownEnd, 12288, "it keeps the size")
+    XCTAssertEqual(try file.size(), 12288)
+  }
+
+  /// What was copied before is told also where the library refuses the rest by itself, as where the
+  /// file was closed meanwhile.
+  func testCopyTellsWhatWasCopied() throws {
+    let directory = try temporaryDirectory()
+    for caching in [AIOFile.Caching.direct, .buffered] {
+      let file = try directory.open("a", caching: caching)
+      let error = file.copyFailure(
+        .fileClosed(file.subject(.copyRange, offset: 0, length: 8192)), file, transferred: 4096)
+      XCTAssertEqual(error.code, .fileClosed)
+      XCTAssertEqual(error.transferred, 4096)
+      XCTAssertEqual([error.offset, error.length.map(Int64.init)], [0, 8192])
+    }
+  }
+
   // MARK: Locks
 
   func testLocksKeepOthersOut() async throws {

@@ -279,9 +279,7 @@ final class FileSend: @unchecked Sendable {
       proceed()
     case .failure(let error):
       loop.sends.give(memory)
-      let failure = AIOError(
-        error.code, errno: error.errno, subject, error.detail, transferred: sent)
-      self.end(.failure(failure)) { $0() }
+      self.end(.failure(error.with(subject, transferred: sent))) { $0() }
     }
   }
 
