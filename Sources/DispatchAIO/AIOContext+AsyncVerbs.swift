@@ -137,9 +137,7 @@ extension AIOContext {
     _ file: AIOFile, at offset: Int64, from memory: [UnsafeRawBufferPointer],
     isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
-    // The memory is mutable in name only: a write does not change it.
-    let memory = unsafe memory.map { unsafe UnsafeMutableRawBufferPointer(mutating: $0) }
-    return try unsafe await perform(.write(from: .raws(memory)), file, offset)
+    try unsafe await perform(.write(from: .constants(memory)), file, offset)
   }
 
   /// Makes the data of a file durable, and its metadata. Corresponds to `fsync(2)`

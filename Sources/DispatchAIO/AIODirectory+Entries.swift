@@ -132,10 +132,7 @@ extension AIODirectory {
     let subject = subject(.status, path)
     let place = try openBeneath(path, clinux_o_path | (followsLink ? 0 : O_NOFOLLOW), subject)
     defer { Glibc.close(place) }
-    var status = clinux_status()
-    let answer = unsafe clinux_status(place, 0, &status)
-    guard answer == 0 else { throw AIOError(errno: -answer, subject) }
-    return AIOFile.Status(status)
+    return AIOFile.Status(try clinux_status(of: place, subject))
   }
 
   /// The entries of a directory, in no order, without `.` and `..`. Corresponds to `getdents64(2)`.
@@ -195,19 +192,9 @@ extension AIODirectory {
   func openBeneath(
     _ path: FilePath, _ flags: Int32, _ subject: AIOError.Subject
   ) throws(AIOError) -> Int32 {
-    // The path's bytes are used during the call only.
-    let answer = unsafe path.withPlatformString {
-      unsafe clinux_openat2(
-        descriptor, $0, flags | O_CLOEXEC, 0,
-        clinux_resolve_beneath | clinux_resolve_no_magic_links)
-    }
+    let answer = FileOpening.openat2(path, flags | O_CLOEXEC, beneath: self)
     if answer >= 0 { return answer }
-    if answer == -ENOSYS {
-      throw AIOError(
-        .unavailable, errno: .noFunction, subject,
-        .text("to stay beneath a directory needs openat2(2), which Linux has from 5.6 on"))
-    }
-    throw AIOError(errno: -answer, subject)
+    throw answer == -ENOSYS ? .noOpenat2(subject) : AIOError(errno: -answer, subject)
   }
 
   /// Calls `body` with the directory that the last name of a path is in, and that name.

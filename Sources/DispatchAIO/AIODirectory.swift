@@ -67,9 +67,7 @@ public final class AIODirectory: Sendable {
   private init(
     _ descriptor: FileDescriptor, path: FilePath?, _ subject: AIOError.Subject
   ) throws(AIOError) {
-    var status = clinux_status()
-    let answer = unsafe clinux_status(descriptor.rawValue, 0, &status)
-    guard answer == 0 else { throw AIOError(errno: -answer, subject) }
+    let status = try clinux_status(of: descriptor.rawValue, subject)
     guard status.mode & S_IFMT == S_IFDIR else { throw AIOError(errno: ENOTDIR, subject) }
     mount = Mounts.facts(descriptor.rawValue, status, isWritable: false)
     self.descriptor = descriptor.rawValue

@@ -62,6 +62,7 @@ public final class AIOTaskExecutor: TaskExecutor {
   init(_ executor: AIOExecutor, _ jobs: JobQueue) {
     self.executor = executor
     self.jobs = jobs
+    // Whoever runs a job holds them by then: see `JobQueue.Executors`.
     unsafe jobs.setExecutors(
       actors: executor.asUnownedSerialExecutor(), tasks: asUnownedTaskExecutor())
   }

@@ -74,7 +74,8 @@ extension FileOpening {
   ) throws(AIOError) -> AtOnce {
     // Beneath a directory, a link leads to no other mount.
     let noFollow = directory == nil || options.contains(.noFollow) ? O_NOFOLLOW : 0
-    let answer = openat2(path, cachedFlags | noFollow, resolve: cachedRules)
+    let answer = Self.openat2(
+      path, cachedFlags | noFollow, beneath: directory, resolve: cachedRules)
     if answer == -ENOENT { throw AIOError(errno: ENOENT, subject) }
     if answer == -ELOOP, !options.contains(.noFollow) { return .isLink }
     guard answer >= 0 else { return .wouldWait }
@@ -119,11 +120,10 @@ extension FileOpening {
     noFollow: Bool
   ) throws(AIOError) -> (descriptor: Int32, mode: mode_t, mount: UInt64)? {
     let flags = clinux_o_path | O_CLOEXEC | (noFollow ? O_NOFOLLOW : 0)
-    let place = openat2(path, flags, resolve: cachedRules)
+    let place = Self.openat2(path, flags, beneath: directory, resolve: cachedRules)
     if place == -ENOENT { throw AIOError(errno: ENOENT, subject) }
     guard place >= 0 else { return nil }
-    var status = clinux_status()
-    guard unsafe clinux_status(place, 1, &status) == 0 else {
+    guard let status = try? clinux_status(of: place, asksNobody: true) else {
       Glibc.close(place)
       return nil
     }
@@ -132,11 +132,11 @@ extension FileOpening {
 
   /// Checks that a descriptor is one of a regular file on a local file system; closes it if not.
   private func check(_ descriptor: Int32, isDirectory: inout Bool) -> Opened? {
-    var status = clinux_status()
-    guard unsafe clinux_status(descriptor, 0, &status) == 0, status.mode & S_IFMT == S_IFREG,
+    let status = try? clinux_status(of: descriptor)
+    guard let status, status.mode & S_IFMT == S_IFREG,
       var mount = directory?.mount ?? Mounts.known(status.mount), mount.kind.isLocal
     else {
-      isDirectory = status.mode & S_IFMT == S_IFDIR
+      isDirectory = status.map { $0.mode & S_IFMT } == S_IFDIR
       // Nobody knows what it is: its close may wait.
       BlockingCalls.run(on: nil) { Glibc.close(descriptor) }
       return nil

@@ -232,14 +232,20 @@ struct FileOpening {
   /// - Returns: The descriptor, or a negative errno.
   private func call(_ path: FilePath, _ flags: Int32) -> Int32 {
     guard directory != nil else { return Self.open(path, flags, permissions) }
-    return openat2(path, flags, resolve: 0)
+    return Self.openat2(path, flags, beneath: directory, permissions)
   }
 
   /// Calls openat2(2).
   ///
-  /// - Parameter resolve: The rules beside those that keep the path beneath the directory.
-  /// - Returns: The descriptor, or a negative errno.
-  func openat2(_ path: FilePath, _ flags: Int32, resolve: UInt64) -> Int32 {
+  /// - Parameters:
+  ///   - directory: The directory that the path must stay beneath, if any.
+  ///   - permissions: Those of a file that is created.
+  ///   - resolve: The rules beside those that keep the path beneath the directory.
+  /// - Returns: The descriptor, which the caller closes, or a negative errno.
+  static func openat2(
+    _ path: FilePath, _ flags: Int32, beneath directory: AIODirectory?,
+    _ permissions: FilePermissions = [], resolve: UInt64 = 0
+  ) -> Int32 {
     var resolve = resolve
     if directory != nil { resolve |= clinux_resolve_beneath | clinux_resolve_no_magic_links }
     let creates = flags & O_CREAT != 0 || flags & clinux_o_tmpfile == clinux_o_tmpfile
@@ -276,10 +282,16 @@ struct FileOpening {
       throw AIOError(.directUnsupported, errno: .invalidArgument, subject, .errno)
     }
     if answer == -ENOSYS, directory != nil {
-      throw AIOError(
-        .unavailable, errno: .noFunction, subject,
-        .text("to stay beneath a directory needs openat2(2), which Linux has from 5.6 on"))
+      throw .noOpenat2(subject)
     }
     throw AIOError(errno: -answer, subject)
+  }
+}
+
+extension AIOError {
+  static func noOpenat2(_ subject: Subject) -> AIOError {
+    AIOError(
+      .unavailable, errno: .noFunction, subject,
+      .text("to stay beneath a directory needs openat2(2), which Linux has from 5.6 on"))
   }
 }

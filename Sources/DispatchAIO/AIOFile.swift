@@ -184,9 +184,7 @@ public final class AIOFile: Sendable {
   private static func ask(
     _ descriptor: FileDescriptor, _ flags: Int32, _ subject: AIOError.Subject
   ) throws(AIOError) -> (clinux_status, Mounts.Facts) {
-    var status = clinux_status()
-    let answer = unsafe clinux_status(descriptor.rawValue, 0, &status)
-    guard answer == 0 else { throw AIOError(errno: -answer, subject) }
+    let status = try clinux_status(of: descriptor.rawValue, subject)
     let kind = FileKind(status)
     guard kind.isSupported else { throw kind.refusal(subject) }
     // The file system of a device node, devtmpfs, says nothing about the device.
@@ -333,6 +331,15 @@ public final class AIOFile: Sendable {
 }
 
 extension clinux_status {
+  /// What the kernel says of an open file, or of what a descriptor with `O_PATH` names.
+  init(of descriptor: Int32, _ subject: AIOError.Subject) throws(AIOError) {
+    do throws(Errno) {
+      try self.init(of: descriptor)
+    } catch {
+      throw AIOError(errno: error.rawValue, subject)
+    }
+  }
+
   fileprivate var atomicWriteUnit: ClosedRange<Int>? {
     atomic_unit_minimum > 0 && atomic_unit_maximum >= atomic_unit_minimum
       ? Int(atomic_unit_minimum)...Int(atomic_unit_maximum) : nil

@@ -103,14 +103,13 @@ private struct DataOwner: @unchecked Sendable { let data: DispatchData }
 extension Memory {
   /// The regions of data, and the data that keeps them.
   fileprivate static func regions(of data: DispatchData) -> (Memory, DataOwner) {
-    var pieces: [UnsafeMutableRawBufferPointer] = unsafe []
-    // The bytes of a region stay where they are while the data exists, and a write does not change
-    // them.
+    var pieces: [UnsafeRawBufferPointer] = unsafe []
+    // The bytes of a region stay where they are while the data exists.
     unsafe data.enumerateBytes { bytes, _, _ in
-      unsafe pieces.append(UnsafeMutableRawBufferPointer(mutating: UnsafeRawBufferPointer(bytes)))
+      unsafe pieces.append(UnsafeRawBufferPointer(bytes))
     }
     if unsafe pieces.count <= SubmissionBatch.maximumElements {
-      return unsafe (.raws(pieces), DataOwner(data: data))
+      return unsafe (.constants(pieces), DataOwner(data: data))
     }
     let copy = AIOBuffer(count: data.count)
     // The buffer has room for all of it.

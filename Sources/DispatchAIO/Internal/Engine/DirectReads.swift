@@ -136,8 +136,7 @@ final class DirectReads: @unchecked Sendable {
     }
     // The kernel would read the map of the file's blocks in `io_submit`, as for a direct file.
     if !isBlockDevice { _ = clinux_cache_block_map(answer) }
-    var status = clinux_status()
-    _ = unsafe clinux_status(answer, 0, &status)
+    let status = (try? clinux_status(of: answer)) ?? clinux_status()
     opened(
       answer,
       BlockAlignment.of(answer, status, isBlockDevice: isBlockDevice, fileSystem: fileSystem))
