@@ -102,9 +102,12 @@ public final class AIOChannel: Sendable {
     on context: AIOContext? = nil, cleanupHandler: @escaping @Sendable (_ error: Int32) -> Void
   ) {
     self.init(on: context, queue, cleanupHandler, position: 0) {
-      // The path's bytes are used during the call only.
-      let descriptor = unsafe open(path, oflag | O_CLOEXEC, mode)
-      return descriptor < 0 ? .failure(Errno(rawValue: errno)) : .success(descriptor)
+      while true {
+        // The path's bytes are used during the call only.
+        let descriptor = unsafe open(path, oflag | O_CLOEXEC, mode)
+        if descriptor >= 0 { return .success(descriptor) }
+        if errno != EINTR { return .failure(Errno(rawValue: errno)) }
+      }
     }
   }
 

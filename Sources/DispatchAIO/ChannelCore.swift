@@ -7,13 +7,6 @@ internal import Dispatch
 internal import Glibc
 internal import SystemPackage
 
-/// An operation of a channel.
-protocol ChannelOperation: AnyObject, Sendable {
-  /// Begins the operation on a file, or ends it with an error. From any thread; calls
-  /// `core.ended()` once its last handler has returned.
-  func start(_ opened: Result<ChannelCore.Opened, Errno>)
-}
-
 final class ChannelCore: Sendable {
   /// The marks and the interval that an operation begins with.
   struct Limits: Sendable {
@@ -30,7 +23,7 @@ final class ChannelCore: Sendable {
   }
 
   private enum Entry: Sendable {
-    case operation(any ChannelOperation)
+    case operation(ChannelTransfer)
     case barrier(@Sendable () -> Void)
   }
 
@@ -42,6 +35,8 @@ final class ChannelCore: Sendable {
     /// The number of operations that have begun, and not ended.
     var active = 0
     var isClosed = false
+    /// Whether the operations are to end.
+    var isStopped = false
     var hasEnded = false
   }
 
@@ -55,7 +50,6 @@ final class ChannelCore: Sendable {
   let position: Int64
   private let cleanup: @Sendable (Int32) -> Void
   private let state = Lock(State())
-  private let stopped = Lock(false)
 
   init(position: Int64, cleanup: @escaping @Sendable (Int32) -> Void) {
     self.position = position
@@ -63,7 +57,7 @@ final class ChannelCore: Sendable {
   }
 
   /// Whether the operations are to end.
-  var isStopped: Bool { stopped.withLock { $0 } }
+  var isStopped: Bool { state.withLock { $0.isStopped } }
 
   /// Opens the file on a thread that may sleep, and then begins what has been asked for.
   func open(_ context: AIOContext?, _ open: @escaping @Sendable () -> Result<Int32, Errno>) {
@@ -93,7 +87,7 @@ final class ChannelCore: Sendable {
   // MARK: The order
 
   /// Begins an operation, once the barriers before it have passed.
-  func schedule(_ operation: some ChannelOperation) {
+  func schedule(_ operation: ChannelTransfer) {
     let isClosed = state.withLock { state in
       if !state.isClosed { state.waiting.append(.operation(operation)) }
       return state.isClosed
@@ -110,8 +104,10 @@ final class ChannelCore: Sendable {
   }
 
   func close(stops: Bool) {
-    if stops { stopped.withLock { $0 = true } }
-    state.withLock { $0.isClosed = true }
+    state.withLock {
+      $0.isClosed = true
+      if stops { $0.isStopped = true }
+    }
     advance()
   }
 
@@ -122,7 +118,7 @@ final class ChannelCore: Sendable {
   }
 
   private enum Step: Sendable {
-    case operation(any ChannelOperation, Result<Opened, Errno>)
+    case operation(ChannelTransfer, Result<Opened, Errno>)
     case barrier(@Sendable () -> Void)
     case end(Result<Opened, Errno>)
   }
@@ -131,8 +127,7 @@ final class ChannelCore: Sendable {
   private func advance() {
     while let step = state.withLock({ Self.nextStep(&$0) }) {
       switch step {
-      case .operation(let operation, let opened):
-        operation.start(isStopped ? .failure(.canceled) : opened)
+      case .operation(let operation, let opened): operation.start(opened)
       case .barrier(let body):
         DispatchQueue.global().async { [self] in
           body()
@@ -150,7 +145,7 @@ final class ChannelCore: Sendable {
     case .operation(let operation):
       state.waiting.removeFirst()
       state.active += 1
-      return .operation(operation, opened)
+      return .operation(operation, state.isStopped ? .failure(.canceled) : opened)
     case .barrier(let body):
       guard state.active == 0 else { return nil }
       state.waiting.removeFirst()

@@ -11,11 +11,8 @@ internal import SystemPackage
 ///
 /// - Safety: `@unchecked Sendable` because `start` sets what it sets before it makes a request, and
 ///   all else is touched on the context's queue.
-class ChannelTransfer: ChannelOperation, @unchecked Sendable {
+class ChannelTransfer: @unchecked Sendable {
   typealias Handler = @Sendable (Bool, DispatchData?, Int32) -> Void
-
-  /// The most bytes of one request.
-  static let largestChunk = 1 << 20
 
   let core: ChannelCore
   let limits: ChannelCore.Limits
@@ -36,6 +33,9 @@ class ChannelTransfer: ChannelOperation, @unchecked Sendable {
     self.offset = overflow || sum < 0 ? nil : sum
   }
 
+  /// The most bytes of one request.
+  var chunkSize: Int { min(limits.high, 1 << 20) }
+
   /// Whether it is one request, which may be made on any thread.
   var isShort: Bool { false }
   /// Makes the first requests.
@@ -45,6 +45,8 @@ class ChannelTransfer: ChannelOperation, @unchecked Sendable {
   /// Delivers what there is at the interval.
   func intervalPassed() {}
 
+  /// Begins the operation on a file, or ends it with an error. From any thread; calls
+  /// `core.ended()` once its last handler has returned.
   func start(_ result: Result<ChannelCore.Opened, Errno>) {
     switch result {
     case .failure(let error): end(error.rawValue, inPlace: false)
@@ -121,8 +123,6 @@ final class ChannelRead: ChannelTransfer, @unchecked Sendable {
     next = self.offset ?? 0
     left = Int(min(Int64(left), Int64.max - next))
   }
-
-  private var chunkSize: Int { min(limits.high, Self.largestChunk) }
 
   override var isShort: Bool { left <= chunkSize }
 
@@ -205,8 +205,6 @@ final class ChannelWrite: ChannelTransfer, @unchecked Sendable {
     super.init(core, offset, queue, handler)
     next = self.offset ?? 0
   }
-
-  private var chunkSize: Int { min(limits.high, Self.largestChunk) }
 
   override var isShort: Bool { data.count <= chunkSize }
 

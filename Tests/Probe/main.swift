@@ -23,6 +23,7 @@ enum Command: String {
   case writeOptions = "write-options"
   case replace
   case replaceNone = "replace-none"
+  case channel
   case fileSizeLimit = "file-size-limit"
   case create
   case growPastLimit = "grow-past-limit"
@@ -192,6 +193,18 @@ case .replace, .replaceNone:
     directory.appending("state"), existing: command == .replace ? .replace : .keep)
   try replacement.commit()
   print("replaced")
+
+case .channel:
+  let ended = DispatchSemaphore(value: 0)
+  let queue = DispatchQueue(label: "probe")
+  let channel = AIOChannel(
+    type: .random, path: directory.appending("file").string, oflag: O_RDONLY, mode: 0, queue: queue
+  ) { error in
+    print("error \(error)")
+    ended.signal()
+  }
+  channel.close()
+  ended.wait()
 
 case .fileSizeLimit:
   var limit = rlimit(rlim_cur: 8192, rlim_max: 8192)

@@ -302,6 +302,17 @@ final class ChannelTests: XCTestCase {
     }
   }
 
+  /// Goal: a signal that interrupts the opening does not end the channel.
+  func testAnInterruptedOpening() throws {
+    let directory = try temporaryDirectory()
+    let path = try makeFile(directory, "file")
+    let log = try SystemCallLog(
+      tracing: "openat", options: ["-P", path, "-e", "inject=openat:error=EINTR:when=1"],
+      ChildProcess.built("dispatch-aio-probe"), ["channel", directory.path.string], in: directory)
+    XCTAssertEqual(log.calls(with: "INJECTED").count, 1, "\(log.calls)")
+    XCTAssertEqual(log.run.output, "error 0\n", log.run.errors)
+  }
+
   /// Goal: at a strict interval the handler is called although nothing has been read.
   func testAStrictInterval() throws {
     let directory = try temporaryDirectory()
