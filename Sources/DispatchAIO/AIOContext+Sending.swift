@@ -42,7 +42,7 @@ extension AIOContext {
   ///     unless ``AIOSend/bytesSent`` is 0, and the connection is of no more use.
   /// - Returns: The send, for ``AIOSend/cancel()``.
   /// - Throws: ``AIOError``, with nothing sent and the completion handler not called:
-  ///   ``AIOError/Code/invalidOffset``, ``AIOError/Code/tooLarge`` for a negative count,
+  ///   ``AIOError/Code/invalidOffset``, also for a negative count,
   ///   ``AIOError/Code/wrongAccessMode`` for a file that is not open for reading or a socket that
   ///   is blocking, ``AIOError/Code/unsupportedFile`` for a descriptor that is no stream socket,
   ///   ``AIOError/Code/fileClosed``, ``AIOError/Code/contextClosed``, ``AIOError/Code/forked``, or
@@ -186,7 +186,8 @@ extension OpenFile {
       operation: .send, path: path, descriptor: descriptor, offset: offset, length: count)
     guard offset >= 0 else { throw .negative(subject) }
     guard count >= 0 else {
-      throw AIOError(.tooLarge, subject, .text("a count must be 0 or more"))
+      throw AIOError(
+        .invalidOffset, subject, .text("\(count) bytes cannot be sent; 0 or more can"))
     }
     // A part may be read up to the next block's end.
     guard offset <= Int64.max - Int64(count) - Int64(FileSends.large) else {

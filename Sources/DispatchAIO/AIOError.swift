@@ -39,19 +39,22 @@ public struct AIOError: Error, Sendable {
     public static var fileClosed: Code { Code(name: .fileClosed) }
     /// The process was forked off the one that made the context.
     public static var forked: Code { Code(name: .forked) }
-    /// The offset is negative, or the end of the request is past 2^63 - 1.
+    /// The offset or the count is negative, or the end of the request is past 2^63 - 1.
     public static var invalidOffset: Code { Code(name: .invalidOffset) }
-    /// The buffers of a vectored request have more bytes together than an `Int` can express. Any
-    /// other length is accepted.
+    /// The buffers of a vectored request have more bytes together than an `Int` can express, or a
+    /// plug's type of buffer cannot have so many. Any other length is accepted.
     public static var tooLarge: Code { Code(name: .tooLarge) }
     /// A vectored request has more than 1024 buffers.
     public static var tooManyBuffers: Code { Code(name: .tooManyBuffers) }
     /// The offset, a length or a memory address is not a multiple of what the file needs for direct
     /// I/O.
     public static var misaligned: Code { Code(name: .misaligned) }
-    /// The file of a read is not open for reading, or that of a write is not open for writing.
+    /// The file of a read is not open for reading, or that of a write is not open for writing: also
+    /// one to be truncated, or opened with `O_PATH`. The socket of a send is blocking.
     public static var wrongAccessMode: Code { Code(name: .wrongAccessMode) }
-    /// The file is neither a regular file nor a block device.
+    /// The file is neither a regular file nor a block device, or is not for this operation: a block
+    /// device for an append, what is no stream socket for a send to it, or a regular file or a
+    /// directory, which are always ready, for a source or a poll.
     public static var unsupportedFile: Code { Code(name: .unsupportedFile) }
     /// The file system has no direct I/O (`O_DIRECT`).
     public static var directUnsupported: Code { Code(name: .directUnsupported) }
@@ -73,7 +76,8 @@ public struct AIOError: Error, Sendable {
     public static var fileSizeLimit: Code { Code(name: .fileSizeLimit) }
     /// The file does not exist (`ENOENT`).
     public static var notFound: Code { Code(name: .notFound) }
-    /// The file exists already (`EEXIST`).
+    /// The file exists already (`EEXIST`), or the descriptor has such a source already, or the
+    /// socket a send.
     public static var exists: Code { Code(name: .exists) }
     /// The permission was denied (`EACCES`, `EPERM`, `EROFS`).
     public static var permissionDenied: Code { Code(name: .permissionDenied) }
@@ -290,7 +294,9 @@ extension AIOError.Code {
 }
 
 extension AIOError: Hashable {
-  /// Whether both have the same code, errno, operation, file, offset and length.
+  /// Whether both have the same code, errno, operation, file (its path and the number of its
+  /// descriptor, once it has one), offset and length, and are of writes that were both to be
+  /// durable, or both not.
   public static func == (a: AIOError, b: AIOError) -> Bool {
     a.code == b.code && a.errno == b.errno && a.storage.subject == b.storage.subject
   }

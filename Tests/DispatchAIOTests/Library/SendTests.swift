@@ -264,7 +264,7 @@ final class SendTests: XCTestCase {
     defer { for end in ends { close(end) } }
     let fd = file.fileDescriptor.rawValue
     for (file, offset, count, socket, code) in [
-      (file, -1, 1, near, AIOError.Code.invalidOffset), (file, 0, -1, near, .tooLarge),
+      (file, -1, 1, near, AIOError.Code.invalidOffset), (file, 0, -1, near, .invalidOffset),
       (file, .max - 10, 1000, near, .invalidOffset), (file, 0, 1, far, .wrongAccessMode),
       (file, 0, 1, ends[1], .unsupportedFile), (file, 0, 1, fd, .unsupportedFile),
       (file, 0, 1, 99_999, .system), (file, 0, 1, -1, .system),
