@@ -13,7 +13,7 @@ public import SystemPackage
 /// Each call blocks the calling thread; with `await` a thread of the library's. A path is relative
 /// to the directory and does not leave it, as in
 /// ``AIOFile/open(_:_:beneath:options:permissions:caching:)-(_,_,_,_,_,_)``; a symbolic link at its
-/// end is not followed.
+/// end is not followed, except by ``sync(_:)-(_)`` and ``entries(_:)-(_)``.
 ///
 /// What changed is visible to others at once, and durable once ``sync(_:)-(_)`` of the directory
 /// that the entry is in has returned.

@@ -18,8 +18,8 @@ internal import SystemPackage
 ///   thread. Once ``cancel()`` or ``suspend()`` has returned on the queue, no event handler runs.
 /// - The cancel handler runs after the last event handler, on the queue, and closes the descriptor,
 ///   which must stay open until then.
-/// - The context holds a source until the source is cancelled. A context that closes cancels its
-///   sources.
+/// - The context holds a source until the source is cancelled; of timers see ``AIOTimerSource``. A
+///   context that closes cancels its sources.
 /// - In a forked child a source is as one that was cancelled: what it watches with is the parent's,
 ///   too, and no method has an effect on it.
 ///
@@ -195,6 +195,10 @@ extension AIOSource: ReadinessSource {}
 
 /// A timer on a context's queue: from ``AIOContext/makeTimerSource()``. It has the vocabulary of a
 /// `DispatchSourceTimer`.
+///
+/// The context holds a timer only while it is active and its next event is to come: one that is
+/// suspended, or has fired for the last time, is gone with the caller's last reference, and its
+/// cancel handler never runs.
 ///
 /// Corresponds to `timerfd_settime(2)` on the monotonic clock: all timers of a context share one
 /// timerfd.
