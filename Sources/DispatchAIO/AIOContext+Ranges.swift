@@ -100,7 +100,7 @@ extension AIOContext {
     _ file: AIOFile, contentsOf buffer: AIOBuffer, at offset: Int64, queue: DispatchQueue? = nil,
     completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try acceptAnyWrite(.buffer(buffer), file, offset, queue, completion)
+    try accept(.write(from: .buffer(buffer)), file, offset, .anyRange, queue, completion)
   }
 
   /// Writes several buffers, one after the other, to any range of a file. Corresponds to
@@ -113,7 +113,7 @@ extension AIOContext {
     _ file: AIOFile, contentsOf buffers: [AIOBuffer], at offset: Int64,
     queue: DispatchQueue? = nil, completion: @escaping AIOCompletion
   ) throws(AIOError) -> AIORequest {
-    try acceptAnyWrite(.buffers(buffers), file, offset, queue, completion)
+    try accept(.write(from: .buffers(buffers)), file, offset, .anyRange, queue, completion)
   }
 
   /// Writes a buffer to any range of a file: see
@@ -143,12 +143,5 @@ extension AIOContext {
   ) async throws(AIOError) -> Int {
     try await perform(
       .write(from: .buffers(buffers)), file, offset, .anyRange, isolation: isolation)
-  }
-
-  private func acceptAnyWrite(
-    _ memory: Memory, _ file: AIOFile, _ offset: Int64, _ queue: DispatchQueue?,
-    _ completion: @escaping AIOCompletion
-  ) throws(AIOError) -> AIORequest {
-    try accept(.write(from: memory), file, offset, .anyRange, queue, completion)
   }
 }

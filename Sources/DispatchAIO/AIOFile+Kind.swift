@@ -1,67 +1,84 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
 internal import Glibc
 
-/// The kind of a file, from the answer of `fstat(2)` or `statx(2)`.
-struct FileKind {
-  private let type: mode_t
-  /// The device number of a device node.
-  private let device: dev_t
+extension AIOFile {
+  /// What a path can name.
+  public enum Kind: Hashable, Sendable {
+    case regular, directory, symbolicLink, blockDevice, characterDevice, pipe, socket
+    /// Something else, or something that was gone when it was looked at.
+    case other
 
-  init(_ status: stat) {
-    type = status.st_mode & S_IFMT
-    device = status.st_rdev
+    init(mode: mode_t) {
+      switch mode & S_IFMT {
+      case S_IFREG: self = .regular
+      case S_IFDIR: self = .directory
+      case S_IFLNK: self = .symbolicLink
+      case S_IFBLK: self = .blockDevice
+      case S_IFCHR: self = .characterDevice
+      case S_IFIFO: self = .pipe
+      case S_IFSOCK: self = .socket
+      default: self = .other
+      }
+    }
+
+    /// - Parameter entryType: The `d_type` of an entry; `nil` if it says nothing.
+    init?(entryType: UInt8) {
+      if entryType == 0 { return nil }
+      // DTTOIF.
+      self.init(mode: mode_t(entryType) << 12)
+    }
   }
+}
 
-  init(_ status: clinux_status) {
-    type = status.mode & S_IFMT
-    device = dev_t(status.represented_device)
-  }
+// MARK: - Beneath
 
-  var isRegular: Bool { type == S_IFREG }
-
-  var isBlockDevice: Bool { type == S_IFBLK }
-
+extension AIOFile.Kind {
   /// Whether the library supports requests on files of this kind.
-  var isSupported: Bool { type == S_IFREG || type == S_IFBLK }
+  var isSupported: Bool { self == .regular || self == .blockDevice }
 
   /// The error for a kind that is not supported, which names it and says what to use instead.
-  func refusal(_ subject: AIOError.Subject) -> AIOError {
-    let (name, advice) = words
+  ///
+  /// - Parameter device: The device number of a device node.
+  func refusal(_ subject: AIOError.Subject, device: UInt64) -> AIOError {
+    let (name, advice) = words(device)
     return AIOError(
       .unsupportedFile, subject,
       .text(
         "\(name); asynchronous file I/O is for regular files and block devices: \(advice)"))
   }
 
-  private var words: (name: String, advice: String) {
-    let source = "use a DispatchSource for pipes, sockets and terminals"
-    let thread = "use read(2) and write(2) on a thread of your own"
-    switch type {
-    case S_IFDIR: return ("it is a directory", "open a file in it")
-    case S_IFIFO: return ("it is a pipe", source)
-    case S_IFSOCK: return ("it is a socket", source)
-    case S_IFLNK:
+  private func words(_ device: UInt64) -> (name: String, advice: String) {
+    let source = "wait for it with AIOContext.makeReadSource(fileDescriptor:) or makeWriteSource"
+    switch self {
+    case .directory: return ("it is a directory", "open a file in it")
+    case .pipe: return ("it is a pipe", source)
+    case .socket: return ("it is a socket", source)
+    case .symbolicLink:
       return ("it is a symbolic link", "open what it points to, or leave .noFollow out")
-    case S_IFCHR:
-      if isTerminal { return ("it is a terminal", source) }
-      return (isTape ? "it is a tape" : "it is a character device", thread)
-    default:
+    case .characterDevice:
+      if Self.isTerminal(device) { return ("it is a terminal", source) }
       return (
-        "it is neither a file nor a device", "use a DispatchSource for an eventfd or the like"
+        Self.isTape(device) ? "it is a tape" : "it is a character device",
+        "use read(2) and write(2) on a thread of your own"
       )
+    case .regular, .blockDevice, .other:
+      // An eventfd, for one.
+      return ("it is neither a file nor a device", source)
     }
   }
 
   /// Whether the device is a console, a serial line, or either end of a pseudo-terminal, by the
   /// major numbers of Documentation/admin-guide/devices.txt, so that it need not be opened.
-  private var isTerminal: Bool {
-    [2, 3, 4, 5, 166, 188, 204, 229].contains(major) || (136...143).contains(major)
+  private static func isTerminal(_ device: UInt64) -> Bool {
+    [2, 3, 4, 5, 166, 188, 204, 229].contains(major(device))
+      || (136...143).contains(major(device))
   }
 
-  private var isTape: Bool { [9, 37, 206].contains(major) }
+  private static func isTape(_ device: UInt64) -> Bool { [9, 37, 206].contains(major(device)) }
 
   /// The major number, as glibc's `gnu_dev_major` takes it from a device number.
-  private var major: UInt64 { UInt64(device) >> 8 & 0xfff | UInt64(device) >> 32 & ~0xfff }
+  private static func major(_ device: UInt64) -> UInt64 {
+    device >> 8 & 0xfff | device >> 32 & ~0xfff
+  }
 }

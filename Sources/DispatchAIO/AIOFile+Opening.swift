@@ -62,7 +62,9 @@ struct FileOpening {
       }
       if let found = try look() {
         defer { try? found.descriptor.close() }
-        guard found.kind.isSupported else { throw found.kind.refusal(subject) }
+        guard found.kind.isSupported else {
+          throw found.kind.refusal(subject, device: UInt64(found.status.st_rdev))
+        }
         if let opened = try reopen(found) { return opened }
       } else {
         if let made = try create() { return made }
@@ -81,7 +83,7 @@ struct FileOpening {
     /// A descriptor with O_PATH.
     let descriptor: FileDescriptor
     let status: stat
-    var kind: FileKind { FileKind(status) }
+    var kind: AIOFile.Kind { AIOFile.Kind(mode: status.st_mode) }
   }
 
   /// Looks the path up.

@@ -5,33 +5,6 @@ internal import Glibc
 public import SystemPackage
 
 extension AIOFile {
-  /// What a path can name.
-  public enum Kind: Hashable, Sendable {
-    case regular, directory, symbolicLink, blockDevice, characterDevice, pipe, socket
-    /// Something else, or something that was gone when it was looked at.
-    case other
-
-    init(mode: mode_t) {
-      switch mode & S_IFMT {
-      case S_IFREG: self = .regular
-      case S_IFDIR: self = .directory
-      case S_IFLNK: self = .symbolicLink
-      case S_IFBLK: self = .blockDevice
-      case S_IFCHR: self = .characterDevice
-      case S_IFIFO: self = .pipe
-      case S_IFSOCK: self = .socket
-      default: self = .other
-      }
-    }
-
-    /// - Parameter entryType: The `d_type` of an entry; `nil` if it says nothing.
-    init?(entryType: UInt8) {
-      if entryType == 0 { return nil }
-      // DTTOIF.
-      self.init(mode: mode_t(entryType) << 12)
-    }
-  }
-
   /// What is known of a file from its opening, without a further system call. Corresponds to
   /// `fstat(2)`.
   public struct Status: Hashable, Sendable {

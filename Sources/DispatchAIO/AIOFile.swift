@@ -112,7 +112,7 @@ public final class AIOFile: Sendable {
       let (status, mount) = try Self.ask(descriptor, flags, subject)
       // ext4 would read the map of the file's blocks in `io_submit`, RWF_NOWAIT or not, and so on
       // the loop. `open` may sleep; whether it succeeds changes nothing but that.
-      if caching == .direct, mount.hasBlockMaps, FileKind(status).isRegular {
+      if caching == .direct, mount.hasBlockMaps, Kind(mode: status.mode) == .regular {
         _ = clinux_cache_block_map(descriptor.rawValue)
       }
       return AIOFile(
@@ -185,10 +185,12 @@ public final class AIOFile: Sendable {
     _ descriptor: FileDescriptor, _ flags: Int32, _ subject: AIOError.Subject
   ) throws(AIOError) -> (clinux_status, Mounts.Facts) {
     let status = try clinux_status(of: descriptor.rawValue, subject)
-    let kind = FileKind(status)
-    guard kind.isSupported else { throw kind.refusal(subject) }
+    let kind = Kind(mode: status.mode)
+    guard kind.isSupported else {
+      throw kind.refusal(subject, device: status.represented_device)
+    }
     // The file system of a device node, devtmpfs, says nothing about the device.
-    if kind.isBlockDevice { return (status, Mounts.Facts(kind: .local)) }
+    if kind == .blockDevice { return (status, Mounts.Facts(kind: .local)) }
     let isWritable = flags & O_ACCMODE != O_RDONLY
     return (status, Mounts.facts(descriptor.rawValue, status, isWritable: isWritable))
   }
@@ -350,7 +352,7 @@ extension OpenFile.Traits {
   /// The traits of an open regular file or block device.
   fileprivate init(_ opened: FileOpening.Opened) {
     let (descriptor, flags, status) = (opened.descriptor.rawValue, opened.flags, opened.status)
-    let isBlockDevice = FileKind(status).isBlockDevice
+    let isBlockDevice = AIOFile.Kind(mode: status.mode) == .blockDevice
     let alignment =
       flags & clinux_o_direct == 0
       ? nil

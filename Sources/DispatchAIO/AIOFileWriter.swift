@@ -129,7 +129,6 @@ public struct AIOFileWriter: ~Copyable, Sendable {
   public mutating func write(
     _ bytes: [UInt8], isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) {
-    try reserve(Int64(bytes.count))
     let buffer = AIOBuffer(count: bytes.count)
     unsafe buffer.withUnsafeMutableBytes { unsafe $0.copyBytes(from: bytes) }
     try await write(buffer, isolation: isolation)

@@ -186,7 +186,7 @@ final class BadInputTests: XCTestCase {
       .refusing("adopt: no such descriptor", .system, "descriptor 9999: Bad file descriptor") {
         try AIOFile(adopting: FileDescriptor(rawValue: 9999))
       },
-      .refusing("adopt: a pipe", .unsupportedFile, "use a DispatchSource") {
+      .refusing("adopt: a pipe", .unsupportedFile, "AIOContext.makeReadSource") {
         try AIOFile(adopting: FileDescriptor(rawValue: pipes[0]))
       },
       .refusing("adopt: a socket", .unsupportedFile, "it is a socket") {
