@@ -392,6 +392,36 @@ final class ReadinessTests: XCTestCase {
 
   // MARK: Timers
 
+  /// A timer that nobody has any more ends while its stale entry is dropped, and what its handler
+  /// holds may cancel a source.
+  func testATimerThatIsGoneMayCancel() throws {
+    final class Owner: Sendable {
+      let source: AIOSource
+      init(_ source: AIOSource) { self.source = source }
+      deinit { source.cancel() }
+    }
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let source = try context.makeReadSource(fileDescriptor: pair().0)
+    let cancelled = Promise<Void>()
+    source.setCancelHandler { cancelled.fulfil(()) }
+    source.activate()
+    var timer: AIOTimerSource? = try context.makeTimerSource()
+    timer?.setEventHandler { [owner = Owner(source)] in withExtendedLifetime(owner) {} }
+    timer?.activate()
+    timer?.schedule(deadline: .now() + .milliseconds(1))
+    timer?.suspend()
+    timer = nil
+    // Its entry's time comes before this one's.
+    let fired = Promise<Void>()
+    let other = try context.makeTimerSource()
+    other.setEventHandler { fired.fulfil(()) }
+    other.schedule(deadline: .now() + .milliseconds(2))
+    other.activate()
+    try fired.wait()
+    try cancelled.wait()
+    try context.closeAndWait()
+  }
+
   func testTimers() throws {
     try forEachWay { context, way in
       let order = Locked<[String]>([])

@@ -43,7 +43,6 @@ final class Readiness: Sendable {
   fileprivate struct TimerEntry: Comparable {
     let deadline: UInt64
     let number: UInt64
-    let timer: any ReadinessTimer
 
     static func < (a: TimerEntry, b: TimerEntry) -> Bool {
       (a.deadline, a.number) < (b.deadline, b.number)
@@ -72,8 +71,11 @@ final class Readiness: Sendable {
     var retired: [Block] = []
     var isClosed = false
 
+    /// The deadlines. Stale entries, those of no scheduled timer, go when it is their turn, or when
+    /// there are too many.
     fileprivate var timers = Heap<TimerEntry>()
-    fileprivate var activeTimers: Set<ObjectIdentifier> = []
+    /// The timers with a deadline, by the numbers of their entries.
+    fileprivate var scheduledTimers: [UInt64: any ReadinessTimer] = [:]
     /// All timers, those without a deadline included, which are nobody's but the caller's. Those
     /// that have gone are removed when there are `timersAtPurge`.
     fileprivate var everyTimer: [ObjectIdentifier: WeakTimer] = [:]
@@ -82,7 +84,6 @@ final class Readiness: Sendable {
     fileprivate var lastTimerNumber: UInt64 = 0
     /// The time at which the timerfd fires; 0 if it does not.
     fileprivate var armedDeadline: UInt64 = 0
-    fileprivate var staleEntries = 0
   }
 
   private let state = Lock(State())
@@ -470,24 +471,26 @@ final class Readiness: Sendable {
 
   /// Adds an entry for a timer's deadline, which takes the place of its earlier one.
   func schedule(_ timer: any ReadinessTimer, _ state: inout State) {
-    if !state.activeTimers.insert(ObjectIdentifier(timer)).inserted { state.staleEntries += 1 }
+    unschedule(timer, &state)
     state.lastTimerNumber += 1
     timer.number = state.lastTimerNumber
-    state.timers.insert(
-      TimerEntry(deadline: timer.deadline, number: timer.number, timer: timer))
-    if state.staleEntries > 64, state.staleEntries > state.timers.count / 2 { dropStale(&state) }
+    state.scheduledTimers[timer.number] = timer
+    state.timers.insert(TimerEntry(deadline: timer.deadline, number: timer.number))
+    let stale = state.timers.count - state.scheduledTimers.count
+    if stale > 64, stale > state.timers.count / 2 { dropStale(&state) }
     arm(&state)
   }
 
-  /// Makes the entry of a timer stale.
+  /// Makes the entry of a timer stale. The caller holds the timer: it must not end under the lock,
+  /// as what its handlers hold may use it.
   func unschedule(_ timer: any ReadinessTimer, _ state: inout State) {
+    state.scheduledTimers[timer.number] = nil
     timer.number = 0
-    if state.activeTimers.remove(ObjectIdentifier(timer)) != nil { state.staleEntries += 1 }
   }
 
   private func dropStale(_ state: inout State) {
-    state.timers = Heap(state.timers.unordered.filter { $0.timer.number == $0.number })
-    state.staleEntries = 0
+    let scheduled = state.scheduledTimers
+    state.timers = Heap(state.timers.unordered.filter { scheduled[$0.number] != nil })
   }
 
   /// Sets the timerfd to fire no later than at the first deadline.
@@ -504,14 +507,11 @@ final class Readiness: Sendable {
     state.armedDeadline = 0
     while let first = state.timers.min, first.deadline <= now {
       _ = state.timers.popMin()
-      guard first.timer.number == first.number else {
-        state.staleEntries -= 1
-        continue
-      }
-      state.activeTimers.remove(ObjectIdentifier(first.timer))
-      first.timer.fired(now: now)
-      ready.append(.source(first.timer))
-      if first.timer.interval > 0 { schedule(first.timer, &state) }
+      guard let timer = state.scheduledTimers.removeValue(forKey: first.number) else { continue }
+      // The caller holds it from here on.
+      ready.append(.source(timer))
+      timer.fired(now: now)
+      if timer.interval > 0 { schedule(timer, &state) }
     }
     // Setting the timerfd ends its readability, also if it is disarmed.
     if state.timers.isEmpty, let descriptor = state.timerDescriptor {
