@@ -214,7 +214,7 @@ final class SendTests: XCTestCase {
       if closes { context.close() } else { sent.cancel() }
       guard case .failure(let error) = try done.wait() else { return XCTFail("not ended") }
       XCTAssertEqual(error.code, closes ? .contextClosed : .cancelled)
-      if !closes { XCTAssertEqual(error.transferred, sent.bytesSent - header.count) }
+      XCTAssertEqual(error.transferred, sent.bytesSent - header.count)
       XCTAssertTrue(eventually { file.isDescriptorClosed })
       let received = try receive(sent.bytesSent, from: far).wait()
       XCTAssertTrue(received == Array((header + blockContents)[..<received.count]))
@@ -225,6 +225,38 @@ final class SendTests: XCTestCase {
         try context.closeAndWait()
       }
     }
+  }
+
+  /// Goal: a send that waits for a slot ends on the queue, whichever thread closes the context.
+  func testASendThatWaitsForASlot() throws {
+    let context = try AIOContext(queueDepth: 1, pendingLimit: 0)
+    let file = try makeFile(try temporaryDirectory(), .direct)
+    let (near, _) = try pair()
+    let (begun, done) = (Promise<Void>(), Promise<Outcome>())
+    let closing = DispatchSemaphore(value: 0)
+    // In a turn, which does not end before the context is closed.
+    context.async {
+      do {
+        try context.fsync(file) { _ in }
+        try context.send(file, at: 7, count: 9000, to: near) {
+          dispatchPrecondition(condition: .onQueue(context.queue))
+          done.fulfil($0)
+        }
+      } catch {
+        XCTFail("\(error)")
+      }
+      begun.fulfil(())
+      closing.wait()
+    }
+    try begun.wait()
+    context.close(completion: nil)
+    closing.signal()
+    guard case .failure(let error) = try done.wait() else { return XCTFail("sent") }
+    XCTAssertEqual(error.code, .contextClosed)
+    XCTAssertEqual(error.operation, .send)
+    XCTAssertEqual(error.offset, 7)
+    try context.closeAndWait()
+    XCTAssertTrue(context.loop.sends.sockets.isEmpty)
   }
 
   /// The same with await, whose task is cancelled.

@@ -128,6 +128,11 @@ final class FileSend: @unchecked Sendable {
     .failure(AIOError(errno: errno, subject, transferred: sent))
   }
 
+  /// The failure of the send for that of one of its parts.
+  private func failure(_ error: AIOError) -> Result<Int, AIOError> {
+    .failure(error.with(subject, transferred: sent))
+  }
+
   /// Sends what can be sent now, and begins what has to be waited for.
   ///
   /// - Returns: The result, if this was the last step.
@@ -135,7 +140,7 @@ final class FileSend: @unchecked Sendable {
     waiting = .nothing
     if isCancelled { return .failure(.cancelledSend(subject, transferred: sent)) }
     // The cancel handlers of the socket's sources have run, and may have closed it.
-    if loop.readiness.isClosed { return .failure(.contextClosed(subject)) }
+    if loop.readiness.isClosed { return failure(.contextClosed(subject)) }
     var share = Self.share
     while true {
       if !unsent.isEmpty || sent == count {
@@ -215,14 +220,14 @@ final class FileSend: @unchecked Sendable {
       waiting = .nothing
       guard !hasEnded else { return }
       if case .failure(let error) = result, error.code == .contextClosed {
-        return end(.failure(.contextClosed(subject))) { $0() }
+        return end(failure(error)) { $0() }
       }
       proceed()
     }
     do {
       waiting = .socket(try loop.readiness.add(poll))
     } catch {
-      return error == .canceled ? .failure(.contextClosed(subject)) : failure(error.rawValue)
+      return error == .canceled ? failure(.contextClosed(subject)) : failure(error.rawValue)
     }
     loop.readinessChanged(hasHandlers: false)
     return nil
@@ -237,24 +242,22 @@ final class FileSend: @unchecked Sendable {
     guard let memory = loop.sends.take(atLeast: length) else { return failure(ENOMEM) }
     file.retainHeld()
     let skipped = at - start
-    let completion: AIOCompletion = { [self] in hasRead($0, memory, skipped) }
     // The request owns the memory.
     let piece = unsafe Piece(
       bytes: UnsafeMutableRawBufferPointer(start: memory.base, count: length), owner: memory)
-    func request() -> Request<Delivery> {
+    func request(_ completion: @escaping AIOCompletion) -> Request<Delivery> {
       Request(
         operation: .read(into: .piece(piece)), file: file, offset: Int64(start), length: length,
         attachment: .callback(completion, queue: nil))
     }
     do throws(AIOError) {
-      waiting = .read(try loop.accept(request()))
+      waiting = .read(try loop.accept(request { [self] in hasRead($0, memory, skipped) }))
       return nil
     } catch {
       guard error.code == .full else { return refused(error, memory) }
       let waiter = Waiter()
       waiting = .slot(waiter)
-      // If it is refused, `hasRead` has run when this returns.
-      loop.admit(request(), waiter)
+      loop.admit(request { [self] in continueInTurn($0, memory, skipped) }, waiter)
       return nil
     }
   }
@@ -262,7 +265,15 @@ final class FileSend: @unchecked Sendable {
   private func refused(_ error: AIOError, _ memory: BufferStorage) -> Result<Int, AIOError> {
     file.release()
     loop.sends.give(memory)
-    return .failure(error)
+    return failure(error)
+  }
+
+  /// Continues after a read that had to wait for a slot: such a request ends on the thread that
+  /// ends it, that of a `close` for one, and within the call.
+  private func continueInTurn(
+    _ result: Result<Int, AIOError>, _ memory: BufferStorage, _ skipped: Int
+  ) {
+    loop.async { [self] in hasRead(result, memory, skipped) }
   }
 
   private func hasRead(_ result: Result<Int, AIOError>, _ memory: BufferStorage, _ skipped: Int) {
@@ -279,7 +290,7 @@ final class FileSend: @unchecked Sendable {
       proceed()
     case .failure(let error):
       loop.sends.give(memory)
-      self.end(.failure(error.with(subject, transferred: sent))) { $0() }
+      self.end(failure(error)) { $0() }
     }
   }
 
