@@ -166,6 +166,28 @@ final class SendTests: XCTestCase {
     try context.closeAndWait()
   }
 
+  /// Goal: of a range that begins and ends within pages, one page more than its length has, no page
+  /// is overlooked.
+  func testNoPageIsOverlooked() throws {
+    let (directory, context) = (try temporaryDirectory(), try AIOContext(queueDepth: 4))
+    let file = try makeFile(directory, .automatic)
+    let (near, far) = try pair(room: 1 << 20)
+    let (count, pages) = (AIOContext.maximumCachedSend, AIOContext.maximumCachedSend / 4096 + 1)
+    var bytes = [UInt8](repeating: 0, count: pages * 4096)
+    for missing in [0, 1, pages / 2, pages - 1] {
+      try evict(file)
+      for page in 0..<pages where page != missing {
+        XCTAssertEqual(
+          pread(file.fileDescriptor.rawValue, &bytes, 4096, off_t(page * 4096)), 4096)
+      }
+      XCTAssertEqual(
+        try context.sendIfCached(file, at: 100, count: count, to: near), .notCached,
+        "without page \(missing)")
+    }
+    XCTAssertEqual(recv(far, &bytes, 1, Int32(MSG_DONTWAIT)), -1, "something was sent")
+    try context.closeAndWait()
+  }
+
   /// Goal: a file that ends before is a short result, and not a message without its end; nothing is
   /// sent where there is nothing.
   func testTheEndOfTheFile() throws {

@@ -28,8 +28,9 @@ extension OpenFile {
     guard mayBeCached else { return false }
     // Pages that were swapped out are the exception that reads of such a file have, too.
     if traits.isMemory { return true }
-    let cached = clinux_cached_bytes(descriptor, offset, Int64(count))
-    guard cached >= Int64(count) else { return false }
+    guard clinux_is_cached(descriptor, offset, Int64(count), predictor.knownEnd) == 1 else {
+      return false
+    }
     var end = count
     while end > 0 {
       var byte: UInt8 = 0
