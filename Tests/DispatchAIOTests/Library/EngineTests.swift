@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import SystemPackage
 import XCTest
 
 @testable import DispatchAIO
@@ -24,7 +25,8 @@ final class EngineTests: XCTestCase {
       kernel = SimulatedKernel(capacity: FileShares.room(queueDepth: depth), faults: faults)
       let table = RequestTable<Int>(capacity: depth + limit)
       self.table = table
-      offloadQueue = OffloadQueue(base: 2, limit: 4) { table.claim($0) }
+      offloadQueue = OffloadQueue(
+        base: 2, limit: 4, continues: { table.continues($0, $1) }, claim: { table.claim($0) })
       engine = Engine(
         kernel: kernel, table: table, offloadQueue: offloadQueue, queueDepth: depth, event: 7)
     }
@@ -32,14 +34,14 @@ final class EngineTests: XCTestCase {
     @discardableResult
     func accept(
       _ number: Int, _ file: OpenFile, _ operation: DispatchAIO.Operation = .fdatasync,
-      at offset: Int64 = 0, length: Int = 0, mayWait: Bool = true
+      at offset: Int64 = 0, length: Int = 0, options: RequestOptions = [], mayWait: Bool = true
     ) throws -> RequestID {
       let slot = try XCTUnwrap(table.free.take())
       XCTAssertTrue(file.retain())
       return table.accept(
         Request(
-          operation: operation, file: file, offset: offset, length: length, mayWait: mayWait,
-          attachment: number),
+          operation: operation, file: file, offset: offset, length: length, options: options,
+          mayWait: mayWait, attachment: number),
         in: slot)
     }
 
@@ -311,6 +313,50 @@ final class EngineTests: XCTestCase {
     }
     XCTAssertEqual(result, -Int(EIO))
     XCTAssertEqual(scene.table.free.count, 1)
+  }
+
+  /// Durable appends made by one call all get its error: that of a sync says nothing of which of
+  /// them the file has, and a second call would append them twice. Others go on behind the one at
+  /// fault.
+  func testDurableAppendsFailTogether() throws {
+    let directory = try TemporaryDirectory()
+    let fd = try FileDescriptor.open(
+      directory.makeFile(size: 0), .readWrite, options: .append)
+    defer { try? fd.close() }
+    let size = 4096
+    let page = UnsafeMutableRawBufferPointer(
+      start: mmap(nil, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), count: size)
+    defer { munmap(page.baseAddress, size) }
+    let buffer = AIOBuffer(count: size)
+    for (syncs, appends, options, written) in [
+      (false, true, [], 2), (false, true, .dataSync, 0), (true, true, [], 0),
+      (false, false, .append, 2), (false, false, [.append, .dataSync], 0),
+      (true, false, .append, 0),
+    ] as [(Bool, Bool, RequestOptions, Int)] {
+      XCTAssertEqual(ftruncate(fd.rawValue, 0), 0)
+      let traits = OpenFile.Traits(isDirect: false, appends: appends, syncsWrites: syncs)
+      let file = OpenFile(descriptor: fd.rawValue, path: nil, traits: traits, size: 0) { _ in }
+      var scene = Scene(depth: 4)
+      // The kernel cannot read the first one's memory.
+      for (number, memory) in [Memory.raw(page), .buffer(buffer), .buffer(buffer)].enumerated() {
+        try scene.accept(number, file, .write(from: memory), length: size, options: options)
+      }
+      XCTAssertEqual(scene.submit(), .settled)
+      let thread = try XCTUnwrap(scene.offloadQueue.threadToStart(now: 1))
+      let work = scene.offloadQueue.next(for: thread, finished: nil, now: 1, more: &more).work
+      var worker = OffloadWorker(kernel: scene.kernel, table: scene.table, event: 7)
+      XCTAssertTrue(worker.perform(try XCTUnwrap(work).item, more))
+      _ = scene.submit()
+      var failed = 0
+      while let (_, result) = scene.next() {
+        if result < 0 {
+          XCTAssertEqual(result, -Int(EFAULT))
+          failed += 1
+        }
+      }
+      XCTAssertEqual(failed, 3 - written, "\(traits) \(options)")
+      XCTAssertEqual(try fd.seek(offset: 0, from: .end), Int64(written * size))
+    }
   }
 
   func testCancelledOnesLeaveTheMiddle() throws {

@@ -40,6 +40,19 @@ final class ErrorTests: XCTestCase {
     print(
       "  \(AIOError(errno: Errno.noSpace.rawValue, .init(operation: .fdatasync, path: "/data/log")))"
     )
+    // A durable write says what a sync would say, whatever makes it durable.
+    let (read, write) = (
+      DispatchAIO.Operation.read(into: .raws([])), DispatchAIO.Operation.write(from: .raws([]))
+    )
+    for (operation, options, syncsWrites, isDurable) in [
+      (write, [], false, false), (write, .dataSync, false, true), (write, [], true, true),
+      (read, [], true, false),
+    ] as [(DispatchAIO.Operation, RequestOptions, Bool, Bool)] {
+      let traits = OpenFile.Traits(syncsWrites: syncsWrites)
+      let file = OpenFile(descriptor: -1, path: "file", traits: traits) { _ in }
+      let error = AIOError(errno: EIO, .init(operation, file, 0, 1, options))
+      XCTAssertEqual("\(error)".contains(lost), isDurable, "\(error)")
+    }
     // Answers that come before anything was tried.
     for errno in [Errno.badFileDescriptor, .invalidArgument, .noFunction, .interrupted] {
       let error = AIOError(errno: errno.rawValue, .init(operation: .fsync, path: "file"))

@@ -15,6 +15,9 @@ final class RetryRulesTests: XCTestCase {
     appends: true, alignment: BlockAlignment(memory: 512, offset: 4096))
   private let remote = Traits(
     alignment: BlockAlignment(memory: 512, offset: 4096), fileSystem: .network)
+  private let durable = Traits(
+    syncsWrites: true, alignment: BlockAlignment(memory: 512, offset: 4096))
+  private let log = Traits(isDirect: false, appends: true, syncsWrites: true)
   private let fuse = Traits(fileSystem: .fuse)
 
   private let automatic = Traits(isDirect: false, isAutomatic: true)
@@ -129,6 +132,7 @@ final class RetryRulesTests: XCTestCase {
       ("bad disk, direct", fail(.read, .direct, EIO, automatic), .failed(EIO)),
       // The answer may be that of the sync, which the kernel gives only once.
       ("no room, durable", fail(.write, .syscall, ENOSPC, direct, .dataSync), .failed(ENOSPC)),
+      ("no room, O_DSYNC", fail(.write, .syscall, ENOSPC, durable), .failed(ENOSPC)),
       ("quota, durable", fail(.write, .nowait, EDQUOT, buffered, .sync), .failed(EDQUOT)),
       ("too large, untorn", fail(.write, .nowait, EFBIG, direct, .atomic), .failed(EFBIG)),
       (
@@ -145,6 +149,15 @@ final class RetryRulesTests: XCTestCase {
       ("interrupted append", append(EINTR), .retried(.syscall, isRetry: true)),
       ("interrupted after a part", append(EINTR, done: 4096), .failed(EINTR)),
       ("interrupted in the sync", append(EINTR, .dataSync), .failed(EINTR)),
+      (
+        "interrupted append, O_APPEND", fail(.write, .syscall, EINTR, appending),
+        .retried(.syscall, isRetry: true)
+      ),
+      (
+        "interrupted in the sync, O_APPEND",
+        fail(.write, .syscall, EINTR, appending, .dataSync), .failed(EINTR)
+      ),
+      ("no room, O_APPEND, O_DSYNC", fail(.write, .syscall, ENOSPC, log), .failed(ENOSPC)),
       ("append, no RWF_DONTCACHE", append(EOPNOTSUPP, .uncached), .cached),
       ("inline only", fail(.fsync, .inline, EINVAL, direct, mayOffload: false), .failed(EINVAL)),
     ]

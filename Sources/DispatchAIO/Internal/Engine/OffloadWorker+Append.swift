@@ -66,14 +66,14 @@ extension OffloadWorker where Attachment: ~Copyable {
     return ended
   }
 
-  /// Ends the request whose turn it was when the kernel refused; all, if they were to be durable,
-  /// of which the kernel may have appended any, and failed to sync them.
+  /// Ends the request whose turn it was when the kernel refused; all, if they were to be durable:
+  /// see `Request.isDurableAppend`.
   ///
   /// - Returns: The number of requests that have ended.
   private func refuse(_ slots: [UInt32], _ answer: Int) -> Int {
     // With 0 the kernel takes no more, and does not say why.
     let answer = answer == 0 ? -Int(EIO) : answer
-    let ended = table[request: slots[0]].options.isDurable ? slots.count : 1
+    let ended = table[request: slots[0]].isDurableAppend ? slots.count : 1
     for slot in slots.prefix(ended) { give(slot, answer) }
     return ended
   }

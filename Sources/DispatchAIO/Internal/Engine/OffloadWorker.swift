@@ -45,12 +45,16 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
 
   /// Makes several writes, which continue each other, by one call, unless the kernel transfers only
   /// a part, or refuses: then the write at fault gets the answer, and those behind it are made by
-  /// the next call.
+  /// the next call. Durable appends all get it: see `Request.isDurableAppend`.
   private mutating func writeContiguously(_ slot: UInt32, _ more: [UInt32]) {
     let table = table
     var slots = [slot] + more
     while !slots.isEmpty {
       let answer = callSystem(table, slots)
+      if answer < 0, table[request: slots[0]].isDurableAppend {
+        for slot in slots { give(slot, answer) }
+        return
+      }
       let (whole, rest) = ContiguousWrites.split(
         max(0, answer), slots.lazy.map { table[request: $0].chunkLength })
       for slot in slots.prefix(whole) { give(slot, table[request: slot].chunkLength) }
@@ -84,7 +88,7 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
       answer = unsafe batch.withVectors { vectors, count in
         unsafe Int(clinux_pwritev(file, vectors, Int32(count), offset, flags))
       }
-    } while answer == -Int(EINTR)
+    } while answer == -Int(EINTR) && !table[request: slots[0]].isDurableAppend
     return answer
   }
 
@@ -133,7 +137,7 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
           unsafe Int(clinux_pwritev(file, vectors, Int32(count), offset, flags))
         }
       }
-    } while answer == -Int(EINTR)
+    } while answer == -Int(EINTR) && !request.isDurableAppend
     return answer
   }
 }

@@ -220,6 +220,13 @@ struct Request<Attachment: ~Copyable>: ~Copyable {
     }
   }
 
+  /// Whether it appends, and an error may be that of the sync: the kernel may have appended it all
+  /// the same, and is not asked once more.
+  var isDurableAppend: Bool {
+    verb == .write && (options.contains(.append) || file.traits.appends)
+      && (options.isDurable || file.traits.syncsWrites)
+  }
+
   /// The number of bytes of the next attempt.
   var chunkLength: Int {
     @inline(__always) get { min(length - resumeOffset, chunkLimit) }

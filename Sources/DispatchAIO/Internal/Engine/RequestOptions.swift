@@ -24,15 +24,10 @@ struct RequestOptions: OptionSet {
   /// Those that the caller of a write may name.
   static var ofWrites: RequestOptions { [.dataSync, .sync, .atomic, .uncached] }
 
-  /// Whether a write completes only once it is durable.
+  /// Whether they make a write complete only once it is durable.
   var isDurable: Bool { !isDisjoint(with: [.dataSync, .sync]) }
 
   /// Whether a kernel or file system may refuse the option itself with EOPNOTSUPP, so that this
   /// answer says nothing about RWF_NOWAIT.
   var mayBeUnsupported: Bool { !isDisjoint(with: [.atomic, .uncached]) }
-
-  /// Whether a write that fails for want of room is not tried with fewer bytes: an untorn one has
-  /// to be whole, and the answer to a durable one may be that of the sync, for bytes that others
-  /// wrote, which the kernel gives only once.
-  var isWhole: Bool { !isDisjoint(with: [.dataSync, .sync, .atomic]) }
 }

@@ -59,6 +59,14 @@ extension Attempt {
   /// The route after a refusal of RWF_NOWAIT: by a thread that may sleep.
   private var offloadRoute: Route { refusalRoute ?? (file.isDirect ? .offload : .syscall) }
 
+  /// Whether a write completes only once it is durable.
+  private var isDurable: Bool { options.isDurable || file.syncsWrites }
+
+  /// Whether a write that fails for want of room is not tried with fewer bytes: an untorn one has
+  /// to be whole, and the answer to a durable one may be that of the sync, for bytes that others
+  /// wrote, which the kernel gives only once.
+  private var isWhole: Bool { isDurable || options.contains(.atomic) }
+
   func resolve() -> Resolution {
     answer < 0 ? resolve(errno: Int32(-answer)) : resolve(count: answer)
   }
@@ -105,13 +113,16 @@ extension Attempt {
   }
 
   private func resolve(errno: Int32) -> Resolution {
-    // The worker has done what it could: see `OffloadWorker.append`.
-    if options.contains(.append) { return resolveAppend(errno: errno) }
+    // The worker has done what it could of an append: see `OffloadWorker.append`. To any file, a
+    // durable one may have been appended when the answer is that of the sync.
+    if options.contains(.append) || file.appends && isDurable && verb == .write {
+      return resolveAppend(errno: errno)
+    }
     switch (errno, route, verb) {
     case (EOPNOTSUPP, _, _) where options.contains(.uncached) && route != .direct:
       return .cached
-    case (ENOSPC, _, .write) where options.isWhole, (EDQUOT, _, .write) where options.isWhole,
-      (EFBIG, _, .write) where options.isWhole:
+    case (ENOSPC, _, .write) where isWhole, (EDQUOT, _, .write) where isWhole,
+      (EFBIG, _, .write) where isWhole:
       return .failed(errno)
     case (ENOSPC, _, .write), (EDQUOT, _, .write), (EFBIG, _, .write):
       // A direct write fails as a whole, also when a part of it had room: half of it may have.
@@ -142,8 +153,8 @@ extension Attempt {
   private func resolveAppend(errno: Int32) -> Resolution {
     switch errno {
     case EOPNOTSUPP where options.contains(.uncached): .cached
-    case EAGAIN where mayRetry && !options.isDurable && transferred == 0,
-      EINTR where mayRetry && !options.isDurable && transferred == 0:
+    case EAGAIN where mayRetry && !isDurable && transferred == 0,
+      EINTR where mayRetry && !isDurable && transferred == 0:
       .retried(route, isRetry: true)
     default: .failed(errno)
     }

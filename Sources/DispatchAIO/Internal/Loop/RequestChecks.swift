@@ -180,7 +180,7 @@ extension AIOError.Subject {
     case .fsync: self.init(operation: .fsync)
     case .fdatasync: self.init(operation: .fdatasync)
     }
-    isDurable = options.isDurable
+    isDurable = options.isDurable || operation.verb == .write && file.traits.syncsWrites
     path = file.path
     descriptor = file.descriptor
   }
