@@ -190,7 +190,7 @@ private final class Simulation {
 
   private func cancel() {
     guard let number = asks.indices.randomElement(using: &generator) else { return }
-    if table.cancel(asks[number].id) { asks[number].wasCancelled = true }
+    if table.cancel(asks[number].id) == .waiting { asks[number].wasCancelled = true }
   }
 
   private func offloadStep() throws {

@@ -295,11 +295,11 @@ private final class Simulation {
     // Nobody has the ID of one that may not wait.
     guard asks[number].mayWait else { return }
     let phase = table.phase(of: asks[number].id)
-    let cancelled = table.cancel(asks[number].id)
-    guard cancelled == (phase == .waiting) else {
-      throw Violation("request \(number) in phase \(phase as Any): cancel answers \(cancelled)")
+    let found = table.cancel(asks[number].id)
+    guard found == phase else {
+      throw Violation("request \(number) in phase \(phase as Any): cancel finds \(found as Any)")
     }
-    if cancelled { asks[number].wasCancelled = true }
+    if found == .waiting { asks[number].wasCancelled = true }
     if asks[number].outcome != nil && phase != nil { throw Violation("\(number): a stale ID hits") }
   }
 

@@ -180,7 +180,7 @@ final class EngineTests: XCTestCase {
       var missing = Set(100..<108)
       for number in missing {
         let id = try scene.accept(number, way == "refused" ? bad : file)
-        if way == "cancelled" { XCTAssertTrue(scene.table.cancel(id)) }
+        if way == "cancelled" { XCTAssertEqual(scene.table.cancel(id), .waiting) }
       }
       var others = 0
       // Each completion brings the next request, which is complete at once.
@@ -256,8 +256,8 @@ final class EngineTests: XCTestCase {
     let thread = try XCTUnwrap(scene.offloadQueue.threadToStart(now: 1))
     let work = try XCTUnwrap(
       scene.offloadQueue.next(for: thread, finished: nil, now: 1, more: &more).work)
-    XCTAssertFalse(scene.table.cancel(ids[0]), "the system call has begun")
-    for id in ids.dropFirst() { XCTAssertTrue(scene.table.cancel(id)) }
+    XCTAssertEqual(scene.table.cancel(ids[0]), .submitted, "the system call has begun")
+    for id in ids.dropFirst() { XCTAssertEqual(scene.table.cancel(id), .waiting) }
     _ = scene.submit()
     XCTAssertEqual(scene.drain(), Array(1..<10))
     scene.table[work.item].answer = 0
@@ -363,13 +363,13 @@ final class EngineTests: XCTestCase {
     var scene = Scene(depth: 1, limit: 4)
     let keys = try (0..<5).map { try scene.accept($0, file) }
     scene.engine.collect()
-    XCTAssertTrue(scene.table.cancel(keys[2]))
-    XCTAssertTrue(scene.table.cancel(keys[4]))
+    XCTAssertEqual(scene.table.cancel(keys[2]), .waiting)
+    XCTAssertEqual(scene.table.cancel(keys[4]), .waiting)
     // Cancelled before `collect` heard of it: must not go down.
     XCTAssertEqual(scene.engine.submit(), .settled)
     scene.engine.collect()
     XCTAssertEqual(scene.drain(), [2, 4])
-    XCTAssertFalse(scene.table.cancel(keys[2]), "a stale key")
+    XCTAssertNil(scene.table.cancel(keys[2]), "a stale key")
     var rest: [Int] = []
     for _ in 0..<3 {
       scene.kernel.completeAll()

@@ -52,6 +52,33 @@ final class SharedStructureTests: XCTestCase {
     XCTAssertEqual(taken, FreeList.maximumCapacity)
   }
 
+  /// A request that the kernel takes and refuses in turns is waiting or submitted whenever somebody
+  /// cancels it, and never completed.
+  func testACancellationFindsTheRequest() throws {
+    let table = RequestTable<Int>(capacity: 1)
+    let file = OpenFile(descriptor: -1, path: nil, traits: .init()) { _ in }
+    for _ in 0..<200 {
+      let slot = try XCTUnwrap(table.free.take())
+      let request = Request(
+        operation: .fsync, file: file, offset: 0, length: 0, attachment: 0)
+      let id = table.accept(request, in: slot)
+      onThreads(2) { thread in
+        if thread == 0 {
+          while table.claim(slot) { table.unclaim(slot) }
+        } else {
+          while case let phase = table.cancel(id), phase != .waiting {
+            XCTAssertEqual(phase, .submitted)
+          }
+        }
+      }
+      var (reader, budget) = (Inbox.Reader(), 100)
+      XCTAssertEqual(reader.next(from: table.cancellations, &budget), slot)
+      XCTAssertEqual(reader.next(from: table.inbox, &budget), slot)
+      _ = table.retire(slot)
+      table.free.give(slot)
+    }
+  }
+
   func testAnInboxKeepsTheOrderOfArrival() {
     let inbox = Inbox(capacity: 8)
     XCTAssertTrue(inbox.isEmpty)

@@ -154,18 +154,25 @@ final class RequestTable<Attachment: Sendable & ~Copyable>: @unchecked Sendable 
   /// The phase of a request; `nil` if it has completed, and its slot is free or another's.
   func phase(of id: RequestID) -> RequestPhase? {
     guard id.slot < capacity else { return nil }
-    let state = load(id.slot)
+    return phase(of: id, in: load(id.slot))
+  }
+
+  private func phase(of id: RequestID, in state: UInt64) -> RequestPhase? {
     guard generation(of: state) == id.generation else { return nil }
     let phase = RequestPhase(rawValue: state & 3)
     return phase == .free ? nil : phase
   }
 
-  /// Cancels a request that waits. On success it completes in the next turn, which the caller must
+  /// Cancels a request, if it waits: then it completes in the next turn, which the caller must
   /// schedule.
-  func cancel(_ id: RequestID) -> Bool {
-    guard id.slot < capacity, move(id, from: .waiting, to: .cancelled) else { return false }
-    cancellations.push(id.slot)
-    return true
+  ///
+  /// - Returns: The phase in which it was found, as `phase(of:)`. Found and moved at once: the
+  ///   kernel may take it and refuse it meanwhile.
+  func cancel(_ id: RequestID) -> RequestPhase? {
+    guard id.slot < capacity else { return nil }
+    let (isMoved, found) = move(id, from: .waiting, to: .cancelled)
+    if isMoved { cancellations.push(id.slot) }
+    return phase(of: id, in: found)
   }
 
   // MARK: By the owner of a slot
@@ -185,7 +192,7 @@ final class RequestTable<Attachment: Sendable & ~Copyable>: @unchecked Sendable 
   /// among `cancellations`, or about to be.
   @inline(__always)
   func claim(_ slot: UInt32) -> Bool {
-    move(id(of: slot), from: .waiting, to: .submitted)
+    move(id(of: slot), from: .waiting, to: .submitted).exchanged
   }
 
   /// Marks the last access of an offload thread to the slot before the kernel takes it. The
@@ -241,10 +248,11 @@ final class RequestTable<Attachment: Sendable & ~Copyable>: @unchecked Sendable 
   }
 
   @inline(__always)
-  private func move(_ id: RequestID, from old: RequestPhase, to new: RequestPhase) -> Bool {
+  private func move(
+    _ id: RequestID, from old: RequestPhase, to new: RequestPhase
+  ) -> (exchanged: Bool, original: UInt64) {
     precondition(id.slot < capacity)
     return unsafe states[Int(id.slot)].compareExchange(
-      expected: word(id, old), desired: word(id, new), ordering: .acquiringAndReleasing
-    ).exchanged
+      expected: word(id, old), desired: word(id, new), ordering: .acquiringAndReleasing)
   }
 }

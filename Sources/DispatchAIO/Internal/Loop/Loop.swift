@@ -231,11 +231,13 @@ final class Loop: SlotOwner, @unchecked Sendable {
 
   func cancel(_ id: RequestID) -> AIOCancellation {
     if Fork.isChild { return .alreadyCompleted }
-    if table.cancel(id) {
+    switch table.cancel(id) {
+    case .waiting:
       scheduler.scheduleTurn()
       return .cancelled
+    case .submitted: return .notCancellable
+    case .cancelled, .free, nil: return .alreadyCompleted
     }
-    return table.phase(of: id) == .submitted ? .notCancellable : .alreadyCompleted
   }
 
   /// Cancels a request that `admit` has added, or is about to add.
