@@ -97,6 +97,13 @@ final class SharedStructureTests: XCTestCase {
     XCTAssertEqual(order, [3, 1, 4, 0, 5, 2, 6])
     XCTAssertTrue(inbox.isEmpty)
     XCTAssertTrue(reader.isEmpty)
+    // A reader whose budget is used up says so of what has arrived.
+    inbox.push(7)
+    budget = 0
+    XCTAssertNil(reader.next(from: inbox, &budget))
+    XCTAssertFalse(inbox.isEmpty && reader.isEmpty)
+    budget = 2
+    XCTAssertEqual(reader.next(from: inbox, &budget), 7)
   }
 
   /// Three threads push, one takes; each thread's own come out in its order, none lost.

@@ -102,7 +102,8 @@ struct Inbox: ~Copyable, @unchecked Sendable {
     }
 
     private mutating func refill(from inbox: borrowing Inbox, _ budget: inout Int) {
-      if newest == nil { newest = inbox.takeAll() }
+      // What is taken is reversed at least in part, so that `isEmpty` knows of it.
+      if newest == nil, budget > 0 { newest = inbox.takeAll() }
       while budget > 0, let slot = newest {
         newest = inbox.link(of: slot)
         inbox.link(slot, to: turned)
