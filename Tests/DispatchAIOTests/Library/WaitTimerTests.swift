@@ -42,6 +42,24 @@ final class WaitTimerTests: XCTestCase {
     }
   }
 
+  /// The trial of kernel AIO: a read that has not completed when the wait ends is lost, and has not
+  /// completed with what the timer's completion says.
+  func testAReadThatDoesNotComplete() throws {
+    let directory = try temporaryDirectory()
+    let file = try AIOFile.open(
+      directory.makeFile(size: 4 << 20) { _ in 7 }, .readOnly, caching: .direct)
+    let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 4 << 20, alignment: 4096)
+    defer { memory.deallocate() }
+    for _ in 0..<20 {
+      let kernel = try kernel()
+      // Waits for the read, if it is under way.
+      defer { kernel.destroy() }
+      let answer = kernel.read(file.fileDescriptor.rawValue, into: memory, waiting: 1)
+      XCTAssertTrue(
+        answer == .lost(ENOSYS) || answer == .completed(memory.count), "\(answer)")
+    }
+  }
+
   /// A wait that something else ends leaves the timer set: the next one ends with it or before its
   /// own bound, and a shorter one by its own.
   func testATimerServesSeveralWaits() throws {

@@ -60,6 +60,15 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
     return Int(unsafe io_submit(context, count, requests))
   }
 
+  /// Submits one request.
+  func submit(_ block: iocb) -> Int {
+    var block = unsafe block
+    return unsafe withUnsafeMutablePointer(to: &block) { block in
+      var pointer: UnsafeMutablePointer<iocb>? = unsafe block
+      return unsafe submit(&pointer, count: 1)
+    }
+  }
+
   @inline(__always)
   func reap(
     into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
@@ -89,11 +98,7 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   func wake() {
     let readable = Self.readableDescriptor.load(ordering: .relaxed)
     guard readable >= 0 else { return }
-    var block = unsafe iocb(.pollReadable, readable, tag: ReservedTag.wake, event: nil)
-    unsafe withUnsafeMutablePointer(to: &block) { block in
-      var pointer: UnsafeMutablePointer<iocb>? = unsafe block
-      _ = unsafe submit(&pointer, count: 1)
-    }
+    _ = unsafe submit(iocb(.pollReadable, readable, tag: ReservedTag.wake, event: nil))
   }
 
   func waitTimerFired() { waitTimer.fired() }
@@ -117,14 +122,14 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   ) -> ReadAnswer {
     var block = unsafe iocb(.read, descriptor, tag: 0, event: nil)
     unsafe block.setTransfer(memory.baseAddress, memory.count, at: 0, flags: 0)
-    let submitted = unsafe withUnsafeMutablePointer(to: &block) { block in
-      var pointer: UnsafeMutablePointer<iocb>? = unsafe block
-      return unsafe submit(&pointer, count: 1)
-    }
+    let submitted = unsafe submit(block)
     guard submitted == 1 else { return .refused(Int32(max(1, -submitted))) }
     var event = unsafe io_event()
     let reaped = unsafe call(into: &event, capacity: 1, waiting: nanoseconds)
-    guard reaped == 1 else { return .lost(reaped < 0 ? Int32(-reaped) : ENOSYS) }
+    // The other tag is that of the wait's timer.
+    guard reaped == 1, unsafe event.data == nil else {
+      return .lost(reaped < 0 ? Int32(-reaped) : ENOSYS)
+    }
     return unsafe .completed(Int(bitPattern: UInt(event.res)))
   }
 

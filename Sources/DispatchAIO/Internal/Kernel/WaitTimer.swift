@@ -40,11 +40,8 @@ final class WaitTimer: @unchecked Sendable {
     deadline = end
     // In flight already: that ends then, too.
     if isSet { return true }
-    var block = unsafe iocb(.pollReadable, descriptor, tag: ReservedTag.timer, event: nil)
-    let answer = unsafe withUnsafeMutablePointer(to: &block) { block in
-      var pointer: UnsafeMutablePointer<iocb>? = unsafe block
-      return unsafe kernel.submit(&pointer, count: 1)
-    }
+    let answer = unsafe kernel.submit(
+      iocb(.pollReadable, descriptor, tag: ReservedTag.timer, event: nil))
     isSet = answer == 1
     // Otherwise the ring has no room now.
     if answer == -Int(EINVAL) { isRefused = true }
