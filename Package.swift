@@ -41,7 +41,8 @@ let package = Package(
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
     // The heap of the timers, and queues of the examples.
     .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
-    // What only the examples need; a package that depends on the library builds none of it.
+    // What only the examples need, and HTTPTypes the plug of Hummingbird; a package that depends on
+    // the library builds none of it.
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
     .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0"),
@@ -84,7 +85,8 @@ let package = Package(
       dependencies: [
         "CLinux", "DispatchAIO",
         .target(name: "DispatchAIONIO", condition: .when(traits: ["Hummingbird"])),
-        .product(name: "HTTPTypes", package: "swift-http-types"),
+        .product(
+          name: "HTTPTypes", package: "swift-http-types", condition: .when(traits: ["Hummingbird"])),
         .product(
           name: "Hummingbird", package: "hummingbird", condition: .when(traits: ["Hummingbird"])),
         .product(
