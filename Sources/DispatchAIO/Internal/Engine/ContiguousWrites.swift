@@ -5,8 +5,9 @@
 // request has its own result, also if the kernel transfers only a part, or refuses.
 
 extension RequestTable where Attachment: ~Copyable {
-  /// The most bytes that one call writes for several requests.
-  static var largestContiguousWrite: Int { 1 << 20 }
+  /// The most bytes of a write that is made together with others, of which there are up to
+  /// `OffloadQueue.mostContinuations`.
+  static var largestJoinedWrite: Int { 128 << 10 }
 
   /// Whether the second write begins where the first ends, so that one system call may do both.
   /// Both are in the offload queue, whose lock the caller holds.
@@ -28,7 +29,7 @@ extension RequestTable where Attachment: ~Copyable {
       && self[request: slot].length > 0 && !self[request: slot].options.contains(.atomic)
       && self[request: slot].length - self[request: slot].resumeOffset
         == self[request: slot].chunkLength
-      && self[request: slot].chunkLength <= Self.largestContiguousWrite / 8
+      && self[request: slot].chunkLength <= Self.largestJoinedWrite
       && self[request: slot].operation.elements <= 4
   }
 }
