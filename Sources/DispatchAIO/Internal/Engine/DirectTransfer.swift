@@ -16,16 +16,14 @@ enum DirectTransfer: Equatable {
 extension Request where Attachment: ~Copyable {
   /// The memory of its next direct attempt.
   ///
-  /// - Parameters:
-  ///   - alignment: That of the direct descriptor.
-  ///   - limit: The most bytes of the attempt.
+  /// - Parameter alignment: That of the direct descriptor.
   /// - Returns: `nil` if there is none: the request is no read, has no bytes, or is not aligned and
   ///   reads into the caller's own memory. The loop does not touch that, because it may be a
   ///   mapping whose file has become shorter, for which the kernel answers EFAULT, and the
   ///   process dies.
-  func directTransfer(_ alignment: BlockAlignment, limit: Int = .max) -> DirectTransfer? {
+  func directTransfer(_ alignment: BlockAlignment) -> DirectTransfer? {
     guard case .read(let memory) = operation else { return nil }
-    let left = min(length - resumeOffset, limit)
+    let left = length - resumeOffset
     // Whole blocks up to the largest offset have no number.
     guard left > 0, chunkOffset < Int64.max - Int64(2 * BounceBuffers.size) else { return nil }
     let isInPlace =

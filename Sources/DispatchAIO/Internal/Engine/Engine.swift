@@ -29,7 +29,6 @@
 // for which it takes room like any other (see FileShares). A read that the page cache refuses may
 // be submitted as O_DIRECT instead (see DirectReads).
 
-internal import CLinux
 internal import Glibc
 
 struct Engine<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {

@@ -47,6 +47,7 @@ final class NowaitPredictor: Sendable {
   private let isMemory: Bool
   private let appends: Bool
   private let needsSystemCalls: Bool
+  let offloadRoute: Route
   private let health: FileSystemHealth
   private let directReads: DirectReads?
   /// The offset below which bytes are known to be in the file.
@@ -70,6 +71,7 @@ final class NowaitPredictor: Sendable {
     isMemory = traits.isMemory
     appends = traits.appends
     needsSystemCalls = traits.needsSystemCalls
+    offloadRoute = traits.offloadRoute
     health = FileSystemHealth.of(traits.device)
     end = Atomic(size)
     readRefusals = Atomic(0)
@@ -115,11 +117,6 @@ final class NowaitPredictor: Sendable {
     guard directReads.descriptor != nil else { return .syscall }
     return directReads.wasRead(at: offset) && !readsAreOffloaded.load(ordering: .relaxed)
       ? .nowait : .direct
-  }
-
-  /// The route of a request that the loop must not submit.
-  var offloadRoute: Route {
-    @inline(__always) get { isDirect && !needsSystemCalls ? .offload : .syscall }
   }
 
   @inline(__always)

@@ -60,28 +60,21 @@ final class OffloadQueue: Sendable {
 
   /// The waiting items of one file, by kind, and the numbers of those under way.
   private struct File {
-    var waiting = (sync: List(), write: List(), read: List())
-    var active = (sync: 0, write: 0, read: 0)
+    private var waiting = InlineArray<3, List>(repeating: List())
+    private var active = InlineArray<3, Int>(repeating: 0)
     /// The next runnable file; only while `isRunnable`.
     var nextRunnable = UInt32.max
     /// Whether it is in the list of files of which an item may begin.
     var isRunnable = false
 
     subscript(kind: OffloadKind) -> List {
-      get {
-        switch kind {
-        case .sync: waiting.sync
-        case .write: waiting.write
-        case .read: waiting.read
-        }
-      }
-      set {
-        switch kind {
-        case .sync: waiting.sync = newValue
-        case .write: waiting.write = newValue
-        case .read: waiting.read = newValue
-        }
-      }
+      get { waiting[kind.rawValue] }
+      set { waiting[kind.rawValue] = newValue }
+    }
+
+    subscript(active kind: OffloadKind) -> Int {
+      get { active[kind.rawValue] }
+      set { active[kind.rawValue] = newValue }
     }
   }
 
@@ -266,7 +259,7 @@ final class OffloadQueue: Sendable {
     of first: UInt32, _ file: UInt32, _ state: inout State, _ more: inout [UInt32]
   ) {
     var last = first
-    while case let item = state.files[Int(file)].waiting.write.first, item != .max,
+    while case let item = state.files[Int(file)][.write].first, item != .max,
       more.count < Self.mostContinuations, continues(last, item)
     {
       unlink(item, &state)
@@ -292,21 +285,18 @@ final class OffloadQueue: Sendable {
   }
 
   private func addActive(_ change: Int, _ file: UInt32, _ kind: OffloadKind, _ state: inout State) {
-    switch kind {
-    case .sync: state.files[Int(file)].active.sync += change
-    case .write: state.files[Int(file)].active.write += change
-    case .read: state.files[Int(file)].active.read += change
-    }
-    assert(state.files[Int(file)].active.write >= 0 && state.files[Int(file)].active.read >= 0)
+    state.files[Int(file)][active: kind] += change
+    assert(state.files[Int(file)][active: kind] >= 0)
   }
 
   private func mayBegin(_ kind: OffloadKind, _ file: File) -> Bool {
-    guard !file[kind].isEmpty else { return false }
-    switch kind {
-    case .sync: return file.active.sync < 1
-    case .write: return file.active.write < writesPerFile
-    case .read: return file.active.read < readsPerFile
-    }
+    let limit =
+      switch kind {
+      case .sync: 1
+      case .write: writesPerFile
+      case .read: readsPerFile
+      }
+    return !file[kind].isEmpty && file[active: kind] < limit
   }
 
   /// Adds a file to the runnable ones, if an item of it may begin now.

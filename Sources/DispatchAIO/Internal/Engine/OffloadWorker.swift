@@ -100,8 +100,7 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
     let answer =
       table[request: slot].route == .offload ? submit(slot) : callSystem(table[request: slot])
     guard let answer else { return false }
-    table[slot].answer = answer
-    table.offloadResults.push(slot)
+    give(slot, answer)
     return true
   }
 

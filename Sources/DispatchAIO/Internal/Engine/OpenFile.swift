@@ -65,6 +65,12 @@ final class OpenFile: Sendable {
       @inline(__always) get { fileSystem == .fuse || fileSystem == .pseudo }
     }
 
+    /// The route of a request that the loop must not submit: into the kernel context, if the kernel
+    /// carries it out asynchronously.
+    var offloadRoute: Route {
+      @inline(__always) get { isDirect && !needsSystemCalls ? .offload : .syscall }
+    }
+
     /// The most bytes of one attempt: the kernel's MAX_RW_COUNT, as a multiple of the alignment.
     var maximumTransfer: Int {
       @inline(__always) get { alignment.maximumTransfer }

@@ -57,7 +57,7 @@ enum Resolution: Equatable {
 
 extension Attempt {
   /// The route after a refusal of RWF_NOWAIT: by a thread that may sleep.
-  private var offloadRoute: Route { refusalRoute ?? (file.isDirect ? .offload : .syscall) }
+  private var offloadRoute: Route { refusalRoute ?? file.offloadRoute }
 
   /// Whether a write completes only once it is durable.
   private var isDurable: Bool { options.isDurable || file.syncsWrites }

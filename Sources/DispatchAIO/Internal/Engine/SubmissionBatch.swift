@@ -95,9 +95,8 @@ struct SubmissionBatch: ~Copyable {
     count += 1
   }
 
-  /// Adds a poll request for a descriptor to be readable, if there is room for it.
+  /// Adds a poll request for a descriptor to be readable, for which there is always room.
   mutating func appendPoll(_ descriptor: Int32, tag: UInt64, event: Int32) {
-    guard count < blocks.capacity else { return }
     blocks.fill(count, .pollReadable, descriptor, tag: tag, event: event)
     count += 1
   }

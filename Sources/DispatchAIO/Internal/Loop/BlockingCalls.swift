@@ -6,8 +6,6 @@
 // workers of others Dispatch looks once a second, for which it needs a descriptor, and ends the
 // process if there is none.
 
-internal import Dispatch
-
 package enum BlockingCalls {
   /// The number of threads that work at a time while none is stuck, and the most threads.
   static let threads = (base: 16, limit: 512)

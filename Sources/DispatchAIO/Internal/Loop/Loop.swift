@@ -604,7 +604,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
         if unsafe !engine.pointee.reap() { scheduler.retryLater() }
       } else {
         let left = longest &- waited
-        _ = scheduler.waitInRing(unless: hasArrivals) {
+        scheduler.waitInRing(unless: hasArrivals) {
           if unsafe !engine.pointee.reap(waiting: left) { scheduler.retryLater() }
         }
       }

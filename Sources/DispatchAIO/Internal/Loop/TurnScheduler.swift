@@ -3,7 +3,6 @@
 // The scheduling of turns: the one place that knows whether a turn is scheduled, yields, waits in
 // the ring, prepares to sleep, or is retried after a delay.
 
-internal import CLinux
 internal import Dispatch
 internal import Synchronization
 
@@ -131,18 +130,11 @@ final class TurnScheduler: @unchecked Sendable {
 
   /// Runs `wait`, which sleeps in the ring, unless there are arrivals. A `scheduleTurn` of another
   /// thread ends it.
-  ///
-  /// - Returns: Whether it ran.
-  func waitInRing(unless hasArrivals: () -> Bool, _ wait: () -> Void) -> Bool {
+  func waitInRing(unless hasArrivals: () -> Bool, _ wait: () -> Void) {
     suspendSource()
     isWaiting.store(true, ordering: .sequentiallyConsistent)
-    guard !hasArrivals() else {
-      isWaiting.store(false, ordering: .sequentiallyConsistent)
-      return false
-    }
-    wait()
+    if !hasArrivals() { wait() }
     isWaiting.store(false, ordering: .sequentiallyConsistent)
-    return true
   }
 
   /// Prepares to sleep.
