@@ -116,6 +116,17 @@ final class ProtocolTests: XCTestCase {
     for (text, seconds) in rows { XCTAssertEqual(with(text, HTTPDate.parse), seconds, text) }
     XCTAssertEqual(HTTPDate.text(784_111_777), "Sun, 06 Nov 1994 08:49:37 GMT")
     XCTAssertEqual(HTTPDate.logText(784_111_777), "06/Nov/1994:08:49:37 +0000")
+    // A file's time can be any; HTTP's years have four digits.
+    for (seconds, text) in [
+      (Int64.min, "Sat, 01 Jan 0000 00:00:00 GMT"), (.min + 86399, "Sat, 01 Jan 0000 00:00:00 GMT"),
+      (-62_167_219_201, "Sat, 01 Jan 0000 00:00:00 GMT"),
+      (-62_167_219_199, "Sat, 01 Jan 0000 00:00:01 GMT"),
+      (253_402_300_798, "Fri, 31 Dec 9999 23:59:58 GMT"),
+      (253_402_300_800, "Fri, 31 Dec 9999 23:59:59 GMT"), (.max, "Fri, 31 Dec 9999 23:59:59 GMT"),
+    ] {
+      XCTAssertEqual(HTTPDate.text(seconds), text)
+      XCTAssertTrue(HTTPDate.logText(seconds).hasSuffix(text.suffix(12).prefix(8) + " +0000"))
+    }
     // Against the C library, over some centuries.
     for step in 0..<2000 {
       var seconds = time_t(-2_000_000_000 + step * 7_654_321)

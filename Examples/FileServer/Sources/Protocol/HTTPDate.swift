@@ -14,8 +14,18 @@ enum HTTPDate {
     return String(decoding: output.bytes, as: UTF8.self)
   }
 
+  /// The times that four digits of a year can tell. A file's can be any.
+  private static let range: ClosedRange<Int64> = -62_167_219_200...253_402_300_799
+
+  private static func clamped(_ seconds: Int64) -> Int64 {
+    min(max(seconds, range.lowerBound), range.upperBound)
+  }
+
   /// Appends `Sun, 06 Nov 1994 08:49:37 GMT`.
+  ///
+  /// - Parameter seconds: If the year has no four digits, the nearest that has is told.
   static func append(_ seconds: Int64, to output: OutputBuffer) {
+    let seconds = clamped(seconds)
     let day = floorDivide(seconds, 86400)
     let (year, month, date) = civil(day)
     output.append(days[Int((((day + 4) % 7) + 7) % 7)])
@@ -33,6 +43,7 @@ enum HTTPDate {
   /// `06/Nov/1994:08:49:37 +0000`, as access logs have it.
   static func logText(_ seconds: Int64) -> String {
     let output = OutputBuffer(capacity: 32)
+    let seconds = clamped(seconds)
     let day = floorDivide(seconds, 86400)
     let (year, month, date) = civil(day)
     append(two: date, to: output)
@@ -52,8 +63,6 @@ enum HTTPDate {
   }
 
   private static func append(year: Int64, to output: OutputBuffer) {
-    // A file's time can be any; HTTP's years have four digits.
-    let year = min(max(year, 0), 9999)
     append(two: year / 100, to: output)
     append(two: year % 100, to: output)
   }
