@@ -172,6 +172,35 @@ final class FileServerLoadTests: XCTestCase {
     }
   }
 
+  /// The pages that list a directory end, and those that clients are slow to take have a bound.
+  func testTheMemoryOfListings() throws {
+    let directory = try temporaryDirectory()
+    let socket = directory.path.appending("socket").string
+    let server = try HTTPServer(directory, address: ["--unix", socket])
+    let name = String(repeating: "x", count: 245)
+    for number in 0..<2500 { try server.make("long/\(10_000 + number)\(name)", "") }
+    for number in 0..<100 { try server.make("short/\(number)", "") }
+    func get(_ target: String) throws -> HTTPClient.Answer {
+      try HTTPClient(unix: server).get(target)
+    }
+    let page = try get("/long/")
+    XCTAssertEqual(page.status, 200)
+    XCTAssertLessThan(page.body.count, (1 << 20) + 4096)
+    XCTAssertGreaterThan(page.body.count, 1 << 20)
+    let text = page.text
+    XCTAssertTrue(text.prefix(1000).contains(">10000x"))
+    XCTAssertTrue(text.suffix(100).contains("<p>There are more names here.</p>"))
+    XCTAssertFalse(try get("/short/").text.contains("more names"))
+    var clients = try (0..<8).map { _ in try HTTPClient(unix: server) }
+    for client in clients { try client.send("GET /long/ HTTP/1.1\r\nHost: a\r\n\r\n") }
+    XCTAssertTrue(try eventually { try get("/long/").status == 503 })
+    // Others have what they ask for.
+    XCTAssertEqual(try get("/short/0").status, 200)
+    clients = []
+    XCTAssertTrue(try eventually { try get("/long/").status == 200 })
+    XCTAssertEqual(server.stop(), 0)
+  }
+
   func testAThousandConnections() throws {
     let directory = try temporaryDirectory()
     let server = try HTTPServer(directory, ["--loops", "2"])
@@ -200,33 +229,124 @@ final class FileServerLoadTests: XCTestCase {
   func testNoDescriptorForAFile() throws {
     let directory = try temporaryDirectory()
     let server = try HTTPServer(directory, ["--request-timeout", "2"])
-    let prlimit = try ChildProcess.installed("prlimit", package: "util-linux")
     for name in ["a", "b", "c"] { try server.make(name, "hello " + name) }
     let clients = try (0..<4).map { _ in try HTTPClient(server) }
     for client in clients { XCTAssertEqual(try client.get("/a").text, "hello a") }
-    let open = try FileManager.default.contentsOfDirectory(
-      atPath: "/proc/\(server.process.processIdentifier)/fd"
-    ).compactMap { Int($0) }
-    let next = try XCTUnwrap((0..<1000).first { !open.contains($0) })
-    func limit(_ number: Int) throws {
-      let run = try ChildProcess.run(
-        prlimit, ["--pid", "\(server.process.processIdentifier)", "--nofile=\(number):"])
-      try XCTSkipIf(run.status != 0, run.errors)
-    }
-    // One or two are left for Dispatch.
-    try limit(next + 2)
+    let descriptors = try Descriptors(of: server)
+    try descriptors.leave(2)
     for (client, name) in zip(clients, ["a", "b", "c", "b"]) {
       try client.send("GET /\(name) HTTP/1.1\r\nHost: a\r\n\r\n")
     }
     XCTAssertTrue(eventually { server.logged.contains("no descriptor to open a file with") })
-    try limit(next + 100)
+    try descriptors.leave(100)
     for (client, name) in zip(clients, ["a", "b", "c", "b"]) {
       XCTAssertEqual(try client.answer().text, "hello " + name)
     }
-    try limit(next + 2)
+    try descriptors.leave(2)
     XCTAssertEqual(try clients[1].get("/c").status, 503)
-    try limit(next + 100)
+    try descriptors.leave(100)
     XCTAssertEqual(try clients[1].get("/c").text, "hello c")
+    XCTAssertEqual(server.stop(), 0)
+  }
+
+  /// The descriptors that a server has left, as others set it.
+  private struct Descriptors {
+    private let server: HTTPServer
+    /// The first that is free, or a file's, which is soon closed.
+    private let next: Int
+
+    init(of server: HTTPServer) throws {
+      self.server = server
+      let path = "/proc/\(server.process.processIdentifier)/fd"
+      next = try XCTUnwrap(
+        (0..<1000).first { number in
+          let target = try? FileManager.default.destinationOfSymbolicLink(
+            atPath: "\(path)/\(number)")
+          return target?.hasPrefix(server.root.string + "/") ?? true
+        })
+    }
+
+    /// - Parameter count: One or two are for Dispatch, and no file is opened with them.
+    func leave(_ count: Int) throws {
+      let run = try ChildProcess.run(
+        ChildProcess.installed("prlimit", package: "util-linux"),
+        ["--pid", "\(server.process.processIdentifier)", "--nofile=\(next + count):"])
+      try XCTSkipIf(run.status != 0, run.errors)
+    }
+
+    /// Leaves none until what `request` asks for waits for one.
+    func hold(_ request: () throws -> Void) throws {
+      func waits() -> Int {
+        server.logged.components(separatedBy: "no descriptor to open a file with").count
+      }
+      let before = waits()
+      // Not even those that Dispatch has, because what is opened takes one before it hangs.
+      try leave(0)
+      try request()
+      XCTAssertTrue(eventually { waits() > before })
+      try leave(100)
+    }
+  }
+
+  /// Goal: a look-up that is still on its way when its request was given up answers no other
+  /// request. Method: the requests wait for a descriptor, and then, until after their time, for the
+  /// file system that opens their file; the next ones wait for it, too.
+  func testALookUpThatWasGivenUpAnswersNoOtherRequest() throws {
+    let directory = try temporaryDirectory()
+    let files = try FaultFileSystem(in: directory)
+    let server = try HTTPServer(
+      root: files.path, ["--request-timeout", "4"], log: directory.path.appending("log"))
+    // Several, because the look-ups of one come back in any order.
+    let clients = try (0..<6).map { _ in try HTTPClient(server) }
+    for client in clients {
+      XCTAssertEqual(try client.get("/sound", "Range: bytes=0-0").status, 206)
+    }
+    let descriptors = try Descriptors(of: server)
+    for (number, client) in clients.enumerated() {
+      try descriptors.hold {
+        try client.send("GET /hangopen-empty HTTP/1.1\r\nHost: a\r\n\r\n")
+      }
+      XCTAssertTrue(eventually { files.hanging == number + 1 })
+    }
+    for client in clients { XCTAssertEqual(try client.answer().status, 503) }
+    for client in clients {
+      try client.send("GET /hangopen HTTP/1.1\r\nHost: a\r\nRange: bytes=5-7\r\n\r\n")
+    }
+    XCTAssertTrue(eventually { files.hanging == 2 * clients.count })
+    files.release()
+    for client in clients {
+      let answer = try client.answer()
+      XCTAssertEqual(answer.status, 206)
+      XCTAssertEqual(answer.body, [5, 6, 7])
+    }
+    XCTAssertEqual(server.stop(), 0)
+  }
+
+  /// A client that is gone has its place until the disk has done with what it asked for.
+  func testAPlaceIsNotFreeBeforeTheDiskIsDoneWithIt() throws {
+    let directory = try temporaryDirectory()
+    let files = try FaultFileSystem(in: directory)
+    let server = try HTTPServer(
+      root: files.path, ["--max-connections", "1", "--request-timeout", "4"],
+      log: directory.path.appending("log"))
+    func canGet() -> Bool {
+      (try? HTTPClient(server).get("/sound", "Range: bytes=0-0").status) == 206
+    }
+    do {
+      let client = try HTTPClient(server)
+      XCTAssertEqual(try client.get("/sound", "Range: bytes=0-0").status, 206)
+      let descriptors = try Descriptors(of: server)
+      try descriptors.hold {
+        try client.send("GET /hangopen HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+      }
+      XCTAssertTrue(eventually { files.hanging == 1 })
+      XCTAssertEqual(try client.answer().status, 503)
+    }
+    XCTAssertTrue(eventually { server.connections == 0 })
+    for _ in 0..<10 { XCTAssertFalse(canGet()) }
+    XCTAssertEqual(files.hanging, 1)
+    files.release()
+    XCTAssertTrue(eventually { canGet() })
     XCTAssertEqual(server.stop(), 0)
   }
 

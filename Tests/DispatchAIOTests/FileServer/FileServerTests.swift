@@ -80,6 +80,11 @@ final class FileServerTests: XCTestCase {
       XCTAssertEqual(answer.fields["allow"], "GET, HEAD, OPTIONS")
     }
     XCTAssertEqual(try client.get("/a.txt", method: "OPTIONS").status, 204)
+    // A file of the future is said to be of now.
+    let times = [timespec(), timespec(tv_sec: time(nil) + 1_000_000, tv_nsec: 0)]
+    XCTAssertEqual(utimensat(AT_FDCWD, server.root.appending("a.txt").string, times, 0), 0)
+    let future = try client.get("/a.txt")
+    XCTAssertEqual(future.fields["last-modified"], future.fields["date"])
   }
 
   /// What is asked for again is kept open; whatever becomes of the file, the next answer has it.

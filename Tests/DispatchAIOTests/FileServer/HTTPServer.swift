@@ -82,6 +82,11 @@ final class HTTPClient {
     socket = try Self.connect(port: server.port, receiveBuffer: receiveBuffer)
   }
 
+  /// To a server that listens on a Unix socket, into which less goes than into one of TCP.
+  init(unix server: HTTPServer) throws {
+    socket = try NBDClient.connect(server.address)
+  }
+
   /// A socket that is connected.
   static func connect(port: UInt16, receiveBuffer: Int32? = nil) throws -> Int32 {
     let socket = Glibc.socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)

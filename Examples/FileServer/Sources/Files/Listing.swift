@@ -5,8 +5,8 @@ import Glibc
 
 /// The page that lists a directory that has no index.html.
 enum Listing {
-  /// The most names of a page.
-  private static let limit = 10_000
+  /// The most names of a page, and the bytes after which it ends.
+  private static let (nameLimit, byteLimit) = (10_000, 1 << 20)
 
   private struct Entry {
     var name: [UInt8]
@@ -19,7 +19,7 @@ enum Listing {
   ///   - directory: A descriptor of it, closed here.
   ///   - path: Below the directory that is served; `.` for that itself.
   static func page(of directory: Int32, path: ArraySlice<UInt8>) -> [UInt8] {
-    let (entries, isCut) = entries(of: directory)
+    var (entries, isCut) = entries(of: directory)
     let title = path.elementsEqual(".".utf8) ? [] : Array(path)
     var page = Array("<!DOCTYPE html>\n<html><head><meta charset=\"utf-8\"><title>/".utf8)
     escape(title, into: &page)
@@ -28,6 +28,10 @@ enum Listing {
     page += "</h1>\n<table>\n".utf8
     if !title.isEmpty { page += "<tr><td><a href=\"../\">../</a></td></tr>\n".utf8 }
     for entry in entries {
+      guard page.count < byteLimit else {
+        isCut = true
+        break
+      }
       let slash = entry.isDirectory ? "/" : ""
       page += "<tr><td><a href=\"./".utf8
       encode(entry.name, into: &page)
@@ -37,7 +41,7 @@ enum Listing {
       page += "\(entry.isDirectory ? "" : "\(entry.size)")</td></tr>\n".utf8
     }
     page += "</table>\n".utf8
-    if isCut { page += "<p>There are more than \(limit) names here.</p>\n".utf8 }
+    if isCut { page += "<p>There are more names here.</p>\n".utf8 }
     page += "</body></html>\n".utf8
     return page
   }
@@ -50,7 +54,7 @@ enum Listing {
     defer { closedir(stream) }
     var entries: [Entry] = []
     while let entry = readdir(stream) {
-      guard entries.count < limit else { return (sorted(entries), true) }
+      guard entries.count < nameLimit else { return (sorted(entries), true) }
       let name = withUnsafeBytes(of: &entry.pointee.d_name) { Array($0.prefix { $0 != 0 }) }
       guard name.first != UInt8(ascii: ".") else { continue }
       var status = cfiles_status()

@@ -56,44 +56,65 @@ extension Connection {
       }
       return respond(resolution, head, bytes)
     }
-    phase = .resolving
+    let ticket = beginResolving()
     let (root, bytes) = (loop.root, Array(bytes))
-    loop.offload {
+    offload {
       root.resolve(path, codings: codings, mayWait: true)
     } then: { [self] resolution in
-      loop.refreshTime()
-      guard phase == .resolving else { return }
+      guard isResolving(ticket) else { return }
       bytes.withUnsafeBytes { respond(resolution, head, $0) }
-      flush()
+      if flush() { releaseListing() }
       proceed()
     }
   }
+
+  /// The request waits to be looked up.
+  ///
+  /// - Returns: Its ticket. When the look-up comes back, the request may have been given up, and
+  ///   another be looked up.
+  func beginResolving() -> Int {
+    phase = .resolving
+    if reply.ticket == 0 { reply.ticket = loop.nextTicket() }
+    return reply.ticket
+  }
+
+  func isResolving(_ ticket: Int) -> Bool { phase == .resolving && reply.ticket == ticket }
 
   private func respond(_ resolution: Resolution, _ head: RequestHead, _ bytes: Bytes) {
     switch resolution {
     case .file(let file): respond(file, head, bytes)
     case .directoryWithoutSlash: redirect(head, bytes)
-    case .listing(let page):
-      answer(200, type: "text/html; charset=utf-8", body: page) {
-        $0.add("Cache-Control", "no-cache")
-      }
+    case .listing(let page): respond(page)
     case .failed(EMFILE), .failed(ENFILE): waitForDescriptor(head, bytes)
     case .failed(let errno): answer(Upload.status(errno))
     case .wouldBlock: answer(500)  // Never of a look-up that may wait.
     }
   }
 
+  private func respond(_ listing: [UInt8]) {
+    guard loop.listingBytes + listing.count <= ServerLoop.listingLimit else { return answer(503) }
+    loop.listingBytes += listing.count
+    listingBytes = listing.count
+    answer(200, type: "text/html; charset=utf-8", body: listing) {
+      $0.add("Cache-Control", "no-cache")
+    }
+  }
+
+  /// The client has taken the listing, or is gone.
+  func releaseListing() {
+    loop.listingBytes -= listingBytes
+    listingBytes = 0
+  }
+
   /// Tries to open the file once others have closed theirs; answers 503 when that takes too long.
   private func waitForDescriptor(_ head: RequestHead, _ bytes: Bytes) {
-    phase = .resolving
-    if reply.descriptorWait == 0 {
-      reply.descriptorWait = loop.nextDescriptorWait()
+    let (ticket, bytes) = (beginResolving(), Array(bytes))
+    if !reply.isWaitingForDescriptor {
+      reply.isWaitingForDescriptor = true
       wait(min(Self.descriptorTimeout, loop.settings.requestTimeout))
     }
-    let (number, bytes) = (reply.descriptorWait, Array(bytes))
     loop.waitForDescriptor { [self] in
-      // It may have been given up, and another request be looked up.
-      guard phase == .resolving, reply.descriptorWait == number else { return }
+      guard isResolving(ticket) else { return }
       bytes.withUnsafeBytes { serve(head, $0) }
       flush()
       proceed()
@@ -102,7 +123,7 @@ extension Connection {
 
   private func respond(_ file: ServedFile, _ head: RequestHead, _ bytes: Bytes) {
     waitForDisk()
-    reply.descriptorWait = 0
+    reply.isWaitingForDescriptor = false
     reply.file = file
     if head.isConditional {
       switch Conditions.evaluate(head, bytes, file.validator) {
@@ -153,7 +174,8 @@ extension Connection {
 
   private func appendValidators(of file: ServedFile, to head: ResponseHead) {
     head.output.append("Last-Modified: ")
-    HTTPDate.append(file.status.modificationTime.seconds, to: head.output)
+    // It must not be later than the answer's Date.
+    HTTPDate.append(min(file.status.modificationTime.seconds, loop.seconds), to: head.output)
     head.output.append("\r\nETag: ")
     file.appendTag(to: head.output)
     head.output.append("\r\n")

@@ -36,7 +36,7 @@ extension Connection {
   /// Goes on with an answer that had to wait.
   func drive() {
     // What is being read comes first, also where the socket has room meanwhile.
-    guard phase == .sending, !isReading else { return }
+    guard phase == .sending, reading == nil else { return }
     if pump() == .done {
       finishReply()
       flush()
@@ -181,13 +181,14 @@ extension Connection {
       let start = reply.position / unit * unit
       let wanted = min((reply.end - start + unit - 1) / unit * unit, Int64(BufferPool.large))
       let buffer = loop.buffers.take(atLeast: Int(wanted))
-      isReading = true
-      try loop.context.read(file, at: start, into: buffer[..<Int(wanted)]) { [self] result in
-        isReading = false
+      reading = try loop.context.read(file, at: start, into: buffer[..<Int(wanted)]) {
+        [self] result in
+        reading = nil
+        workIsBack()
         hasRead(result, from: start, into: buffer)
       }
+      workBegins()
     } catch {
-      isReading = false
       readFailed(error)
     }
   }
@@ -286,18 +287,20 @@ extension Connection {
   /// - Returns: whether the socket took all.
   func sendUnsent() -> Bool {
     let answer = unsent.withUnsafeBytes {
-      cfiles_send(socket, $0.baseAddress, $0.count, nil, 0, 0)
+      let rest = Bytes(rebasing: $0[unsentStart...])
+      return cfiles_send(socket, rest.baseAddress, rest.count, nil, 0, 0)
     }
     guard answer >= 0 || answer == -Int64(EAGAIN) else {
       close()
       return false
     }
-    unsent.removeFirst(max(0, Int(answer)))
-    guard unsent.isEmpty else {
+    unsentStart += max(0, Int(answer))
+    guard unsentStart == unsent.count else {
       wait(loop.settings.sendTimeout)
       return false
     }
-    unsent = []
+    (unsent, unsentStart) = ([], 0)
+    releaseListing()
     unsentIsSent()
     return true
   }

@@ -44,12 +44,11 @@ extension Connection {
         bytes.withUnsafeBytes { Conditions.evaluate(head, $0, validator) == .proceed }
       }
     }
-    phase = .resolving
-    loop.offload { [root = loop.root, request] in
+    let ticket = beginResolving()
+    offload { [root = loop.root, request] in
       Result(catching: { () throws(Upload.Refused) in try Upload(request, in: root) })
     } then: { [self] result in
-      loop.refreshTime()
-      guard phase == .resolving else { return }
+      guard isResolving(ticket) else { return }
       switch result {
       case .success(let upload): began(upload, head)
       case .failure(let refused):
@@ -123,6 +122,7 @@ extension Connection {
         progress.upload.file, at: progress.position, from: progress.buffer[..<progress.filled]
       ) { [self] result in
         loop.refreshTime()
+        workIsBack()
         guard phase == .receiving else { return }
         switch result {
         case .success(let count) where count == progress.filled: wrote(count)
@@ -130,6 +130,7 @@ extension Connection {
         case .failure(let error): uploadFailed(error)
         }
       }
+      workBegins()
     } catch {
       uploadFailed(error)
     }
@@ -149,8 +150,10 @@ extension Connection {
     guard let upload = upload?.upload else { return }
     self.upload?.isBusy = true
     waitForDisk()
+    workBegins()
     upload.publish(on: loop.queue) { [self] result in
       loop.refreshTime()
+      workIsBack()
       guard phase == .receiving else { return }
       if let buffer = self.upload?.buffer { loop.buffers.give(buffer) }
       self.upload = nil

@@ -6,8 +6,8 @@
 //
 // A connection has at most `ServerLoop.scratchSize` bytes of requests that were not answered yet,
 // one buffer of up to 128 KiB that is being read, sent or written, and `ServerLoop.outputSize`
-// bytes of heads and small answers that the client is slow to take; beyond that nothing is
-// received. One that is idle has no memory but itself.
+// bytes of heads and small answers that the client is slow to take, or a listing; beyond that
+// nothing is received. One that is idle has no memory but itself.
 
 import CServedFiles
 import DispatchAIO
@@ -59,14 +59,22 @@ final class Connection: @unchecked Sendable {
   var reply = Reply()
   /// Heads and small answers that the socket has not taken.
   var unsent: [UInt8] = []
+  /// How many of these it has taken meanwhile.
+  var unsentStart = 0
+  /// The bytes of a listing that is among them, of the loop's `listingBytes`.
+  var listingBytes = 0
   /// Bytes of a file that were read, and not sent.
   var chunk: AIOBuffer?
   var chunkRange = 0..<0
-  var isReading = false
+  /// The read that is not back yet.
+  var reading: AIORequest?
   /// For how many reads the page cache is not asked, and for how many it was not the last time.
   var (readsToSkip, readsAfterRefusal) = (0, 0)
 
   var upload: UploadInProgress?
+
+  /// The reads, writes, look-ups and the like that are not back yet.
+  private var work = 0
 
   init(socket: Int32, peer: String, loop: ServerLoop) throws(AIOError) {
     (self.socket, self.peer, self.loop) = (socket, peer, loop)
@@ -79,6 +87,27 @@ final class Connection: @unchecked Sendable {
     readSource.setCancelHandler { [socket] in Glibc.close(socket) }
     readSource.activate()
     wait(loop.settings.requestTimeout)
+  }
+
+  // MARK: What is done elsewhere
+
+  func workBegins() { work += 1 }
+
+  func workIsBack() {
+    work -= 1
+    if work == 0, phase == .closed { loop.placeIsFree() }
+  }
+
+  /// As the loop's `offload`; time is as of now in `body`.
+  func offload<Value: Sendable>(
+    _ work: @escaping @Sendable () -> Value, then body: @escaping @Sendable (Value) -> Void
+  ) {
+    workBegins()
+    loop.offload(work) { [self] value in
+      loop.refreshTime()
+      workIsBack()
+      body(value)
+    }
   }
 
   // MARK: Readiness
@@ -275,7 +304,7 @@ final class Connection: @unchecked Sendable {
   func expired() {
     switch phase {
     case .reading where isHeadBegun && unsent.isEmpty, .receiving: refuse(408)
-    case .resolving where reply.descriptorWait > 0:
+    case .resolving where reply.isWaitingForDescriptor:
       answer(503)
       proceed()
     default: close()
@@ -295,18 +324,24 @@ final class Connection: @unchecked Sendable {
     // An answer that its client did not take to its end, as browsers do that seek.
     if phase == .sending { logReply() }
     phase = .closed
+    // So that its place is not free before the end.
+    workBegins()
     deadline = .max
     loop.output.removeAll()
     unsent = []
+    releaseListing()
     stash = []
     reply = Reply()
     upload = nil
-    if let chunk, !isReading { loop.buffers.give(chunk) }
+    if let chunk { loop.buffers.give(chunk) }
     chunk = nil
+    // If the kernel does not have it yet, it costs the disk nothing.
+    if let reading { loop.context.cancel(reading) }
     // What is suspended is cancelled, too. The socket is closed when neither is in the ring any
     // more.
     writeSource?.cancel()
     readSource.cancel()
     loop.closed(self)
+    workIsBack()
   }
 }

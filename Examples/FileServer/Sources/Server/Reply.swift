@@ -24,6 +24,8 @@ struct Reply {
   /// Bytes of the body, for the log.
   var sent: Int64 = 0
   var logged: AccessLog.Request?
-  /// The number of its wait for a descriptor, to open its file with; 0 if it does not wait.
-  var descriptorWait = 0
+  /// What tells the request from others of its loop, if it has waited to be looked up; else 0.
+  var ticket = 0
+  /// Whether it waits for a descriptor, to open its file with.
+  var isWaitingForDescriptor = false
 }

@@ -17,6 +17,8 @@ final class ServerLoop: @unchecked Sendable {
   static let scratchSize = 32 << 10
   /// The most bytes of answers that are collected before they are sent.
   static let outputSize = 64 << 10
+  /// The most bytes of listings that clients have not taken.
+  static let listingLimit = 8 << 20
   /// How precise timeouts are, in nanoseconds.
   private static let timerPrecision: UInt64 = 200_000_000
 
@@ -39,6 +41,8 @@ final class ServerLoop: @unchecked Sendable {
   var cache: FileCache
   var buffers = BufferPool()
   var statistics = LoopStatistics()
+  /// Bytes of listings that clients have not taken.
+  var listingBytes = 0
 
   /// By the monotonic clock, as of the beginning of this handler.
   private(set) var now: UInt64 = 0
@@ -53,10 +57,10 @@ final class ServerLoop: @unchecked Sendable {
   private var timerDeadline = UInt64.max
   /// Requests whose files could not be opened for want of descriptors, in order.
   private var waitingForDescriptor: [() -> Void] = []
-  private var lastDescriptorWait = 0
+  private var lastTicket = 0
   private var isDraining = false
   private var whenDrained: (@Sendable () -> Void)?
-  /// Called on the queue when a connection has closed.
+  /// Called on the queue when a connection's place is free.
   private let whenClosed: @Sendable () -> Void
 
   init(
@@ -70,7 +74,8 @@ final class ServerLoop: @unchecked Sendable {
     cache = FileCache(capacity: settings.openFiles)
     var options = AIOContext.Options()
     options.minimumQueueDepth = 1
-    // Room for all: a connection has one request at a time, and the log has one.
+    // Room for all: a connection has one request at a time, until whose end its place is not
+    // another's, and the log has one.
     context = try AIOContext(
       queueDepth: settings.queueDepth, queue: queue, pendingLimit: settings.maxConnections + 16,
       options: options)
@@ -118,11 +123,19 @@ final class ServerLoop: @unchecked Sendable {
     }
   }
 
-  /// Removes a connection that has closed.
+  /// Removes a connection that has closed. Its place is not free before `placeIsFree`.
   func closed(_ connection: Connection) {
     connections[ObjectIdentifier(connection)] = nil
-    whenClosed()
     endIfDrained()
+  }
+
+  /// All that a connection that has closed was waiting for has come back.
+  func placeIsFree() { whenClosed() }
+
+  /// A number that no other request of the loop has.
+  func nextTicket() -> Int {
+    lastTicket += 1
+    return lastTicket
   }
 
   /// Runs `work` where it may sleep in a disk, to look up a path for the first time, to list, to
@@ -137,12 +150,6 @@ final class ServerLoop: @unchecked Sendable {
   }
 
   // MARK: Descriptors
-
-  /// The number of the next wait for a descriptor.
-  func nextDescriptorWait() -> Int {
-    lastDescriptorWait += 1
-    return lastDescriptorWait
-  }
 
   /// Runs a block when there may be a descriptor, which answers that end give back, and files that
   /// were kept open for nobody.
