@@ -305,6 +305,49 @@ final class FileServerTests: XCTestCase {
     XCTAssertEqual(try HTTPClient(other).get("/up", method: "PUT").status, 405)
   }
 
+  /// A condition counts when the file is replaced, whatever was so when its upload began.
+  func testAnUploadReplacesOnlyTheVersionThatItMeans() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--writable"])
+    try server.make("a", "version 1")
+    let tag = try XCTUnwrap(try HTTPClient(server).get("/a").fields["etag"])
+    let clients = try (0..<2).map { _ in try HTTPClient(server) }
+    for client in clients {
+      try client.send(
+        """
+        PUT /a HTTP/1.1\r\nHost: a\r\nIf-Match: \(tag)\r\nContent-Length: 8\r\n\
+        Expect: 100-continue\r\n\r\n
+        """)
+      XCTAssertEqual(try client.answer().status, 100)
+    }
+    try clients[0].send("client 0")
+    XCTAssertEqual(try clients[0].answer().status, 204)
+    try clients[1].send("client 1")
+    XCTAssertEqual(try clients[1].answer().status, 412)
+    XCTAssertEqual(try server.contents("a"), Array("client 0".utf8))
+    // The connection is as it was.
+    XCTAssertEqual(try clients[1].get("/a").text, "client 0")
+  }
+
+  /// A file that is replaced hands its permissions on.
+  func testAnUploadKeepsThePermissions() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--writable"])
+    try server.make("private", "old")
+    XCTAssertEqual(chmod(server.root.appending("private").string, 0o600), 0)
+    let client = try HTTPClient(server)
+    for (name, status, mode) in [("private", 204, 0o600), ("new", 201, 0o666)] {
+      try client.send("PUT /\(name) HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nnew")
+      XCTAssertEqual(try client.answer().status, status)
+      XCTAssertEqual(try server.contents(name), Array("new".utf8))
+      let mask = umask(0)
+      umask(mask)
+      var found = stat()
+      XCTAssertEqual(stat(server.root.appending(name).string, &found), 0)
+      XCTAssertEqual(Int(found.st_mode & 0o777), name == "new" ? mode & ~Int(mask) : mode)
+    }
+  }
+
   /// The number of files without a name that the server has open.
   private func unnamedFiles(_ server: HTTPServer) throws -> Int {
     let descriptors = "/proc/\(server.process.processIdentifier)/fd"

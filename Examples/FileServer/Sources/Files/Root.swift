@@ -39,6 +39,8 @@ enum Resolution {
 final class Root: Sendable {
   let directory: AIODirectory
   private let caching: AIOFile.Caching
+  /// One for each name, by its hash: see `replacing`. A power of two.
+  private let locks = (0..<64).map { _ in Lock(()) }
   private let lists: Bool
   private let isPrecompressed: Bool
 
@@ -56,6 +58,14 @@ final class Root: Sendable {
   }
 
   var descriptor: Int32 { directory.fileDescriptor.rawValue }
+
+  /// What an upload holds while it looks at what it replaces, and replaces it, so that no other
+  /// does in between; the disk may work meanwhile.
+  ///
+  /// - Parameter name: The path's last, which is the same whatever links lead to its directory.
+  func replacing(_ name: FilePath.Component) -> Lock<Void> {
+    locks[name.hashValue & (locks.count - 1)]
+  }
 
   /// What a path is.
   ///

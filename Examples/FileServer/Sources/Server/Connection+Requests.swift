@@ -86,7 +86,7 @@ extension Connection {
     case .directoryWithoutSlash: redirect(head, bytes)
     case .listing(let page): respond(page)
     case .failed(EMFILE), .failed(ENFILE): waitForDescriptor(head, bytes)
-    case .failed(let errno): answer(Upload.status(errno))
+    case .failed(let errno): answer(HTTPStatus.of(errno))
     case .wouldBlock: answer(500)  // Never of a look-up that may wait.
     }
   }

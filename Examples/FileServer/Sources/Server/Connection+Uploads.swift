@@ -150,18 +150,17 @@ extension Connection {
     guard let upload = upload?.upload else { return }
     self.upload?.isBusy = true
     waitForDisk()
-    workBegins()
-    upload.publish(on: loop.queue) { [self] result in
-      loop.refreshTime()
-      workIsBack()
+    offload {
+      Result { () throws(Upload.Refused) in try upload.publish() }
+    } then: { [self] result in
       guard phase == .receiving else { return }
       if let buffer = self.upload?.buffer { loop.buffers.give(buffer) }
       self.upload = nil
       switch result {
-      case .success: answer(upload.replaces ? 204 : 201)
-      case .failure(let error):
-        if error.code != .exists { loop.logger.error("\(error)") }
-        answer(Upload.status(error))
+      case .success(let replaces): answer(replaces ? 204 : 201)
+      case .failure(let refused):
+        if let error = refused.error { loop.logger.error("\(error)") }
+        answer(refused.status)
       }
       flush()
       proceed()
@@ -170,7 +169,7 @@ extension Connection {
 
   private func uploadFailed(_ error: AIOError) {
     loop.logger.error("\(error)")
-    uploadFailed(Upload.status(error))
+    uploadFailed(HTTPStatus.of(error))
   }
 
   private func uploadFailed(_ status: Int) {
