@@ -147,6 +147,7 @@ final class FileServerTests: XCTestCase {
     let moved = try client.get("/with?a=b")
     XCTAssertEqual(moved.status, 301)
     XCTAssertEqual(moved.fields["location"], "/with/?a=b")
+    XCTAssertEqual(try client.get("/with?a=ä").fields["location"], "/with/?a=%C3%A4")
     // To nobody else's host.
     XCTAssertEqual(try client.get("//with").fields["location"], "/with/")
     let list = try client.get("/without/").text

@@ -249,7 +249,7 @@ final class ProtocolTests: XCTestCase {
   func testWhatIsNoChunk() {
     for text in [
       "\r\n", "g\r\n", "-5\r\n", "5\nhello", "5\r\nhelloX", "5\r\nhello\rX", "5;\n5\r\n",
-      "1234567890123456\r\n", "5\r\r", "0\r\n\rX",
+      "1234567890123456\r\n", "5\r\r", "0\r\n\rX", "0\r\n\n\r\n", "0\r\nA: b\nX: y\r\n\r\n",
     ] {
       var body = ChunkedBody()
       XCTAssertThrowsError(

@@ -34,6 +34,17 @@ final class RequestHeadTests: XCTestCase {
       // No host, or two.
       ("GET / HTTP/1.1\r\n\r\n", 400),
       ("GET / HTTP/1.1\r\n\(host)\(host)\r\n", 400),
+      // Hosts that are some, and none.
+      ("GET / HTTP/1.1\r\nHost:\r\n\r\n", 0), ("GET / HTTP/1.1\r\nHost: a.b:80\r\n\r\n", 0),
+      ("GET / HTTP/1.1\r\nHost: [::1%25a]:8080\r\n\r\n", 0),
+      ("GET / HTTP/1.1\r\nHost: Az09-._~!$&'()*+,;=\r\n\r\n", 0),
+      ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+      ("GET / HTTP/1.1\r\nHost: u@h\r\n\r\n", 400),
+      ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+      ("GET / HTTP/1.1\r\nHost: a?b\r\n\r\n", 400),
+      ("GET / HTTP/1.1\r\nHost: a\tb\r\n\r\n", 400),
+      ("GET / HTTP/1.1\r\nHost: ä\r\n\r\n", 400),
+      ("GET / HTTP/1.1\r\nHost: a\u{7f}\r\n\r\n", 400),
       // Lines that end otherwise.
       ("GET / HTTP/1.1\n\(host)\n", 400),
       ("GET / HTTP/1.1\r\n\(host)X: a\rb\r\n\r\n", 400),
@@ -62,6 +73,15 @@ final class RequestHeadTests: XCTestCase {
       ("PUT / HTTP/1.1\r\n\(host)Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400),
       ("PUT / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
       ("PUT / HTTP/1.1\r\n\(host)Expect: 200-ok\r\n\r\n", 417),
+      // Fields that there is one of.
+      ("PUT / HTTP/1.1\r\n\(host)If-Match: \"a\"\r\nIf-Match: \"b\"\r\n\r\n", 400),
+      ("PUT / HTTP/1.1\r\n\(host)If-None-Match: \"a\"\r\nif-none-match: \"b\"\r\n\r\n", 400),
+      ("GET / HTTP/1.1\r\n\(host)Range: bytes=0-1\r\nRange: bytes=0-1\r\n\r\n", 400),
+      ("GET / HTTP/1.1\r\n\(host)If-Range: \"a\"\r\nIf-Range: \"a\"\r\n\r\n", 400),
+      ("GET / HTTP/1.1\r\n\(host)If-Modified-Since: 0\r\nIf-Modified-Since: 0\r\n\r\n", 400),
+      ("GET / HTTP/1.1\r\n\(host)If-Unmodified-Since: 0\r\nIf-Unmodified-Since: 0\r\n\r\n", 400),
+      ("GET / HTTP/1.1\r\n\(host)If-Match: *\r\nIf-None-Match: *\r\nRange: x\r\n\r\n", 0),
+      ("GET / HTTP/1.1\r\n\(host)Accept-Encoding: a\r\nAccept-Encoding: b\r\n\r\n", 0),
       // Limits.
       ("GET /\(long)", 414), ("GET /\(long) HTTP/1.1\r\n\(host)\r\n", 414),
       ("GET / HTTP/1.1\r\n\(host)X: \(long)\r\nY: \(long)\r\n\r\n", 431),

@@ -59,6 +59,8 @@ struct ChunkedBody {
       guard byte == 10 else { throw Malformed() }
       state = .size
     case .trailer:
+      // As in a size's line.
+      guard byte != 10 else { throw Malformed() }
       try ignore()
       if byte == 13 { state = .trailerEnd } else { lineLength += 1 }
     case .trailerEnd:

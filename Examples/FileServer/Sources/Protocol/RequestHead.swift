@@ -148,7 +148,8 @@ struct RequestHead: Equatable {
     guard version[5] == UInt8(ascii: "1") else { return 505 }
     isOld = version[7] == UInt8(ascii: "0")
     target = Slice(start: first + 1, count: second - first - 1)
-    // Beyond ASCII, and blanks of other kinds: nothing that a target may have.
+    // Blanks and the like. Letters beyond ASCII are not as the standard has it either, but clients
+    // send them as they are, and nobody takes them for anything else.
     for byte in target.of(head) where byte <= 0x20 || byte == 0x7f { return 400 }
     guard target.count > 0 else { return 400 }
     method =
@@ -176,18 +177,18 @@ struct RequestHead: Equatable {
   private mutating func take(_ name: Bytes, _ value: Slice, _ head: Bytes) -> Int? {
     switch name.count {
     case 4 where name.equalsIgnoringCase("host"):
-      guard host == nil else { return 400 }
-      host = value
-    case 5 where name.equalsIgnoringCase("range"): range = value
+      guard Self.isHost(value.of(head)) else { return 400 }
+      return Self.once(&host, value)
+    case 5 where name.equalsIgnoringCase("range"): return Self.once(&range, value)
     case 6 where name.equalsIgnoringCase("expect"):
       guard value.of(head).equalsIgnoringCase("100-continue") else { return 417 }
       expectsContinue = true
     case 7 where name.equalsIgnoringCase("referer"): referer = value
-    case 8 where name.equalsIgnoringCase("if-range"): ifRange = value
-    case 8 where name.equalsIgnoringCase("if-match"): ifMatch = value
+    case 8 where name.equalsIgnoringCase("if-range"): return Self.once(&ifRange, value)
+    case 8 where name.equalsIgnoringCase("if-match"): return Self.once(&ifMatch, value)
     case 10 where name.equalsIgnoringCase("connection"): takeConnection(value.of(head))
     case 10 where name.equalsIgnoringCase("user-agent"): userAgent = value
-    case 13 where name.equalsIgnoringCase("if-none-match"): ifNoneMatch = value
+    case 13 where name.equalsIgnoringCase("if-none-match"): return Self.once(&ifNoneMatch, value)
     case 13 where name.equalsIgnoringCase("content-range"): isPartial = true
     case 14 where name.equalsIgnoringCase("content-length"):
       guard let length = value.of(head).decimal, contentLength ?? length == length else {
@@ -195,15 +196,42 @@ struct RequestHead: Equatable {
       }
       contentLength = length
     case 15 where name.equalsIgnoringCase("accept-encoding"): acceptEncoding = value
-    case 17 where name.equalsIgnoringCase("if-modified-since"): ifModifiedSince = value
+    case 17 where name.equalsIgnoringCase("if-modified-since"):
+      return Self.once(&ifModifiedSince, value)
     case 17 where name.equalsIgnoringCase("transfer-encoding"):
       guard !isChunked else { return 400 }
       guard value.of(head).equalsIgnoringCase("chunked") else { return 501 }
       isChunked = true
-    case 19 where name.equalsIgnoringCase("if-unmodified-since"): ifUnmodifiedSince = value
+    case 19 where name.equalsIgnoringCase("if-unmodified-since"):
+      return Self.once(&ifUnmodifiedSince, value)
     default: break
     }
     return nil
+  }
+
+  /// Takes a field by which a file may be replaced or not, or other bytes be sent: a request with
+  /// two of them means one thing to who takes the first, and another to who takes the last.
+  ///
+  /// - Returns: the status to refuse it with, if any.
+  private static func once(_ field: inout Slice?, _ value: Slice) -> Int? {
+    guard field == nil else { return 400 }
+    field = value
+    return nil
+  }
+
+  /// Whether the bytes may be a host, with a port or without (RFC 3986, 3.2.2).
+  private static func isHost(_ bytes: Bytes) -> Bool {
+    for byte in bytes {
+      switch byte {
+      case 0...0x20, 0x7f..., UInt8(ascii: "\""), UInt8(ascii: "#"), UInt8(ascii: "/"),
+        UInt8(ascii: "<"), UInt8(ascii: ">"), UInt8(ascii: "?"), UInt8(ascii: "@"),
+        UInt8(ascii: "\\"), UInt8(ascii: "^"), UInt8(ascii: "`"),
+        UInt8(ascii: "{")...UInt8(ascii: "}"):
+        return false
+      default: continue
+      }
+    }
+    return true
   }
 
   private mutating func takeConnection(_ value: Bytes) {

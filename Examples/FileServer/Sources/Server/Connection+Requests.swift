@@ -192,7 +192,9 @@ extension Connection {
     location.append(UInt8(ascii: "/"))
     let target = head.target.of(bytes)
     if let query = target.firstIndex(of: UInt8(ascii: "?")) {
-      location += target[query...].prefix { $0 != UInt8(ascii: "#") }
+      for byte in target[query...].prefix(while: { $0 != UInt8(ascii: "#") }) {
+        if byte < 0x80 { location.append(byte) } else { Listing.encode([byte], into: &location) }
+      }
     }
     answer(301) { $0.add("Location", String(decoding: location, as: UTF8.self)) }
   }
