@@ -373,6 +373,50 @@ final class FileServerLoadTests: XCTestCase {
     XCTAssertEqual(server.process.terminationStatus, 0)
   }
 
+  /// So is what was received behind it, and the last answer says that it is the last; also the one
+  /// to a request that was received in part.
+  func testTheEndAnswersWhatWasReceived() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--writable"])
+    let bytes = pattern(9_000_000)
+    try server.make("big", bytes)
+    try server.make("small", "hello")
+    let (busy, halfway, uploading, idle) = (
+      try HTTPClient(server, receiveBuffer: 128 << 10), try HTTPClient(server),
+      try HTTPClient(server), try HTTPClient(server)
+    )
+    let small = "GET /small HTTP/1.1\r\nHost: a\r\n\r\n"
+    try busy.send(
+      "GET /big HTTP/1.1\r\nHost: a\r\n\r\n" + String(repeating: small, count: 9))
+    var byte: UInt8 = 0
+    XCTAssertEqual(recv(busy.socket, &byte, 1, Int32(MSG_PEEK)), 1)
+    try halfway.send(small + small.dropLast(5))
+    XCTAssertEqual(try halfway.answer().text, "hello")
+    try uploading.send(
+      "PUT /up HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    XCTAssertEqual(try uploading.answer().status, 100)
+    XCTAssertEqual(try idle.get("/none").status, 404)
+    kill(server.process.processIdentifier, SIGTERM)
+    XCTAssertTrue(idle.isClosedSoon())
+    try halfway.send(String(small.suffix(5)))
+    try uploading.send("hi")
+    for (client, status) in [(halfway, 200), (uploading, 201)] {
+      let answer = try client.answer()
+      XCTAssertEqual(answer.status, status)
+      XCTAssertEqual(answer.fields["connection"], "close")
+      XCTAssertTrue(client.isClosedSoon())
+    }
+    XCTAssertTrue(try busy.answer().body == bytes)
+    for number in 1...9 {
+      let answer = try busy.answer()
+      XCTAssertEqual(answer.text, "hello")
+      XCTAssertEqual(answer.fields["connection"], number == 9 ? "close" : nil)
+    }
+    XCTAssertTrue(busy.isClosedSoon())
+    server.process.waitUntilExit()
+    XCTAssertEqual(server.process.terminationStatus, 0)
+  }
+
   /// Nobody is waited for longer than it says, nor after a second signal.
   func testTheEndDoesNotWaitForGood() throws {
     let directory = try temporaryDirectory()
@@ -453,6 +497,36 @@ final class FileServerLoadTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0)
     let lines = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")
     XCTAssertLessThan(lines.count, 60)
+  }
+
+  /// What is refused has its line, too, with as much of the request's as was received.
+  func testTheAccessLogHasWhatIsRefused() throws {
+    let directory = try temporaryDirectory()
+    let path = directory.path.appending("access").string
+    let server = try HTTPServer(
+      directory,
+      ["--writable", "--access-log", path, "--max-upload", "4", "--request-timeout", "0.5"])
+    let long = String(repeating: "x", count: 9000)
+    let chunked = "PUT /up HTTP/1.1\r\nHost: a\r\nUser-Agent: me\r\nTransfer-Encoding: chunked"
+    let rows = [
+      ("\u{16}\u{3}\u{1}\r\n\r\n", 400, #"\x16\x03\x01" 400 16 "-" "-""#),
+      ("\r\nGET / HTTP/1.1\r\nX: \"\r\n\r\n", 400, #"GET / HTTP/1.1" 400 16 "-" "-""#),
+      ("GET / HTTP/4.0\r\nHost: a\r\n\r\n", 505, #"GET / HTTP/4.0" 505 31 "-" "-""#),
+      ("GET /\(long)", 414, #"GET /\#(long.prefix(2043))" 414 17 "-" "-""#),
+      ("GET /half HT", 408, #"GET /half HT" 408 20 "-" "-""#),
+      ("\(chunked)\r\n\r\nz\r\n", 400, #"PUT /up HTTP/1.1" 400 16 "-" "me""#),
+      ("\(chunked)\r\n\r\n5\r\nhello", 413, #"PUT /up HTTP/1.1" 413 22 "-" "me""#),
+      ("\(chunked)\r\n\r\n5\r\nhel", 408, #"PUT /up HTTP/1.1" 408 20 "-" "me""#),
+    ]
+    for (request, status, _) in rows {
+      let client = try HTTPClient(server)
+      try client.send(request)
+      XCTAssertEqual(try client.answer().status, status)
+    }
+    XCTAssertEqual(server.stop(), 0)
+    let lines = try String(contentsOfFile: path, encoding: .utf8).split(separator: "\n")
+    XCTAssertEqual(
+      lines.map { $0.components(separatedBy: "] \"").last }, rows.map { $0.2 })
   }
 
   /// Lines that cannot be written are missed where somebody looks: in the server's log, and in this

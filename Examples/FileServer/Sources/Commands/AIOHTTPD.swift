@@ -17,8 +17,10 @@ struct AIOHTTPD: ParsableCommand {
     abstract: "Serves the files of a directory over HTTP/1.1.",
     discussion: """
       Prints `listening on ADDRESS` to standard output when it is ready, and logs to standard error. \
-      SIGTERM and SIGINT: accepts no more, answers what it has received, and exits with 0; a second \
-      one ends it at once.
+      SIGTERM, SIGINT, SIGQUIT and SIGHUP (unless it is ignored, as by nohup): accepts no more, \
+      answers what it has received, and exits with 0; a second SIGTERM, SIGINT or SIGQUIT ends it at \
+      once, with 128 and the signal's number. The access log is opened once: rotate it by copying \
+      (copytruncate).
 
       Nothing outside of the directory is served, whatever a path or a symbolic link says, and nothing \
       whose name begins with a dot, but for /.well-known.

@@ -71,6 +71,14 @@ final class AccessLog: @unchecked Sendable {
         }
       }
     }
+
+    /// Of a head that could not be parsed, or did not come to its end: its first line, as far as it
+    /// was received.
+    init(received bytes: Bytes) {
+      let line = bytes.drop { $0 == 13 || $0 == 10 }.prefix { $0 != 13 && $0 != 10 }
+      AccessLog.appendQuoted(Bytes(rebasing: line), to: &self.line)
+      tail = Array(" \"-\" \"-\"".utf8)
+    }
   }
 
   /// In quotes; with quotes, backslashes, and what is not printable as `\xHH`, so that no client

@@ -11,11 +11,14 @@ extension Connection {
 
   /// Begins to answer a request; what can be answered at once is.
   ///
-  /// - Parameter bytes: The head's, valid during the call.
-  func begin(_ head: RequestHead, _ bytes: Bytes) {
+  /// - Parameters:
+  ///   - bytes: The head's, valid during the call.
+  ///   - isLast: Whether the connection is to close after the answer, whatever the client wants.
+  func begin(_ head: RequestHead, _ bytes: Bytes, isLast: Bool) {
     reply = Reply()
     // A body that nobody reads would be taken for the next request.
-    reply.keepsAlive = head.keepsAlive && (!head.hasBody || head.method == .put)
+    reply.keepsAlive =
+      head.keepsAlive && (!head.hasBody || head.method == .put) && !isLast
     reply.isOld = head.isOld
     reply.isHead = head.method == .head
     if loop.accessLog != nil { reply.logged = AccessLog.Request(head, bytes) }
@@ -136,6 +139,7 @@ extension Connection {
     reply.isHeadPending = true
     // A range means nothing to HEAD.
     if let field = head.range, head.method == .get,
+      // Most have none, and no validator is made for them.
       head.ifRange == nil || Conditions.rangeCounts(head, bytes, file.validator)
     {
       switch ByteRanges.parse(field.of(bytes), size: file.size) {
@@ -202,8 +206,14 @@ extension Connection {
   // MARK: Small answers
 
   /// Answers a request that cannot be made sense of, and closes.
-  func refuse(_ status: Int) {
+  ///
+  /// - Parameter received: What there is of its head, if that was not parsed.
+  func refuse(_ status: Int, received: Bytes? = nil) {
+    // That of an upload is known.
+    var logged = reply.logged
+    if let received, loop.accessLog != nil { logged = AccessLog.Request(received: received) }
     reply = Reply()
+    reply.logged = logged
     upload = nil
     answer(status, keepsAlive: false)
   }

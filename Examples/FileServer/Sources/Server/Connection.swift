@@ -204,6 +204,8 @@ final class Connection: @unchecked Sendable {
       loop.scratch.copyBytes(from: stash)
       stash.removeAll(keepingCapacity: true)
       process(Bytes(rebasing: loop.scratch[..<count]))
+    } else if isDraining {
+      lingerIfIdle()
     }
     let isHungry =
       phase == .reading && unsent.isEmpty || phase == .receiving && upload?.isBusy == false
@@ -229,7 +231,7 @@ final class Connection: @unchecked Sendable {
         break requests
       case .refused(let status):
         scanned = 0
-        refuse(status)
+        refuse(status, received: rest)
         rest = Bytes(rebasing: rest[rest.count...])
       case .complete(let head):
         answered += 1
@@ -237,7 +239,7 @@ final class Connection: @unchecked Sendable {
         let request = Bytes(rebasing: rest[..<head.length])
         rest = Bytes(rebasing: rest[head.length...])
         waitForDisk()
-        begin(head, request)
+        begin(head, request, isLast: isDraining && rest.isEmpty)
       }
     }
     if phase == .receiving, !rest.isEmpty, upload?.isBusy == false {
@@ -245,6 +247,7 @@ final class Connection: @unchecked Sendable {
     }
     if phase != .closed && phase != .lingering { keep(rest) }
     flush()
+    if isDraining { lingerIfIdle() }
   }
 
   private func keep(_ bytes: Bytes) {
@@ -257,7 +260,7 @@ final class Connection: @unchecked Sendable {
   func finishReply() {
     loop.statistics.requests += 1
     logReply()
-    let keepsAlive = reply.keepsAlive && !isDraining
+    let keepsAlive = reply.keepsAlive
     reply = Reply()
     phase = .reading
     if keepsAlive {
@@ -283,6 +286,11 @@ final class Connection: @unchecked Sendable {
     endSending()
   }
 
+  /// All that was received has been answered, and nothing more will be.
+  private func lingerIfIdle() {
+    if phase == .reading, stash.isEmpty, unsent.isEmpty { linger() }
+  }
+
   private func endSending() {
     shutdown(socket, Int32(SHUT_WR))
     wait(Self.lingerTimeout)
@@ -303,7 +311,10 @@ final class Connection: @unchecked Sendable {
   /// The client took too long.
   func expired() {
     switch phase {
-    case .reading where isHeadBegun && unsent.isEmpty, .receiving: refuse(408)
+    case .reading where isHeadBegun && unsent.isEmpty:
+      let received = stash
+      received.withUnsafeBytes { refuse(408, received: $0) }
+    case .receiving: refuse(408)
     case .resolving where reply.isWaitingForDescriptor:
       answer(503)
       proceed()
@@ -312,10 +323,10 @@ final class Connection: @unchecked Sendable {
     flush()
   }
 
-  /// Answers what is being answered, and closes. What is idle closes at once.
+  /// Answers what has been received, and closes. What is idle closes at once.
   func drain() {
     isDraining = true
-    reply.keepsAlive = false
+    if stash.isEmpty { reply.keepsAlive = false }
     if phase == .reading, stash.isEmpty, unsent.isEmpty { close() }
   }
 
