@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-int cfiles_open_place(int directory, const char *path) {
+int cserved_open_place(int directory, const char *path) {
   struct open_how how = {
       .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
       .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
@@ -27,7 +27,7 @@ int cfiles_open_place(int directory, const char *path) {
   return result < 0 ? -errno : (int)result;
 }
 
-int cfiles_reopen(int place, int flags) {
+int cserved_reopen(int place, int flags) {
   char path[32];
   snprintf(path, sizeof path, "/proc/self/fd/%d", place);
   int result;
@@ -37,39 +37,36 @@ int cfiles_reopen(int place, int flags) {
   return result < 0 ? -errno : result;
 }
 
-static int answer(int result, const struct stat *from, struct cfiles_status *to) {
+static int answer(int result, const struct stat *from, struct cserved_status *to) {
   if (result < 0) return -errno;
   to->size = from->st_size;
   to->modified_seconds = from->st_mtim.tv_sec;
-  to->modified_nanoseconds = from->st_mtim.tv_nsec;
   to->changed_seconds = from->st_ctim.tv_sec;
   to->changed_nanoseconds = from->st_ctim.tv_nsec;
-  to->inode = from->st_ino;
-  to->device = from->st_dev;
   to->links = from->st_nlink;
   to->type = from->st_mode & S_IFMT;
   return 0;
 }
 
-int cfiles_status(int fd, struct cfiles_status *status) {
+int cserved_status(int fd, struct cserved_status *status) {
   struct stat stat;
   int result = fstat(fd, &stat);
   return answer(result, &stat, status);
 }
 
-int cfiles_status_at(int directory, const char *name, struct cfiles_status *status) {
+int cserved_status_at(int directory, const char *name, struct cserved_status *status) {
   struct stat stat;
   int result = fstatat(directory, name, &stat, AT_SYMLINK_NOFOLLOW);
   return answer(result, &stat, status);
 }
 
-int64_t cfiles_read_cached(int fd, void *memory, size_t count, int64_t offset) {
+int64_t cserved_read_cached(int fd, void *memory, size_t count, int64_t offset) {
   struct iovec vector = {memory, count};
   ssize_t result = preadv2(fd, &vector, 1, offset, RWF_NOWAIT);
   return result < 0 ? -errno : result;
 }
 
-int64_t cfiles_send(
+int64_t cserved_send(
     int socket, const void *first, size_t first_count, const void *second, size_t second_count,
     int has_more) {
   int flags = MSG_NOSIGNAL | (has_more ? MSG_MORE : 0);
@@ -83,7 +80,7 @@ int64_t cfiles_send(
   return result < 0 ? -errno : result;
 }
 
-uint64_t cfiles_coarse_nanoseconds(void) {
+uint64_t cserved_coarse_nanoseconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
   return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;

@@ -57,10 +57,10 @@ enum Listing {
       guard entries.count < nameLimit else { return (sorted(entries), true) }
       let name = withUnsafeBytes(of: &entry.pointee.d_name) { Array($0.prefix { $0 != 0 }) }
       guard name.first != UInt8(ascii: ".") else { continue }
-      var status = cfiles_status()
+      var status = cserved_status()
       let answer = (name + [0]).withUnsafeBytes {
         // It has at least the zero byte.
-        cfiles_status_at(directory, $0.bindMemory(to: CChar.self).baseAddress!, &status)
+        cserved_status_at(directory, $0.bindMemory(to: CChar.self).baseAddress!, &status)
       }
       let type = mode_t(status.type)
       // Symbolic links are listed as files: a request for one finds out.

@@ -145,7 +145,7 @@ final class Root: Sendable {
 
   private func isDirectory(_ path: [UInt8]) -> Bool {
     let place = path.withUnsafeBytes {
-      cfiles_open_place(descriptor, $0.bindMemory(to: CChar.self).baseAddress!)  // As above.
+      cserved_open_place(descriptor, $0.bindMemory(to: CChar.self).baseAddress!)  // As above.
     }
     if place >= 0 { Glibc.close(place) }
     return place >= 0
@@ -154,12 +154,12 @@ final class Root: Sendable {
   private func list(_ path: [UInt8], _ mayWait: Bool) -> Resolution {
     guard mayWait else { return .wouldBlock }
     let place = path.withUnsafeBytes {
-      cfiles_open_place(descriptor, $0.bindMemory(to: CChar.self).baseAddress!)  // As above.
+      cserved_open_place(descriptor, $0.bindMemory(to: CChar.self).baseAddress!)  // As above.
     }
     guard place >= 0 else { return .failed(-place) }
     defer { Glibc.close(place) }
     guard lists else { return .failed(EACCES) }
-    let directory = cfiles_reopen(place, O_RDONLY | O_DIRECTORY)
+    let directory = cserved_reopen(place, O_RDONLY | O_DIRECTORY)
     guard directory >= 0 else { return .failed(-directory) }
     return .listing(Listing.page(of: directory, path: path.dropLast()))
   }

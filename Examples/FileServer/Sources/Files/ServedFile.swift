@@ -25,8 +25,8 @@ final class ServedFile: Sendable {
   /// Whether the file is still as it was opened: not written to, not removed, not renamed or
   /// replaced, all of which change the time of its last change.
   var isUnchanged: Bool {
-    var now = cfiles_status()
-    guard cfiles_status(descriptor, &now) == 0 else { return false }
+    var now = cserved_status()
+    guard cserved_status(descriptor, &now) == 0 else { return false }
     return now.changed_seconds == status.changeTime.seconds
       && now.changed_nanoseconds == status.changeTime.nanoseconds
       && now.links == status.linkCount && now.size == status.size

@@ -142,7 +142,7 @@ extension Connection {
     appendPendingHead()
     var answer: Int64 = 0
     output.append(room: Int(size)) { memory in
-      answer = cfiles_read_cached(
+      answer = cserved_read_cached(
         file.descriptor, memory.baseAddress, memory.count, reply.position)
       return max(0, Int(answer))
     }
@@ -232,8 +232,8 @@ extension Connection {
     let answer = buffer.withUnsafeBytes { bytes -> Int64 in
       let body = Bytes(rebasing: bytes[chunkRange])
       return output.bytes.isEmpty
-        ? cfiles_send(socket, body.baseAddress, body.count, nil, 0, 0)
-        : cfiles_send(
+        ? cserved_send(socket, body.baseAddress, body.count, nil, 0, 0)
+        : cserved_send(
           socket, output.bytes.baseAddress, output.count, body.baseAddress, body.count, 0)
     }
     guard answer >= 0 || answer == -Int64(EAGAIN) else {
@@ -268,7 +268,7 @@ extension Connection {
     defer { output.removeAll() }
     guard phase != .closed else { return false }
     if unsent.isEmpty {
-      let answer = cfiles_send(
+      let answer = cserved_send(
         socket, output.bytes.baseAddress, output.count, nil, 0, hasMore ? 1 : 0)
       guard answer >= 0 || answer == -Int64(EAGAIN) else {
         close()
@@ -288,7 +288,7 @@ extension Connection {
   func sendUnsent() -> Bool {
     let answer = unsent.withUnsafeBytes {
       let rest = Bytes(rebasing: $0[unsentStart...])
-      return cfiles_send(socket, rest.baseAddress, rest.count, nil, 0, 0)
+      return cserved_send(socket, rest.baseAddress, rest.count, nil, 0, 0)
     }
     guard answer >= 0 || answer == -Int64(EAGAIN) else {
       close()

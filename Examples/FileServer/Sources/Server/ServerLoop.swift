@@ -93,7 +93,7 @@ final class ServerLoop: @unchecked Sendable {
   /// A handler begins: what time it is.
   @inline(__always)
   func refreshTime() {
-    now = cfiles_coarse_nanoseconds()
+    now = cserved_coarse_nanoseconds()
     let seconds = Int64(time(nil))
     if seconds != self.seconds { secondBegan(seconds) }
   }
