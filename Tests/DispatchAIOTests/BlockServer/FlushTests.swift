@@ -39,6 +39,30 @@ final class FlushTests: XCTestCase {
     }
   }
 
+  /// The last fdatasync of one loop takes the error; the other's client, whose flush begins after
+  /// that, is told nevertheless.
+  func testTheLastSyncOfALoopFailsTheFlushesOfTheOthers() throws {
+    let directory = try temporaryDirectory()
+    let files = try FaultFileSystem(in: directory)
+    let server = try NBDServer(
+      directory, ["disk=\(files["hangread-direct-eiofsync"])"], ["--loops", "2"])
+    let clients = try (0..<2).map { _ in try NBDClient(server) }
+    XCTAssertEqual(try clients[0].call(.writeZeroes, at: 0, count: 4096).error, 0)
+    // A flush behind as many requests as may be in progress.
+    let read = Message.request(NBD.Command.read.rawValue, flags: 0, offset: 8192, length: 512)
+    let flush = Message.request(
+      NBD.Command.flush.rawValue, flags: 0, cookie: 7, offset: 0, length: 0)
+    try clients[1].send((0..<Connection.mostRequests).flatMap { _ in read } + flush)
+    XCTAssertTrue(eventually { files.hanging > 0 })
+    kill(server.process.processIdentifier, SIGTERM)
+    XCTAssertTrue(eventually { server.logged.contains("fdatasync") }, server.logged)
+    files.release()
+    let replies = try (0...Connection.mostRequests).map { _ in try clients[1].reply() }
+    XCTAssertEqual(replies.first { $0.cookie == 7 }?.error, Self.ioError)
+    server.process.waitUntilExit()
+    XCTAssertEqual(server.process.terminationStatus, 1, server.logged)
+  }
+
   /// What was written directly waits in the device for the next flush.
   func testAFlushThatFailedOverTheDeviceMaySucceedLater() throws {
     try serve { server in

@@ -42,25 +42,40 @@ extension ServerLoop {
     drainTimer.cancel()
     let group = DispatchGroup()
     let failed = Lock(false)
-    @Sendable func fail(_ error: AIOError) {
-      logger.error("\(error)")
-      failed.withLock { $0 = true }
-    }
     for export in exports where !export.description.isReadOnly {
-      if let error = export.syncs.failure { fail(error) }
       group.enter()
-      do throws(AIOError) {
-        try context.fdatasync(export.file) { result in
-          if case .failure(let error) = result { fail(error) }
-          group.leave()
+      syncLast(export) { [self] error in
+        if let error {
+          logger.error("\(error)")
+          failed.withLock { $0 = true }
         }
-      } catch {
-        fail(error)
         group.leave()
       }
     }
     group.notify(queue: queue) { [self] in
       context.close { completion(!failed.withLock { $0 }) }
+    }
+  }
+
+  /// Makes an export durable, and calls back with why that failed. Other loops may answer flushes
+  /// of it still, which have to be told of an error as well.
+  private func syncLast(
+    _ export: Export, _ completion: @escaping @Sendable (AIOError?) -> Void
+  ) {
+    let mayBegin = export.syncs.begin(whenEnded: { [self] in
+      context.async { [self] in syncLast(export, completion) }
+    })
+    guard mayBegin else { return }
+    let ended: @Sendable (AIOError?) -> Void = { error in
+      export.syncs.end(error)
+      completion(error ?? export.syncs.failure)
+    }
+    do throws(AIOError) {
+      try context.fdatasync(export.file) { result in
+        if case .failure(let error) = result { ended(error) } else { ended(nil) }
+      }
+    } catch {
+      ended(error)
     }
   }
 }
