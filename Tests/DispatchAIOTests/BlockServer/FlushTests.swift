@@ -91,6 +91,27 @@ final class FlushTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0, server.logged)
   }
 
+  /// Zeros of a file that are no whole pages are in the page cache, although the filesystem makes
+  /// them.
+  func testZerosThatAreNoWholePagesAreCached() throws {
+    let error = try XCTUnwrap(
+      assertRefused(.notFound) { try AIOFile.open("/nowhere/at/all", .readOnly) })
+    let directory = try temporaryDirectory()
+    let path = directory.path.appending("disk")
+    try Data(repeating: 1, count: 16384).write(to: URL(fileURLWithPath: path.string))
+    for (range, keepsRoom, isCached) in [
+      (4096..<12288, false, false), (100..<5000, false, true), (0..<5000, false, true),
+      (100..<8192, true, true), (200..<300, false, true),
+    ] as [(Range<UInt64>, Bool, Bool)] {
+      let export = try Export(name: "disk", path: path, readOnly: false)
+      guard export.file.caching == .direct else { throw XCTSkip("no direct I/O") }
+      XCTAssertNil(export.zero(range, keepsRoom: keepsRoom, onlyFast: true))
+      XCTAssertTrue(export.syncs.begin {})
+      export.syncs.end(error)
+      XCTAssertEqual(export.syncs.failure != nil, isCached, "\(range)")
+    }
+  }
+
   /// One fdatasync at a time, of all loops; a failed one that has to write back pages is the last.
   func testTheGate() throws {
     let error = try XCTUnwrap(

@@ -132,6 +132,12 @@ extension Export {
   ///   - keepsRoom: whether the range has to be allocated afterwards.
   ///   - onlyFast: whether to fail with `.notSupported` rather than to write zeros.
   func zero(_ range: Range<UInt64>, keepsRoom: Bool, onlyFast: Bool) -> Errno? {
+    // No power of two on every filesystem.
+    let hasCachedEdges =
+      !isBlockDevice
+      && (range.lowerBound % zeroUnit != 0 || range.upperBound % zeroUnit != 0)
+    if hasCachedEdges { syncs.noteCachedWrite() }
+    defer { if hasCachedEdges { syncs.noteCachedWrite() } }
     // A block device takes whole blocks only; a file any bytes.
     let unit = isBlockDevice ? block : 1
     let start = min(up(range.lowerBound, to: unit), range.upperBound)

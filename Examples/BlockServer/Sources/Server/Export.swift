@@ -24,6 +24,9 @@ final class Export: Sendable {
   /// The size that exclusive ranges are multiples of: at least a page, because a write through the
   /// page cache changes whole pages.
   let page: UInt64
+  /// The size that the filesystem zeroes in multiples of on the disk, and the rest in the page
+  /// cache.
+  let zeroUnit: UInt64
   /// The end of the last whole block. The bytes behind it can be read directly, because a read ends
   /// with the file, but not written.
   let wholeBlocks: UInt64
@@ -64,6 +67,7 @@ final class Export: Sendable {
     isBlockDevice = status.st_mode & S_IFMT == S_IFBLK
     block = UInt64(file.alignment.offset)
     page = max(4096, block)
+    zeroUnit = max(page, UInt64(status.st_blksize))
     wholeBlocks = size / block * block
     ranges = RangeLocks()
     worker = Worker(label: "aio-nbd.worker.\(name)", ranges: ranges)
