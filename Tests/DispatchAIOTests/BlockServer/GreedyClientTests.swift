@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import Logging
 import SystemPackage
 import XCTest
 
@@ -330,5 +331,50 @@ final class GreedyClientTests: XCTestCase {
       eventually { server.residentMemory - before < BufferPool.mostUnused + 16 << 20 },
       "\(server.residentMemory - before)")
     XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
+  /// What a client has not taken counts from when it was there to be taken: of one that was idle
+  /// when it was last looked at, that is now.
+  func testAClientThatWasIdleHasNotStalled() throws {
+    let loop = try ServerLoop(
+      number: 0, exports: [], settings: .init(), logger: Logger(label: "test"), whenClosed: {})
+    var sockets: [Int32] = [0, 0]
+    XCTAssertEqual(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &sockets), 0)
+    defer { close(sockets[1]) }
+    let limit = Duration.seconds(30)
+    let now = ContinuousClock.now
+    let connection = Locked(Connection?.none)
+    /// Runs a body in a turn of the loop, and waits until what it has to send is sent.
+    func turn(_ body: @escaping @Sendable (Connection) -> Void) throws {
+      let turned = expectation(description: "turned")
+      let socket = sockets[0]
+      loop.context.async {
+        connection.withLock { connection in
+          if connection == nil {
+            connection = try? Connection(peer: "", socket: socket, loop: loop, handshakeLimit: nil)
+          }
+          if let connection { body(connection) }
+        }
+        loop.context.async { turned.fulfill() }
+      }
+      wait(for: [turned], timeout: 30)
+    }
+    try turn { $0.checkStall(now, limit, othersWait: true) }
+    try turn { connection in
+      XCTAssertTrue(connection.outbox.isEmpty)
+      connection.checkStall(now, limit, othersWait: true)
+      connection.session.output = [1, 2, 3]
+      connection.sendAnswer()
+      connection.checkStall(now + .seconds(3600), limit, othersWait: true)
+      XCTAssertFalse(connection.isClosed)
+      connection.checkStall(now + .seconds(3629), limit, othersWait: true)
+      XCTAssertFalse(connection.isClosed)
+      connection.checkStall(now + .seconds(3631), limit, othersWait: true)
+      XCTAssertTrue(connection.isClosed)
+    }
+    connection.withLock { $0 = nil }
+    let drained = expectation(description: "drained")
+    loop.drain(timeout: .zero) { _ in drained.fulfill() }
+    wait(for: [drained], timeout: 30)
   }
 }

@@ -96,6 +96,7 @@ extension Connection {
   func flush() {
     while isWritable && !isClosed && !outbox.isEmpty { sendOnce() }
     outbox.compact()
+    if outbox.isEmpty { lastProgress = nil }
     if !isClosed {
       closeIfDone()
       if isBlocked || !deferredReads.isEmpty { loop.markReady(self) }

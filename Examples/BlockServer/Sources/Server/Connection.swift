@@ -85,7 +85,8 @@ final class Connection: @unchecked Sendable {
   // Replies.
   var outbox = Outbox()
   var bytesSent = 0
-  /// The bytes sent when that was last looked at and had changed, and the time.
+  /// The bytes sent when that was last looked at and had changed, and the time. `nil` if nothing
+  /// waits to be sent.
   var lastProgress: (sent: Int, at: ContinuousClock.Instant)?
 
   init(

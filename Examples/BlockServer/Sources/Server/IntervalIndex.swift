@@ -41,8 +41,6 @@ struct IntervalIndex {
   private var unused: [Int32] = []
   private var root: Int32 = -1
 
-  var isEmpty: Bool { root < 0 }
-
   /// Adds a range.
   ///
   /// - Parameter id: its number, 1 or more, which no other range has.

@@ -17,13 +17,14 @@ extension Connection {
   }
 
   /// Closes if the client has stalled.
-  fileprivate func checkStall(
+  func checkStall(
     _ now: ContinuousClock.Instant, _ limit: Duration, othersWait: Bool
   ) {
     if let payloadDeadline, now > payloadDeadline {
       return close("a write's payload has not arrived within \(limit) (--stall-limit)")
     }
-    guard !outbox.isEmpty, let lastProgress, lastProgress.sent == bytesSent else {
+    guard !outbox.isEmpty else { return }
+    guard let lastProgress, lastProgress.sent == bytesSent else {
       lastProgress = (bytesSent, now)
       return
     }
