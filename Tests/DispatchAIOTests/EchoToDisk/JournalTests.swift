@@ -454,7 +454,70 @@ final class JournalTests: XCTestCase {
     XCTAssertEqual(try server.replay(1), [1, 2, 3])
   }
 
+  // MARK: A full disk
+
+  /// There is no room for another segment, and a batch does not fit into this one, which the client
+  /// had bytes in that fills the next one: of that client nothing is recorded behind what is lost.
+  func testNothingIsRecordedBehindALostBatch() throws {
+    let directory = try temporaryDirectory()
+    let data = directory.path.appending("data")
+    let path = directory.path.appending("socket").string
+    let server = try EchoServer(data, ["--segment-size", "1M"], address: ["--unix", path])
+    try server.limitFiles(to: "\((1 << 20) - 1)")
+    // Fills the segment but for less than a batch, of 256 KiB, and more than a client's share.
+    let filler = try EchoClient(unix: path)
+    let part = randomBytes(16 << 10)
+    var sent = 0
+    func end() throws -> Int {
+      let reader = try openSegment(1, of: data)
+      var offset = reader.header.unit
+      while case .valid(let header, _) = reader.batch(at: offset) { offset = header.end }
+      return offset
+    }
+    while try end() < 850 << 10 {
+      sent += part.count
+      XCTAssertTrue(filler.exchange(part, until: sent), server.logged)
+    }
+    XCTAssertLessThan(try end(), 900 << 10)
+    let clients = try (0..<3).map { _ in try EchoClient(unix: path) }
+    for client in clients { XCTAssertTrue(client.exchange([1], until: 1)) }
+    // All have more than a share for the server when it looks at them again.
+    kill(server.process.processIdentifier, SIGSTOP)
+    for client in clients {
+      let bytes = randomBytes(100 << 10)
+      XCTAssertEqual(
+        send(client.socket, bytes, bytes.count, Int32(MSG_NOSIGNAL)), bytes.count)
+    }
+    kill(server.process.processIdentifier, SIGCONT)
+    for client in clients {
+      XCTAssertFalse(client.exchange([], until: 2 + 100 << 10))
+      XCTAssertTrue(client.isClosed)
+    }
+    XCTAssertTrue(server.logged.contains("the journal failed"), server.logged)
+    XCTAssertEqual(server.stop(), 0, server.logged)
+    let verify = try server.verify()
+    XCTAssertEqual(verify.status, 0, verify.output)
+  }
+
   // MARK: What the disk is asked for
+
+  /// The directory's own name is made durable, also that of one which is there already.
+  func testTheNameOfTheDirectory() throws {
+    let directory = try temporaryDirectory()
+    let data = directory.path.appending("data").string
+    let log = directory.path.appending("strace").string
+    let strace = try ChildProcess.installed("strace", package: "strace")
+    for _ in 0..<2 {
+      // It cannot listen there, and ends.
+      let run = try ChildProcess.run(
+        strace,
+        ["-f", "-y", "-o", log, "-e", "trace=fsync", ChildProcess.built("echo-to-disk")]
+          + ["serve", "--data", data, "--segment-size", "1M", "--host", "192.0.2.1"])
+      XCTAssertEqual(run.status, 1, run.errors)
+      let calls = try String(contentsOfFile: log, encoding: .utf8)
+      XCTAssertTrue(calls.contains("<\(directory.path)>) "), calls)
+    }
+  }
 
   /// No echo before the write. `--sync batch`: what is written to is open with O_DSYNC; `--sync
   /// none`: it is not.

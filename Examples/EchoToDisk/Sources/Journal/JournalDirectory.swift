@@ -25,6 +25,8 @@ struct JournalDirectory {
   private(set) var tornTail: JournalPlace?
   /// What `verify` says of the directory and of the last segment that has batches.
   private(set) var damages: [(place: JournalPlace, what: String)] = []
+  /// Why the directory's own name may not be durable; `nil` if it is.
+  let nameFailure: Errno?
   let marks: JournalMarkWriter
   /// The directory, whose lock is held as long as it is open. The directory itself is locked,
   /// because it cannot be removed while it has a journal.
@@ -39,7 +41,7 @@ struct JournalDirectory {
   init(_ path: FilePath, syncs: Bool = true) throws {
     self.path = path
     do {
-      try Self.makeDirectory(path)
+      nameFailure = try Self.makeDirectory(path)
       directory = try OpenDirectory(path)
       try Self.lock(directory, path)
       try Self.removeUnfinished(directory)
@@ -70,23 +72,35 @@ struct JournalDirectory {
     }
   }
 
-  private static func makeDirectory(_ path: FilePath) throws {
+  /// Makes a directory if it is missing, and its name durable in any case: whoever made it, a
+  /// daemon that was killed perhaps, may not have got to that.
+  ///
+  /// - Returns: why the name of one that was there cannot be made durable; `nil` if it could.
+  private static func makeDirectory(_ path: FilePath) throws -> Errno? {
     var parent = path
     parent.removeLastComponent()
+    var wasThere = false
     if path.withPlatformString({ mkdir($0, 0o700) }) != 0 {
       switch errno {
-      case EEXIST: return
+      case EEXIST: wasThere = true
       case ENOENT where !parent.isEmpty && parent != path:
-        try makeDirectory(parent)
+        _ = try makeDirectory(parent)
         guard path.withPlatformString({ mkdir($0, 0o700) }) == 0 else {
           throw Errno(rawValue: errno)
         }
       case let errno: throw Errno(rawValue: errno)
       }
     }
-    // So that a power failure does not take the directory with the journal.
-    let opened = try OpenDirectory(parent.isEmpty ? "." : parent)
-    fsync(opened.file.rawValue)
+    do {
+      let opened = try OpenDirectory(parent.isEmpty ? "." : parent)
+      // EINVAL: a filesystem whose directories need none.
+      guard fsync(opened.file.rawValue) == 0 || errno == EINVAL else {
+        throw Errno(rawValue: errno)
+      }
+      return nil
+    } catch let errno as Errno where wasThere && errno == .permissionDenied {
+      return errno
+    }
   }
 
   private static func lock(_ directory: OpenDirectory, _ path: FilePath) throws {

@@ -18,7 +18,7 @@ final class JournalReading {
   /// What is known to be wrong before the next batch, and not yet said: with it, batches may be
   /// missing.
   private var losses: [(place: JournalPlace, what: String)] = []
-  /// The position at which each connection continues.
+  /// The position at which each connection continues that has not closed.
   private var positions: [UInt64: UInt64] = [:]
   /// The connections below this number may have been trimmed in part.
   private var trimmedConnections: UInt64
@@ -348,7 +348,8 @@ final class JournalReading {
         next < record.position ? next..<record.position : record.position..<record.position
       try visit(.gap(connection: record.connection, range, place))
     }
-    // Both are far below the highest number.
-    positions[record.connection] = record.position + UInt64(record.length)
+    // Nothing follows a closing. Both are far below the highest number.
+    positions[record.connection] =
+      record.kind == .closed ? nil : record.position + UInt64(record.length)
   }
 }

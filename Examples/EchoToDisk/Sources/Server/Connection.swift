@@ -100,6 +100,8 @@ final class Connection: JournalClient, @unchecked Sendable {
     let count = server.journal.append(
       .data, of: number, at: received, most: min(Self.share, Self.window - outstanding), for: self
     ) { bytes in
+      // To make room, the batch before may have been given up, with bytes of this connection.
+      guard !isLost else { return -1 }
       asked = bytes.count
       while true {
         let count = recv(socket, bytes.baseAddress, bytes.count, 0)
@@ -157,8 +159,10 @@ final class Connection: JournalClient, @unchecked Sendable {
     // The position would be after bytes that are not there.
     if isLost { return true }
     guard recordOpening() else { return false }
-    return server.journal.append(.closed, of: number, at: received, most: 1, for: self) { _ in 0 }
-      != nil
+    return server.journal.append(.closed, of: number, at: received, most: 1, for: self) { _ in
+      // As in `receive`.
+      isLost ? -1 : 0
+    } != nil
   }
 
   // MARK: Echoing

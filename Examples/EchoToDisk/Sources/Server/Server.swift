@@ -53,6 +53,8 @@ final class Server: GracefulServer, @unchecked Sendable {
   private var openedConnections: [Connection] = []
   /// The connections that have closed, and whose last record is not in the journal yet.
   private var closedConnections: [Connection] = []
+  /// Whether the journal had no room for all of those when that was last tried.
+  private var lacksRoomForClosings = false
   /// The longest time that an opening or a closing waits for a batch that somebody waits for: each
   /// batch takes a block of the disk at least.
   private static let recordDelay = Duration.milliseconds(200)
@@ -83,6 +85,13 @@ final class Server: GracefulServer, @unchecked Sendable {
     for (place, what) in directory.damages {
       logger.error(
         "the journal is damaged: \(place): \(what); see echo-to-disk verify \(settings.directory)")
+    }
+    if let failure = directory.nameFailure {
+      logger.warning(
+        """
+        the directory that \(settings.directory) is in cannot be read (\(failure)): a power \
+        failure may take the journal with it, unless its name is on the disk already
+        """)
     }
     if let torn = directory.tornTail {
       logger.notice(
@@ -127,7 +136,8 @@ final class Server: GracefulServer, @unchecked Sendable {
       }
       recordTimer.activate()
       try acceptor.activate(in: context) { [unowned self] in
-        connections.count
+        // Those that have closed, as idle ones do, take memory as long as the disk hangs.
+        connections.count + (lacksRoomForClosings ? closedConnections.count : 0)
       } take: { [unowned self] in
         try accept($0, $1)
       }
@@ -219,12 +229,20 @@ final class Server: GracefulServer, @unchecked Sendable {
   /// for, or after a while.
   private func recordOpeningsAndClosings() {
     if recording == .due || isDraining || journal.hasOpenBatch {
-      while let connection = openedConnections.last, connection.recordOpening() {
-        openedConnections.removeLast()
+      // Others may be added meanwhile: those that lose their bytes.
+      while let connection = openedConnections.popLast() {
+        guard connection.recordOpening() else {
+          openedConnections.append(connection)
+          break
+        }
       }
-      while let connection = closedConnections.last, connection.recordClosing() {
-        closedConnections.removeLast()
+      while let connection = closedConnections.popLast() {
+        guard connection.recordClosing() else {
+          closedConnections.append(connection)
+          break
+        }
       }
+      lacksRoomForClosings = !closedConnections.isEmpty
     }
     if openedConnections.isEmpty, closedConnections.isEmpty {
       recording = nil
