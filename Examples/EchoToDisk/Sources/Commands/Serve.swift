@@ -21,8 +21,8 @@ struct Serve: ParsableCommand {
       descriptors is raised as far as is needed (ulimit -Hn), and caps --max-connections.
 
       Of a connection at most \(ByteCount(Connection.window)) are held that are not echoed, for which \
-      up to 400KiB of memory are taken; beyond that, and while the disk falls behind, nothing is \
-      read from its socket.
+      up to \(ByteCount(Connection.window + 2 * ByteQueue.chunkSize)) of memory are taken; beyond \
+      that, and while the disk falls behind, nothing is read from its socket.
 
       --keep-bytes and --keep-days trim the journal, segment by segment, at the start and whenever a \
       segment has been filled; with --keep-days also every hour. A segment goes if one of them says \
