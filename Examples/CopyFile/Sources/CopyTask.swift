@@ -97,6 +97,7 @@ struct CopyTask {
     } catch is SourceEnded {
       // An attribute in sysfs says 4096, whatever it has.
       guard try self.status(of: from).st_size == status.st_size else { throw becameShorter }
+      progress.begin("", [0..<size])
       size = try await copier.copyToEnd()
     }
     try await to.truncate(to: size)

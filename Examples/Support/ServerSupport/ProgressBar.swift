@@ -56,7 +56,7 @@ public final class ProgressBar: @unchecked Sendable {
       let seconds = seconds(since: beginning)
       FileDescriptor.writeError(
         "\(ByteCount(Int(bytes))) in \((seconds * 10).rounded() / 10) s, "
-          + "\(rate(Double(bytes) / max(seconds, 1e-3)))\n")
+          + "\(Self.rate(Double(bytes) / max(seconds, 1e-3)))\n")
     }
   }
 
@@ -68,27 +68,35 @@ public final class ProgressBar: @unchecked Sendable {
 
   private func draw() {
     let done = done.load(ordering: .relaxed)
+    FileDescriptor.writeError(
+      "\r" + Self.line(title, done, of: total, seconds: seconds(since: start)) + "\u{1b}[K")
+  }
+
+  /// The line of a stage. More may be done than there is by its total, which is what a file's size
+  /// and its room on disk say.
+  static func line(_ title: String, _ done: Int, of total: Int, seconds: Double) -> String {
+    let done = min(max(0, done), total)
     let part = total == 0 ? 1 : Double(done) / Double(total)
-    let speed = Double(done) / max(seconds(since: start), 1e-3)
+    let speed = Double(done) / max(seconds, 1e-3)
     let width = 20
     let filled = Int(part * Double(width))
     let bar =
       String(repeating: "#", count: filled) + String(repeating: "-", count: width - filled)
-    var line = "\r\(title)[\(bar)] \(Int(part * 100))%  \(ByteCount(done)) of \(ByteCount(total))"
+    var line = "\(title)[\(bar)] \(Int(part * 100))%  \(ByteCount(done)) of \(ByteCount(total))"
     line += "  \(rate(speed))"
     if speed > 0 { line += "  \(clock(Double(total - done) / speed)) left" }
-    FileDescriptor.writeError(line + "\u{1b}[K")
+    return line
   }
 
   private func seconds(since start: DispatchTime) -> Double {
     Double(DispatchTime.now().uptimeNanoseconds - start.uptimeNanoseconds) / 1e9
   }
 
-  private func rate(_ bytesPerSecond: Double) -> String {
+  private static func rate(_ bytesPerSecond: Double) -> String {
     "\(Int(min(bytesPerSecond / 1_048_576, 1e9).rounded())) MiB/s"
   }
 
-  private func clock(_ seconds: Double) -> String {
+  private static func clock(_ seconds: Double) -> String {
     let seconds = Int(min(seconds, 359_999).rounded(.up))
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60)
     func twoDigits(_ number: Int) -> String { number < 10 ? "0\(number)" : "\(number)" }
