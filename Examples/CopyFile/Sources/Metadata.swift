@@ -14,7 +14,10 @@ struct Metadata {
   let status: stat
   private let accessList: [UInt8]?
   /// What is kept of the source: `nil` without `--preserve`.
-  private let attributes: [(name: String, value: [UInt8])]?
+  private let attributes: [(name: Name, value: [UInt8])]?
+
+  /// The name of an attribute: any bytes, and a zero at the end.
+  private typealias Name = [CChar]
 
   init(of file: AIOFile, _ status: stat, preserves: Bool) throws(Errno) {
     let descriptor = file.fileDescriptor.rawValue
@@ -29,7 +32,7 @@ struct Metadata {
     let descriptor = file.fileDescriptor.rawValue
     func require(_ answer: Int32, _ what: String) throws {
       guard answer == 0 else {
-        throw Failure("\(name): cannot set its \(what): \(Errno(rawValue: abs(answer)))")
+        throw Failure("\(name.escaped): cannot set its \(what): \(Errno(rawValue: abs(answer)))")
       }
     }
     if let attributes {
@@ -40,7 +43,9 @@ struct Metadata {
       for (attribute, value) in attributes {
         let answer = cfiles_set_attribute(descriptor, attribute, value, value.count)
         // The other kinds are the system's, and not for everybody to set, nor on every filesystem.
-        if attribute.hasPrefix("user.") { try require(answer, "attribute \(attribute)") }
+        if Self.text(attribute).hasPrefix("user.") {
+          try require(answer, "attribute \(Self.text(attribute).escaped)")
+        }
       }
     }
     if attributes != nil, let accessList {
@@ -74,23 +79,30 @@ struct Metadata {
 
   // MARK: Extended attributes
 
-  private static func attributes(of descriptor: Int32) throws(Errno) -> [(String, [UInt8])] {
+  private static func attributes(of descriptor: Int32) throws(Errno) -> [(Name, [UInt8])] {
     var names = [CChar](repeating: 0, count: 64 << 10)  // XATTR_LIST_MAX
     let count = cfiles_list_attributes(descriptor, &names, names.count)
     if count == -Int(EOPNOTSUPP) { return [] }
     guard count >= 0 else { throw Errno(rawValue: Int32(-count)) }
-    var attributes: [(String, [UInt8])] = []
+    var attributes: [(Name, [UInt8])] = []
     for bytes in names.prefix(count).split(separator: 0) {
-      let name = String(decoding: bytes.map(UInt8.init(bitPattern:)), as: UTF8.self)
+      let name: Name = bytes + [0]
       // `system.` is the access control list, which is kept by itself, and the filesystem's own.
-      guard !name.hasPrefix("system.") else { continue }
+      guard !text(name).hasPrefix("system.") else { continue }
       if let value = try attribute(name, of: descriptor) { attributes.append((name, value)) }
     }
     return attributes
   }
 
+  /// The name without its end, as text that has all of its bytes.
+  private static func text(_ name: Name) -> String {
+    RawArgument.text(of: name.dropLast().map(UInt8.init(bitPattern:)))
+  }
+
   /// - Returns: `nil` if the file has none of the name, or the filesystem none at all.
-  private static func attribute(_ name: String, of descriptor: Int32) throws(Errno) -> [UInt8]? {
+  private static func attribute(
+    _ name: UnsafePointer<CChar>, of descriptor: Int32
+  ) throws(Errno) -> [UInt8]? {
     var value = [UInt8](repeating: 0, count: 64 << 10)  // XATTR_SIZE_MAX
     let count = cfiles_get_attribute(descriptor, name, &value, value.count)
     if count >= 0 { return Array(value.prefix(count)) }

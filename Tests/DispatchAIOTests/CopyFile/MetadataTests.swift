@@ -168,6 +168,27 @@ final class MetadataTests: XCTestCase {
     XCTAssertEqual(none.output, "")
   }
 
+  /// The name of an attribute is any bytes.
+  func testPreserveKeepsAttributesWhoseNamesAreNotUTF8() throws {
+    let directory = try temporaryDirectory()
+    let source = try directory.makeFile("source", size: 10)
+    let copy = directory.path.appending("copy")
+    let setfattr = try ChildProcess.installed("setfattr", package: "attr")
+    let run = try ChildProcess.run(
+      "/bin/sh",
+      ["-c", #""$0" -n "$(printf 'user.\377')" -v value "$1""#, setfattr, source.string])
+    try XCTSkipIf(run.status != 0, "no extended attributes here: \(run.errors)")
+    try self.copy(source.string, copy.string, "--preserve")
+    let getfattr = try ChildProcess.installed("getfattr", package: "attr")
+    let dump = try ChildProcess.run(
+      "/bin/sh",
+      [
+        "-c", #""$0" -n "$(printf 'user.\377')" --absolute-names --only-values "$1""#, getfattr,
+        copy.string,
+      ])
+    XCTAssertEqual(dump.output, "value", dump.errors)
+  }
+
   /// Who is not root keeps what he may; what the filesystem cannot keep is an error, and no copy.
   func testWhatCannotBeKept() throws {
     let directory = try temporaryDirectory()
