@@ -121,7 +121,7 @@ struct CopyTask {
   private func open() throws -> AIOFile {
     let file: AIOFile
     do {
-      file = try AIOFile.openDirectIfPossible(source.path, .readOnly)
+      file = try AIOFile.openDirectIfPossible(source.path)
     } catch {
       throw Failure("\(source): \(words(error))")
     }

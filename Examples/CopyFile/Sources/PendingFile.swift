@@ -70,13 +70,17 @@ final class PendingFile: Sendable {
       throw Failure(
         "\(directory.escaped): append-only (chattr +a), so that a temporary file would stay there")
     }
+    var caching = caching
     while true {
       let path = temporaryName(in: directory)
       do throws(AIOError) {
-        let file = try AIOFile.openDirectIfPossible(
+        let file = try AIOFile.open(
           path, .readWrite, options: [.create, .exclusiveCreate], permissions: .ownerReadWrite,
           caching: caching)
         return (file, path)
+      } catch  where error.code == .directUnsupported && caching == .direct {
+        // Under another name, because somebody may have seen this one, and put a link there.
+        caching = .buffered
       } catch {
         guard error.code == .exists else { throw error }
       }
@@ -189,18 +193,12 @@ extension FilePath {
 }
 
 extension AIOFile {
-  /// Opens a file for direct I/O, or buffered if that is asked for or the filesystem has no other.
-  static func openDirectIfPossible(
-    _ path: FilePath, _ mode: FileDescriptor.AccessMode, options: FileDescriptor.OpenOptions = [],
-    permissions: FilePermissions = .ownerReadWrite, caching: Caching = .direct
-  ) throws(AIOError) -> AIOFile {
+  /// Opens a file to read it: direct, or buffered if the filesystem has no direct I/O.
+  static func openDirectIfPossible(_ path: FilePath) throws(AIOError) -> AIOFile {
     do {
-      return try open(path, mode, options: options, permissions: permissions, caching: caching)
+      return try open(path, .readOnly)
     } catch  where error.code == .directUnsupported {
-      // The kernel may have made the file before it refused.
-      return try open(
-        path, mode, options: options.subtracting(.exclusiveCreate), permissions: permissions,
-        caching: .buffered)
+      return try open(path, .readOnly, caching: .buffered)
     }
   }
 
