@@ -3,11 +3,11 @@ import DispatchAIO
 import Glibc
 import SystemPackage
 
+if CommandLine.arguments.count != 2 { fatalError("usage: one-queue FILE") }
 let loop = DispatchQueue(label: "loop")  // serves a timer, a socket and a file
 let context = try AIOContext(queueDepth: 64, queue: loop)
 let file = try AIOFile.open(FilePath(CommandLine.arguments[1]), .readOnly)
 nonisolated(unsafe) var served = 0  // touched on `loop` only
-
 let timer = try context.makeTimerSource()
 timer.schedule(deadline: .now() + 1, repeating: 1)
 timer.setEventHandler { print("\(served) blocks served") }

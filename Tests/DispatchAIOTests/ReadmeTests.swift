@@ -19,7 +19,7 @@ final class ReadmeTests: XCTestCase {
   /// they are said to be.
   func testTheProgramsAreThoseThatAreCompiled() throws {
     for (name, lines, page) in [
-      ("FirstWrite", 15, "README.md"), ("FirstWrite", 15, "\(Self.catalog)/DispatchAIO.md"),
+      ("FirstWrite", 17, "README.md"), ("FirstWrite", 17, "\(Self.catalog)/DispatchAIO.md"),
       ("OneQueue", 40, "\(Self.catalog)/SocketsTimersAndFiles.md"),
     ] {
       let program = try text("Examples/\(name)/main.swift")
@@ -325,6 +325,11 @@ final class ReadmeTests: XCTestCase {
     XCTAssertEqual(run.status, 0)
     XCTAssertEqual(
       try directory.contents("first-write.data"), [UInt8](repeating: 0, count: 4096))
+  }
+
+  func testTheProgramSaysWhatItNeeds() throws {
+    let run = try ChildProcess.run(ChildProcess.built("one-queue"), [])
+    XCTAssertTrue(run.errors.contains("usage: one-queue FILE"), run.errors)
   }
 
   /// A datagram, a timer and a file on one queue.
