@@ -4,9 +4,9 @@ import SystemPackage
 
 extension String {
   /// The text with everything that could do more than be read written as an escape: control
-  /// characters (`\n`, `\u{1B}`), what ends a line, what turns the direction of writing around, and
-  /// bytes that were not UTF-8 (`\xFF`). Clients and users choose names; in a log or on a terminal
-  /// these would forge lines or work the terminal.
+  /// characters (`\n`, `\u{1B}`), what ends a line, what is not seen or turns the direction of
+  /// writing around, and bytes that were not UTF-8 (`\xFF`). Clients and users choose names; in a
+  /// log or on a terminal these would forge lines or work the terminal.
   ///
   /// A backslash stays as it is, so that to escape twice changes nothing.
   ///
@@ -35,8 +35,8 @@ extension String {
 
   private static func isHarmful(_ scalar: Unicode.Scalar) -> Bool {
     switch scalar.properties.generalCategory {
-    case .control, .lineSeparator, .paragraphSeparator: true
-    default: scalar.properties.isBidiControl
+    case .control, .format, .lineSeparator, .paragraphSeparator, .unassigned: true
+    default: false
     }
   }
 

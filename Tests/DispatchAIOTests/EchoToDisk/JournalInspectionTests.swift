@@ -330,8 +330,8 @@ final class JournalInspectionTests: XCTestCase {
     ])
     let list = try EchoServer.command("list", data.string)
     XCTAssertEqual(list.status, 0, list.errors)
-    XCTAssertTrue(list.output.contains("/tmp/\\u{1b}[2J\\u{202e}\\\\x"), list.output)
-    XCTAssertTrue(list.output.contains("a\\u{85}\\u{a}b\\u{2028}c"), list.output)
+    XCTAssertTrue(list.output.contains("/tmp/\\u{1B}[2J\\u{202E}\\x"), list.output)
+    XCTAssertTrue(list.output.contains("a\\u{85}\\nb\\u{2028}c"), list.output)
     XCTAssertTrue(list.output.contains("1970-01-01T00:00:00"), list.output)
     XCTAssertEqual(list.output.split(separator: "\n").count, 3)
     let full = try ChildProcess.run(

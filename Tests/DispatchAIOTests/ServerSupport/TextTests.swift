@@ -49,6 +49,7 @@ final class TextTests: XCTestCase {
       ("\u{9B}31m", "\\u{9B}31m"),
       ("a\u{202E}b\u{2066}", "a\\u{202E}b\\u{2066}"),
       ("a\u{2028}b", "a\\u{2028}b"),
+      ("a\u{AD}\u{200B}\u{FEFF}b\u{378}", "a\\u{AD}\\u{200B}\\u{FEFF}b\\u{378}"),
       (RawArgument.text(of: [0x61, 0xFF, 0x0A]), "a\\xFF\\n"),
     ]
     for (text, escaped) in table {

@@ -75,7 +75,7 @@ struct List: ParsableCommand {
     if follow { columns.append(("state", false)) }
     let cells = rows.map { row in
       [
-        "\(row.connection)", row.peer.map(escaped) ?? "unknown", "\(row.bytes)",
+        "\(row.connection)", row.peer?.escaped ?? "unknown", "\(row.bytes)",
         row.opened ?? "unknown", row.following.state ?? "",
       ]
     }

@@ -7,8 +7,8 @@ import SystemPackage
 ///
 /// - Throws: a `Failure` where it cannot be written: a full disk must not look like success.
 func printLine(_ line: String) throws {
-  do {
-    try FileDescriptor.standardOutput.writeAll((line + "\n").utf8)
+  do throws(Errno) {
+    try FileDescriptor.standardOutput.write(line: line)
   } catch {
     throw Failure("standard output: \(error)")
   }

@@ -4,6 +4,7 @@
 // before the loop runs.
 
 import Glibc
+import ServerSupport
 import SystemPackage
 
 /// A journal's directory, locked by this process: no other daemon writes to it until this one ends.
@@ -128,7 +129,7 @@ struct JournalDirectory {
     guard let first = inspection.findings.first(where: \.forbidsWriting) else { return }
     throw JournalError(
       """
-      \(inspection.directory)/\(escaped(first.name)): \(first.sentence); \
+      \(inspection.directory)/\(first.name.escaped): \(first.sentence); \
       move the file out of the directory, or put the right one in its place, and see \
       echo-to-disk verify \(inspection.directory)
       """)
