@@ -483,6 +483,7 @@ final class JournalTests: XCTestCase {
     for client in clients { XCTAssertTrue(client.exchange([1], until: 1)) }
     // All have more than a share for the server when it looks at them again.
     kill(server.process.processIdentifier, SIGSTOP)
+    XCTAssertTrue(eventually { server.isStopped })
     for client in clients {
       let bytes = randomBytes(100 << 10)
       XCTAssertEqual(

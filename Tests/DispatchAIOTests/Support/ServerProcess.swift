@@ -80,6 +80,17 @@ class ServerProcess: @unchecked Sendable {
 
   func kill() { stop(SIGKILL) }
 
+  /// Whether all of its threads have stopped, as a SIGSTOP has them do.
+  var isStopped: Bool {
+    let tasks = "/proc/\(process.processIdentifier)/task"
+    let all = (try? FileManager.default.contentsOfDirectory(atPath: tasks)) ?? []
+    return !all.isEmpty
+      && all.allSatisfy { task in
+        let status = try? String(contentsOfFile: "\(tasks)/\(task)/status", encoding: .utf8)
+        return status?.contains("State:\tT") ?? false
+      }
+  }
+
   /// Sets the soft limit of the size of files; `RLIMIT_FSIZE` counts for each write.
   func limitFiles(to size: String) throws {
     let prlimit = try ChildProcess.run(
