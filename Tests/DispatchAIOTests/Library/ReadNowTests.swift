@@ -44,14 +44,6 @@ final class ReadNowTests: XCTestCase {
       }, "it stays in the page cache")
   }
 
-  private func eventually(_ condition: () throws -> Bool) rethrows -> Bool {
-    for _ in 0..<10_000 {
-      if try condition() { return true }
-      usleep(100)
-    }
-    return false
-  }
-
   /// Reads, and checks that what was read is right.
   private func read(
     _ file: AIOFile, at offset: Int, _ count: Int, line: UInt = #line
