@@ -71,6 +71,8 @@ private final class Simulation {
   var generator: SeededGenerator
   var asks: [Ask] = []
   var files: [OpenFile] = []
+  /// The descriptors that nothing holds any more.
+  let released = Locked<Set<Int32>>([])
   /// By file, its second descriptor.
   var direct: [UInt32: Int32] = [:]
   let alignment: BlockAlignment
@@ -104,7 +106,7 @@ private final class Simulation {
       let file = OpenFile(
         descriptor: Int32(100_000 + files.count), path: nil, traits: traits,
         directReads: DirectReads(traits)
-      ) { _ in }
+      ) { [released] descriptor in released.withLock { _ = $0.insert(descriptor) } }
       // A descriptor of its own, which the file closes.
       let second = open("/dev/null", O_RDONLY | O_CLOEXEC)
       guard second >= 0 else { throw Violation("no descriptor") }
@@ -144,7 +146,9 @@ private final class Simulation {
     for file in files {
       guard file.directReads!.beginFill() else { throw Violation("a fill never ended") }
       file.close()
-      guard !file.retain() else { throw Violation("a file is retained for ever") }
+      guard released.withLock({ $0.contains(file.descriptor) }) else {
+        throw Violation("file \(file.descriptor) is retained for ever")
+      }
       file.directReads!.close()
       let second = direct[file.number]!
       if opened.contains(file.number) == (fcntl(second, F_GETFD) >= 0) {

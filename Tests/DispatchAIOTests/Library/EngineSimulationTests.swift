@@ -109,6 +109,8 @@ private final class Simulation {
 
   let event: Int32 = 77
   let files: [OpenFile]
+  /// The descriptors that nothing holds any more.
+  let released = Locked<Set<Int32>>([])
   let buffers: [AIOBuffer]
 
   init(seed: UInt64) throws {
@@ -134,6 +136,7 @@ private final class Simulation {
     kernel.hasPoll = !generator.oneIn(4)
     if polls { engine.pollDescriptor = 50 }
     worker = OffloadWorker(kernel: kernel, table: table, event: event)
+    let released = released
     func file(
       _ descriptor: Int32, size: Int64 = .max, _ change: (inout OpenFile.Traits) -> Void = { _ in }
     )
@@ -141,7 +144,9 @@ private final class Simulation {
     {
       var traits = OpenFile.Traits(alignment: BlockAlignment(memory: 512, offset: 512))
       change(&traits)
-      return OpenFile(descriptor: descriptor, path: nil, traits: traits, size: size) { _ in }
+      return OpenFile(descriptor: descriptor, path: nil, traits: traits, size: size) { descriptor in
+        released.withLock { _ = $0.insert(descriptor) }
+      }
     }
     files = [
       file(3), file(4, size: 100_000),
@@ -538,6 +543,9 @@ private final class Simulation {
 
   private func checkReleased(_ file: OpenFile) throws {
     file.close()
-    guard !file.retain() else { throw Violation("a file is retained for ever") }
+    guard !file.retain() else { throw Violation("a closed file can be retained") }
+    guard released.withLock({ $0.contains(file.descriptor) }) else {
+      throw Violation("file \(file.descriptor) is retained for ever")
+    }
   }
 }
