@@ -14,6 +14,10 @@ final class OffloadQueueTests: XCTestCase {
     var threads: [Int: OffloadQueue.Work] = [:]
     /// What was taken together with another item, by the latter.
     var more: [UInt32: [UInt32]] = [:]
+    /// What each item was appended as.
+    var appended: [UInt32: (file: UInt32, kind: OffloadKind)] = [:]
+    /// The items that threads have taken.
+    var taken = Set<UInt32>()
     var now: UInt64 = 1
 
     init(base: Int, limit: Int, sharesFiles: Bool = false) {
@@ -26,7 +30,10 @@ final class OffloadQueueTests: XCTestCase {
     }
 
     func append(_ items: Range<UInt32>, file: UInt32, _ kind: OffloadKind = .read) {
-      for item in items { queue.append(item, file: file, kind: kind) }
+      for item in items {
+        appended[item] = (file, kind)
+        queue.append(item, file: file, kind: kind)
+      }
     }
 
     /// Starts every thread that has to begin.
@@ -41,6 +48,9 @@ final class OffloadQueueTests: XCTestCase {
       if let work = step.work {
         threads[thread] = work
         more[work.item] = following
+        for item in [work.item] + following {
+          XCTAssertTrue(taken.insert(item).inserted, "\(item) is taken twice")
+        }
       }
       if let another = step.threadToStart { self.step(another, finished: nil) }
     }
@@ -194,22 +204,34 @@ final class OffloadQueueTests: XCTestCase {
   func testRandomSchedules() {
     Seeds.run(default: min(500, Seeds.usual)) { seed in
       var generator = SeededGenerator(seed: seed)
-      let scene = Scene(base: Int.random(in: 1...4, using: &generator), limit: 8)
-      var next: UInt32 = 0
-      var taken = Set<UInt32>()
+      let base = Int.random(in: 1...4, using: &generator)
+      let scene = Scene(base: base, limit: 8)
+      // In every other one, writes of a file may continue each other.
+      let first: UInt32 = seed % 2 == 0 ? 0 : 1000
+      var next = first
       var removed = Set<UInt32>()
+      /// No file has more than its share of the threads.
+      func checkShares() {
+        for (file, items) in Dictionary(grouping: scene.active, by: { scene.appended[$0]!.file }) {
+          for (kind, share) in [(OffloadKind.sync, 1), (.write, 1), (.read, max(1, base / 2))] {
+            XCTAssertLessThanOrEqual(
+              items.count { scene.appended[$0]!.kind == kind }, share,
+              "\(kind)s of file \(file) — \(Seeds.replay(seed))")
+          }
+        }
+      }
       for _ in 0..<300 {
         scene.now += UInt64.random(in: 0...OffloadQueue.stuckAfter / 3, using: &generator)
         switch Int.random(in: 0..<5, using: &generator) {
         case 0, 1:
           let kind = [OffloadKind.read, .write, .sync].randomElement(using: &generator)!
-          scene.append(
-            next..<next + 1, file: UInt32.random(in: 0..<5, using: &generator), kind)
-          next += 1
+          let end = next + UInt32.random(in: 1...3, using: &generator)
+          scene.append(next..<end, file: UInt32.random(in: 0..<5, using: &generator), kind)
+          next = end
         case 2:
-          if next > 0 {
-            let item = UInt32.random(in: 0..<next, using: &generator)
-            if !taken.contains(item), !scene.active.contains(item) {
+          if next > first {
+            let item = UInt32.random(in: first..<next, using: &generator)
+            if !scene.taken.contains(item) {
               scene.queue.remove(item)
               removed.insert(item)
             }
@@ -220,15 +242,15 @@ final class OffloadQueueTests: XCTestCase {
           }
         }
         scene.start()
-        taken.formUnion(scene.active)
+        checkShares()
         XCTAssertLessThanOrEqual(scene.threads.count, 8, Seeds.replay(seed))
       }
       while let item = scene.active.min() {
         scene.finish(item)
-        taken.formUnion(scene.active)
+        checkShares()
       }
-      XCTAssertEqual(taken.union(removed).count, Int(next), Seeds.replay(seed))
-      XCTAssertTrue(taken.isDisjoint(with: removed), Seeds.replay(seed))
+      XCTAssertEqual(scene.taken.union(removed), Set(first..<next), Seeds.replay(seed))
+      XCTAssertTrue(scene.taken.isDisjoint(with: removed), Seeds.replay(seed))
     }
   }
 }
