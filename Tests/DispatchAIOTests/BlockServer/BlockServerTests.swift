@@ -277,7 +277,7 @@ final class BlockServerTests: XCTestCase {
     kill(server.process.processIdentifier, SIGTERM)
     for _ in 1..<8 { XCTAssertEqual(try client.reply().bytes.count, 1 << 20) }
     XCTAssertTrue(client.isClosedSoon())
-    server.process.waitUntilExit()
+    server.process.waitForEnd()
     XCTAssertEqual(server.process.terminationStatus, 0)
   }
 
@@ -387,7 +387,7 @@ final class BlockServerTests: XCTestCase {
     XCTAssertEqual(client.size, 10_000)
     XCTAssertEqual(try client.read(9990..<10_000), (9990..<10_000).map { UInt8($0 & 0xff) })
     try client.ask(.disconnect)
-    process.waitUntilExit()
+    process.waitForEnd()
     XCTAssertEqual(process.terminationStatus, 0)
     XCTAssertEqual(output.fileHandleForReading.readDataToEndOfFile(), Data())
   }
@@ -424,7 +424,7 @@ final class BlockServerTests: XCTestCase {
       XCTAssertEqual(try client.read(9990..<10_000), (9990..<10_000).map { UInt8($0 & 0xff) })
     }
     kill(process.processIdentifier, SIGTERM)
-    process.waitUntilExit()
+    process.waitForEnd()
     XCTAssertEqual(process.terminationStatus, 0)
     XCTAssertEqual(output.fileHandleForReading.readDataToEndOfFile(), Data())
   }

@@ -155,7 +155,7 @@ final class GreedyClientTests: XCTestCase {
     kill(server.process.processIdentifier, SIGTERM)
     // It has ended, except for the thread in the kernel.
     files.release()
-    server.process.waitUntilExit()
+    server.process.waitForEnd()
     XCTAssertEqual(server.process.terminationStatus, 128 + SIGTERM)
     let next = try serve()
     try { _ = try NBDClient(next).ask(.read, at: 0, count: 4096) }()

@@ -114,7 +114,7 @@ final class StockClientTests: XCTestCase {
         }
       }
       process.terminate()
-      process.waitUntilExit()
+      process.waitForEnd()
       unlink(socket)
     }
   }
@@ -249,7 +249,7 @@ final class StockClientTests: XCTestCase {
     }
     defer {
       _ = try? ChildProcess.run(unmount, ["-u", mount])
-      process.waitUntilExit()
+      process.waitForEnd()
     }
     for (program, arguments) in [
       (make, ["-q", "-F", disk]), (write, ["-w", "-R", "write \(image) image", disk]),

@@ -288,7 +288,7 @@ final class CopyFileTests: XCTestCase {
     for (signal, code) in [(SIGTERM, Int32(143)), (SIGINT, 130), (SIGHUP, 129), (SIGQUIT, 131)] {
       let process = try startCopy(in: directory)
       kill(process.processIdentifier, signal)
-      process.waitUntilExit()
+      process.waitForEnd()
       XCTAssertEqual(process.terminationReason, .exit)
       XCTAssertEqual(process.terminationStatus, code)
       XCTAssertEqual(try names(directory.path), ["source"])
@@ -308,7 +308,7 @@ final class CopyFileTests: XCTestCase {
     let directory = try temporaryDirectory()
     let process = try startCopy(in: directory)
     XCTAssertEqual(truncate(directory.path.appending("source").string, 5000), 0)
-    process.waitUntilExit()
+    process.waitForEnd()
     XCTAssertEqual(process.terminationStatus, 1)
     XCTAssertEqual(try names(directory.path), ["source"])
   }
@@ -334,7 +334,7 @@ final class CopyFileTests: XCTestCase {
         [source, directory.path.appending("copy").string, "--force"] + options
       process.standardError = FileHandle(fileDescriptor: line, closeOnDealloc: true)
       try process.run()
-      process.waitUntilExit()
+      process.waitForEnd()
       XCTAssertEqual(process.terminationStatus, 0)
       XCTAssertEqual(fcntl(terminal, F_SETFL, O_NONBLOCK), 0)
       var buffer = [UInt8](repeating: 0, count: 4096)

@@ -218,7 +218,7 @@ final class OddFileTests: XCTestCase {
       // Ignored, all of them.
       for ignored in [SIGUSR1, SIGUSR2, SIGPIPE] { kill(process.processIdentifier, ignored) }
       kill(process.processIdentifier, number)
-      process.waitUntilExit()
+      process.waitForEnd()
       XCTAssertEqual(process.terminationReason, .exit)
       XCTAssertEqual(process.terminationStatus, code)
       XCTAssertEqual(try names(disk.path), [])

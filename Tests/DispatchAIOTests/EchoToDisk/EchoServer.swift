@@ -66,7 +66,7 @@ final class EchoServer: ServerProcess, @unchecked Sendable {
     // What it says of damage, `verify` says, too.
     process.standardError = FileHandle.nullDevice
     try process.run()
-    process.waitUntilExit()
+    process.waitForEnd()
     let bytes = [UInt8](try Data(contentsOf: URL(fileURLWithPath: file)))
     return (process.terminationStatus, bytes)
   }

@@ -211,7 +211,7 @@ final class EchoToDiskTests: XCTestCase {
       // All that it received it echoed, and then closed.
       XCTAssertTrue(client.isClosed || client.received.count == bytes.count)
     }
-    server.process.waitUntilExit()
+    server.process.waitForEnd()
     XCTAssertEqual(server.process.terminationStatus, 0, server.logged)
     let rows = try server.list()
     for client in clients {

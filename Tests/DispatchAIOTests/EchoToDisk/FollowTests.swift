@@ -173,7 +173,7 @@ final class FollowTests: XCTestCase {
     }
     XCTAssertTrue(text.contains(" of 3MiB  "), text)
     XCTAssertEqual([UInt8](output.fileHandleForReading.readDataToEndOfFile()), bytes)
-    process.waitUntilExit()
+    process.waitForEnd()
     XCTAssertEqual(process.terminationStatus, 0)
     XCTAssertEqual(try EchoServer.command("list", data.string).errors, "")
   }

@@ -539,7 +539,7 @@ final class JournalTests: XCTestCase {
       XCTAssertFalse(client.exchange([], until: 100))
       // Ends strace with its program.
       _ = try ChildProcess.run("/usr/bin/pkill", ["-TERM", "-f", data.string])
-      server.process.waitUntilExit()
+      server.process.waitForEnd()
       let calls = SystemCallLog.parse(try String(contentsOfFile: log, encoding: .utf8))
       let kinds = calls.compactMap { call -> String? in
         // With kernel AIO, and without.

@@ -98,7 +98,7 @@ final class BrowserTests: XCTestCase {
     try process.run()
     defer {
       if process.isRunning { process.terminate() }
-      process.waitUntilExit()
+      process.waitForEnd()
       // Its children write there until they notice.
       _ = eventually(within: 5) {
         try? FileManager.default.removeItem(atPath: profile)
@@ -123,7 +123,7 @@ final class BrowserTests: XCTestCase {
     XCTAssertEqual(outcome.times, [100, 40])
     XCTAssertEqual(outcome.played, true)
     process.terminate()
-    process.waitUntilExit()
+    process.waitForEnd()
     // The rest of an answer that was not wanted any more was not sent.
     let parts = log().matches(of: /"GET \/sound\.wav HTTP\/1\.1" 206 (\d+)/).compactMap {
       Int($0.1)

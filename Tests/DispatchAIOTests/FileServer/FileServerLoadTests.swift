@@ -369,7 +369,7 @@ final class FileServerLoadTests: XCTestCase {
     XCTAssertTrue(eventually { (try? HTTPClient(server)) == nil })
     XCTAssertTrue(try busy.answer().body == bytes)
     XCTAssertTrue(busy.isClosedSoon())
-    server.process.waitUntilExit()
+    server.process.waitForEnd()
     XCTAssertEqual(server.process.terminationStatus, 0)
   }
 
@@ -432,7 +432,7 @@ final class FileServerLoadTests: XCTestCase {
         XCTAssertTrue(eventually { server.logged.contains("SIGTERM: answering") })
         kill(server.process.processIdentifier, SIGTERM)
       }
-      server.process.waitUntilExit()
+      server.process.waitForEnd()
       XCTAssertEqual(server.process.terminationStatus, isSecond ? 128 + SIGTERM : 0)
     }
   }
@@ -574,7 +574,7 @@ final class FileServerLoadTests: XCTestCase {
     XCTAssertTrue(client.isClosedSoon())
     XCTAssertTrue(server.process.isRunning)
     files.release()
-    server.process.waitUntilExit()
+    server.process.waitForEnd()
     XCTAssertEqual(server.process.terminationStatus, 0, server.logged)
     let text = String(decoding: try files.contents(of: log), as: UTF8.self)
     XCTAssertTrue(text.contains("/first"), text)

@@ -35,7 +35,7 @@ final class MetricsTests: XCTestCase {
     try process.run()
     let text = String(
       decoding: try output.fileHandleForReading.readToEnd() ?? Data(), as: UTF8.self)
-    process.waitUntilExit()
+    process.waitForEnd()
     XCTAssertEqual(process.terminationStatus, 0, "\(arguments)")
     guard let end = text.range(of: "\r\n\r\n") else { return (text, "") }
     return (String(text[..<end.lowerBound]), String(text[end.upperBound...]))
@@ -162,7 +162,7 @@ final class MetricsTests: XCTestCase {
       process.standardOutput = output
       try process.run()
       let code = try output.fileHandleForReading.readToEnd() ?? Data()
-      process.waitUntilExit()
+      process.waitForEnd()
       XCTAssertEqual(String(decoding: code, as: UTF8.self), status, "\(arguments.last ?? "")")
     }
     let (head, body) = try scrape("--head", "\(url)/metrics")

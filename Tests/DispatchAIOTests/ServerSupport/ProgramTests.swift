@@ -33,7 +33,7 @@ final class ProgramTests: XCTestCase {
     }
     func end(_ signal: Int32 = SIGTERM) -> Int32 {
       kill(id, signal)
-      process.waitUntilExit()
+      process.waitForEnd()
       return process.terminationReason == .exit ? process.terminationStatus : -1
     }
   }
@@ -222,7 +222,7 @@ final class ProgramTests: XCTestCase {
     kill(daemon.id, SIGTERM)
     kill(daemon.id, SIGINT)
     kill(daemon.id, SIGCONT)
-    daemon.process.waitUntilExit()
+    daemon.process.waitForEnd()
     XCTAssertTrue([143, 130].contains(daemon.process.terminationStatus))
     withExtendedLifetime(client) {}
   }

@@ -11,7 +11,8 @@ struct ChildProcess {
   let output: String
   let errors: String
 
-  /// Runs a program and waits for it. It is killed when it takes longer than `seconds`.
+  /// Runs a program and waits for it. It is killed, with whatever it has started, when it takes
+  /// longer than `seconds`.
   static func run(
     _ path: String, _ arguments: [String], seconds: Double = 60,
     environment: [String: String] = [:]
@@ -28,11 +29,7 @@ struct ChildProcess {
     process.standardOutput = output
     process.standardError = errors
     try process.run()
-    let watchdog = DispatchSource.makeTimerSource()
-    let pid = process.processIdentifier
-    watchdog.schedule(deadline: .now() + seconds)
-    watchdog.setEventHandler { @Sendable in kill(pid, SIGKILL) }
-    watchdog.activate()
+    let watchdog = process.kill(after: seconds)
     defer { watchdog.cancel() }
     // Both at once, so that neither pipe fills up while the other is read.
     let errorText = Locked(Data())
@@ -70,5 +67,34 @@ struct ChildProcess {
       if FileManager.default.isExecutableFile(atPath: program) { return program }
     }
     throw XCTSkip("\(name) is not installed: apt-get install \(package)")
+  }
+}
+
+extension Process {
+  /// Kills the process and what it has started, which would hold its pipes open: Foundation gives
+  /// each child a process group of its own.
+  func kill() { Glibc.kill(-processIdentifier, SIGKILL) }
+
+  /// Does so after `seconds`, unless the timer is cancelled before.
+  func kill(after seconds: Double) -> any DispatchSourceTimer {
+    let group = -processIdentifier
+    let watchdog = DispatchSource.makeTimerSource()
+    watchdog.schedule(deadline: .now() + seconds)
+    watchdog.setEventHandler { @Sendable in Glibc.kill(group, SIGKILL) }
+    watchdog.activate()
+    return watchdog
+  }
+
+  /// Waits until the process has ended; when it has not within `seconds`, fails the test and kills
+  /// it.
+  func waitForEnd(
+    seconds: Double = 60, file: StaticString = #filePath, line: UInt = #line
+  ) {
+    if !eventually(within: seconds, { !isRunning }) {
+      let name = executableURL?.lastPathComponent ?? "a process"
+      XCTFail("\(name) has not ended within \(seconds) s", file: file, line: line)
+      kill()
+    }
+    waitUntilExit()
   }
 }

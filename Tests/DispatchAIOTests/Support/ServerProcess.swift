@@ -37,6 +37,8 @@ class ServerProcess: @unchecked Sendable {
     _ = FileManager.default.createFile(atPath: self.log.string, contents: nil)
     process.standardError = try FileHandle(forWritingTo: URL(fileURLWithPath: self.log.string))
     try process.run()
+    let watchdog = process.kill(after: 60)
+    defer { watchdog.cancel() }
     var line = Data()
     while let byte = try output.fileHandleForReading.read(upToCount: 1), !byte.isEmpty {
       if byte[0] == UInt8(ascii: "\n") { break }
@@ -44,7 +46,7 @@ class ServerProcess: @unchecked Sendable {
     }
     let text = String(decoding: line, as: UTF8.self)
     guard text.hasPrefix("listening on ") else {
-      process.waitUntilExit()
+      process.waitForEnd()
       let errors = (try? String(contentsOfFile: self.log.string, encoding: .utf8)) ?? ""
       throw Failure(description: "no server: \(text) \(errors)")
     }
@@ -72,13 +74,18 @@ class ServerProcess: @unchecked Sendable {
 
   /// Sends a signal, waits for the end, and returns the exit status.
   @discardableResult
-  func stop(_ signal: Int32 = SIGTERM) -> Int32 {
+  func stop(
+    _ signal: Int32 = SIGTERM, file: StaticString = #filePath, line: UInt = #line
+  ) -> Int32 {
     Glibc.kill(process.processIdentifier, signal)
-    process.waitUntilExit()
+    process.waitForEnd(file: file, line: line)
     return process.terminationStatus
   }
 
-  func kill() { stop(SIGKILL) }
+  func kill() {
+    process.kill()
+    process.waitUntilExit()
+  }
 
   /// Whether all of its threads have stopped, as a SIGSTOP has them do.
   var isStopped: Bool {
