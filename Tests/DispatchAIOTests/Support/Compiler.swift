@@ -12,7 +12,7 @@ enum Compiler {
   /// Compiles files together, and throws the result away.
   ///
   /// - Parameter arguments: Further arguments of the compiler.
-  /// - Returns: The lines with errors and warnings.
+  /// - Returns: The lines with errors and warnings; none only if it compiles.
   static func diagnostics(
     _ files: [String], arguments: [String] = ["-emit-sil", "-o", "/dev/null"]
   ) throws -> [String] {
@@ -34,8 +34,11 @@ enum Compiler {
       arguments + ["-swift-version", "6", "-I", products.appendingPathComponent("Modules").path]
         + maps.flatMap { ["-Xcc", "-fmodule-map-file=\($0.path)"] } + files,
       seconds: 300)
-    return run.errors.split(separator: "\n").filter {
+    let lines = run.errors.split(separator: "\n").filter {
       $0.contains("error:") || $0.contains("warning:")
     }.map(String.init)
+    // One that crashed, or was killed, has compiled nothing.
+    guard run.status != 0, !lines.contains(where: { $0.contains("error:") }) else { return lines }
+    return lines + ["error: swiftc ended with \(run.status): \(run.errors.suffix(2000))"]
   }
 }
