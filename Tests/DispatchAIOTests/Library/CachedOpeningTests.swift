@@ -339,10 +339,11 @@ final class CachedOpeningTests: XCTestCase {
     let made = try AIOFile.open("made", .readWrite, beneath: root, options: .create)
     XCTAssertEqual(made.caching, .direct)
     XCTAssertTrue(FileManager.default.fileExists(atPath: path.appending("made").string))
-    let error = assertRefused(.exists) {
-      try AIOFile.open("dangling", .readWrite, beneath: root, options: .create)
-    }
-    XCTAssertTrue("\(error!)".contains("symbolic link"), "\(error!)")
+    let error = try XCTUnwrap(
+      assertRefused(.exists) {
+        try AIOFile.open("dangling", .readWrite, beneath: root, options: .create)
+      })
+    XCTAssertTrue("\(error)".contains("symbolic link"), "\(error)")
     XCTAssertFalse(FileManager.default.fileExists(atPath: path.appending("none").string))
     // What is no directory is none; a descriptor that is adopted.
     XCTAssertEqual(

@@ -87,13 +87,13 @@ final class DirectoryEntryTests: XCTestCase {
         ("sync", { try inside.sync(path.removingLastComponent()) }),
         ("replace", { _ = try AIOReplacement.begin(path, beneath: inside) }),
       ] as [(String, () throws -> Void)] {
-        let error = assertRefused(.system, call)
-        XCTAssertEqual(error?.errno?.rawValue, EXDEV, "\(name) of \(path): \(error!)")
+        let error = try XCTUnwrap(assertRefused(.system, call), "\(name) of \(path)")
+        XCTAssertEqual(error.errno?.rawValue, EXDEV, "\(name) of \(path): \(error)")
       }
     }
     for path in ["..", ".", "", "a/.."] as [FilePath] {
-      let error = assertRefused(.system) { try inside.unlink(path) }
-      XCTAssertTrue("\(error!)".contains("does not end with the name"), "\(error!)")
+      let error = try XCTUnwrap(assertRefused(.system) { try inside.unlink(path) })
+      XCTAssertTrue("\(error)".contains("does not end with the name"), "\(error)")
     }
     XCTAssertEqual(try directory.contents("secret").count, 10)
   }

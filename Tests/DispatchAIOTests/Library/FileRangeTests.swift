@@ -84,8 +84,8 @@ final class FileRangeTests: XCTestCase {
     XCTAssertEqual(
       try numbers(directory, "b"), collapses ? [1, 2, 5, 6, 7, 8] : Array(1...8))
     if collapses {
-      let error = assertRefused(.misaligned) { try collapsed.collapse(100..<200) }
-      XCTAssertTrue("\(error!)".contains("whole blocks"), "\(error!)")
+      let error = try XCTUnwrap(assertRefused(.misaligned) { try collapsed.collapse(100..<200) })
+      XCTAssertTrue("\(error)".contains("whole blocks"), "\(error)")
       assertRefused(.misaligned) { try collapsed.collapse(range(5..<6)) }
     }
 
@@ -101,8 +101,9 @@ final class FileRangeTests: XCTestCase {
     if collapses, !clones {
       let direct = try directory.open("c")
       XCTAssertEqual(try direct.copy(range(0..<2), to: direct, at: 2 * 4096), 2 * 4096)
-      let error = assertRefused(.misaligned) { try direct.copy(100..<5000, to: direct, at: 16384) }
-      XCTAssertTrue("\(error!)".contains("caching: .buffered"), "\(error!)")
+      let error = try XCTUnwrap(
+        assertRefused(.misaligned) { try direct.copy(100..<5000, to: direct, at: 16384) })
+      XCTAssertTrue("\(error)".contains("caching: .buffered"), "\(error)")
       XCTAssertEqual(try numbers(directory, "c").prefix(8), [1, 2, 1, 2, 5, 1, 2, 8])
     }
 
@@ -122,9 +123,9 @@ final class FileRangeTests: XCTestCase {
     _ has: Bool, _ operation: AIOError.Operation, _ body: () throws -> Void
   ) throws {
     if has { return try body() }
-    let error = assertRefused(.notSupported, body)
-    XCTAssertEqual(error?.operation, operation)
-    XCTAssertTrue("\(error!)".contains("does not have it for this file"), "\(error!)")
+    let error = try XCTUnwrap(assertRefused(.notSupported, body))
+    XCTAssertEqual(error.operation, operation)
+    XCTAssertTrue("\(error)".contains("does not have it for this file"), "\(error)")
   }
 
   func testRangesForTasks() async throws {
@@ -185,8 +186,9 @@ final class FileRangeTests: XCTestCase {
     assertRefused(.fileClosed) { try closed.nextHole(from: 0) }
     if let memory = try? TemporaryDirectory(in: "/dev/shm") {
       let other = try memory.open(caching: .buffered)
-      let error = assertRefused(.notSupported) { try file.copy(0..<10, to: other, at: 0) }
-      XCTAssertTrue("\(error!)".contains("read and write instead"), "\(error!)")
+      let error = try XCTUnwrap(
+        assertRefused(.notSupported) { try file.copy(0..<10, to: other, at: 0) })
+      XCTAssertTrue("\(error)".contains("read and write instead"), "\(error)")
       XCTAssertEqual(try other.size(), 0)
     }
     XCTAssertEqual(try numbers(directory, "a"), Array(1...8), "none of them changed anything")

@@ -186,8 +186,8 @@ final class WriteOptionTests: XCTestCase {
       ([12288], 0, "a power of two"), ([8192], 4096, "the offset of an untorn write"),
       ([4096, 4096], 0, "2 were given"),
     ] {
-      let error = assertRefused(.misaligned) { try check(counts, at: Int64(offset)) }
-      XCTAssertTrue("\(error!)".contains(words), "\(error!)")
+      let error = try XCTUnwrap(assertRefused(.misaligned) { try check(counts, at: Int64(offset)) })
+      XCTAssertTrue("\(error)".contains(words), "\(error)")
     }
     // Here, whatever the disk has: none or a range of powers of two.
     let directory = try temporaryDirectory()
