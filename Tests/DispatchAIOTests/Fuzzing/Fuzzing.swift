@@ -135,38 +135,22 @@ final class FuzzedServer {
   /// A healthy client is served exactly, and soon, whoever else is there.
   func serveHealthy(_ what: String) throws {
     let disk = try timeOfDisk()
-    let waits = processorWaits
+    let waits = processorWaits()
     let start = ContinuousClock.now
     do {
       try healthy(what)
     } catch {
       XCTFail("a healthy client is not served: \(error), \(what): \(server.logged.suffix(2000))")
     }
-    let time = ContinuousClock.now - start - processorWait(since: waits)
+    // What a conversation of a thread here and one there may have waited for processors.
+    let waited = zip(processorWaits(), waits).reduce(0) { $0 + $1.0.longest(since: $1.1) }
+    let time = ContinuousClock.now - start - .nanoseconds(Int64(waited))
     slowest = max(slowest, time)
     XCTAssertLessThan(time, Self.patience + disk, "the disk takes \(disk), \(what)")
   }
 
-  /// How long each thread of the server and of this process was ready to run, and did not run, in
-  /// nanoseconds.
-  private var processorWaits: [[String: Int64]] {
-    [server.process.processIdentifier, getpid()].map { process in
-      let tasks = "/proc/\(process)/task"
-      let names = (try? FileManager.default.contentsOfDirectory(atPath: tasks)) ?? []
-      return names.reduce(into: [:]) { waits, task in
-        let text = try? String(contentsOfFile: "\(tasks)/\(task)/schedstat", encoding: .utf8)
-        let fields = text?.split(separator: " ").compactMap { Int64($0) } ?? []
-        waits[task] = fields.count > 1 ? fields[1] : 0
-      }
-    }
-  }
-
-  /// What a conversation of a thread here and one there may have waited for processors.
-  private func processorWait(since before: [[String: Int64]]) -> Duration {
-    zip(processorWaits, before).reduce(.zero) { sum, waits in
-      let longest = waits.0.map { $1 - (waits.1[$0] ?? 0) }.max() ?? 0
-      return sum + .nanoseconds(longest)
-    }
+  private func processorWaits() -> [ProcessorWaits] {
+    [ProcessorWaits(of: server.process.processIdentifier), ProcessorWaits()]
   }
 
   /// How long three small durable writes take, of which a healthy client makes no more.

@@ -33,6 +33,7 @@ final class BlockMapTests: XCTestCase {
     let file = try AIOFile.open(path, .readOnly)
     let throttle = try Throttle(disk, readsPerSecond: 50)
     let buffer = AIOBuffer(count: 4096)
+    let waits = ProcessorWaits()
     for index in stride(from: 0, to: extents, by: extents / 10) {
       XCTAssertEqual(
         try context.readAndWait(file, at: Int64(index) * 8192, into: buffer), .success(4096))
@@ -40,8 +41,9 @@ final class BlockMapTests: XCTestCase {
     throttle.lift()
     context.queue.sync { _ = context.process() }
     let longest = context.statistics.longestSubmit
-    print("longest submission: \(longest)")
-    XCTAssertLessThan(longest, .milliseconds(10))
+    let waited = Duration.nanoseconds(Int64(ProcessorWaits().longest(since: waits)))
+    print("longest submission: \(longest); a thread waited \(waited) for a processor")
+    XCTAssertLessThan(longest - waited, .milliseconds(10) * Int(Sanitizer.slowness))
     try context.closeAndWait()
     file.close()
   }
