@@ -204,16 +204,12 @@ final class CachedOpeningTests: XCTestCase {
         if writer >= 0 { close(writer) }
         return writer < 0
       })
-    let before = descriptors()
+    let before = directory.openDescriptors()
     for _ in 0..<10 {
       XCTAssertNil(try AIOFile.openNow(fifo, .readOnly))
       XCTAssertNotNil(try AIOFile.openNow(file, .readOnly))
     }
-    XCTAssertTrue(eventually { descriptors() == before }, "descriptors are left open")
-  }
-
-  private func descriptors() -> Int {
-    (try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd").count) ?? -1
+    XCTAssertTrue(eventually { directory.openDescriptors() == before }, "descriptors are left open")
   }
 
   /// Every error is the same, whichever way the file was to be opened.
@@ -406,7 +402,7 @@ final class CachedOpeningTests: XCTestCase {
     let path = try directory.makeFile(size: 4096)
     let root = try AIODirectory.open(directory.path)
     try teach(path)
-    let before = descriptors()
+    let before = directory.openDescriptors()
     onThreads(4) { thread in
       for round in 0..<500 {
         let name = "file\(round % 4)"
@@ -430,6 +426,6 @@ final class CachedOpeningTests: XCTestCase {
         }
       }
     }
-    XCTAssertTrue(eventually { descriptors() == before }, "descriptors are left open")
+    XCTAssertTrue(eventually { directory.openDescriptors() == before }, "descriptors are left open")
   }
 }

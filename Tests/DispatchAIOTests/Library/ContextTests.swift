@@ -474,13 +474,8 @@ final class ContextTests: XCTestCase {
       let text = try String(contentsOfFile: "/proc/sys/fs/aio-nr", encoding: .ascii)
       return try XCTUnwrap(Int(text.trimmingCharacters(in: .whitespacesAndNewlines)))
     }
-    // Whatever other tests have dropped is gone first.
-    var before = try (descriptors(), kernelRequests())
-    XCTAssertTrue(
-      eventually {
-        defer { before = (try? (descriptors(), kernelRequests())) ?? before }
-        return before == (try? (descriptors(), kernelRequests())) ?? (-1, -1)
-      })
+    // Some that other tests have dropped may be on their way out: fewer afterwards is no leak.
+    let before = try (descriptors(), kernelRequests())
     for round in 0..<12 {
       let context = try AIOContext(queueDepth: 8)
       let file = try directory.open("file", .readOnly)
@@ -491,7 +486,7 @@ final class ContextTests: XCTestCase {
       if round % 3 == 0 { try context.closeAndWait() }
     }
     XCTAssertTrue(
-      eventually { (try? descriptors()) == before.0 },
+      eventually { (try? descriptors()) ?? .max <= before.0 },
       "descriptors leak: \(before.0) before")
     XCTAssertTrue(
       eventually { (try? kernelRequests()) ?? .max <= before.1 },

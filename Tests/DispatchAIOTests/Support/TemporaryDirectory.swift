@@ -39,6 +39,15 @@ final class TemporaryDirectory: Sendable {
     [UInt8](try Data(contentsOf: URL(fileURLWithPath: path.appending(name).string)))
   }
 
+  /// The number of this process's descriptors that are open for what is in the directory.
+  func openDescriptors() -> Int {
+    let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd")) ?? []
+    return names.count { name in
+      let link = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/fd/\(name)")
+      return link?.hasPrefix(path.string) ?? false
+    }
+  }
+
   /// A new file, open for reading and writing, direct unless told otherwise.
   func open(
     _ name: String = "file", _ mode: FileDescriptor.AccessMode = .readWrite,
