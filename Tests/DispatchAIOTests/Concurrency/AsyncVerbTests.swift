@@ -156,9 +156,7 @@ final class AsyncVerbTests: XCTestCase {
     try bytes.write(to: URL(fileURLWithPath: path.string))
     let context = try AIOContext(queueDepth: 4)
     let descriptor = try FileDescriptor.open(path, .readOnly)
-    // Only clean pages leave the page cache.
-    Glibc.fsync(descriptor.rawValue)
-    posix_fadvise(descriptor.rawValue, 0, 0, POSIX_FADV_DONTNEED)
+    try evict(descriptor.rawValue, size: bytes.count)
     let file = try AIOFile(adopting: descriptor, path: path)
     try await withThrowingTaskGroup(of: Void.self) { group in
       for block in 0..<256 {

@@ -65,24 +65,6 @@ final class AutomaticCachingTests: XCTestCase {
     return file
   }
 
-  private func evict(_ file: AIOFile) throws {
-    // A page that was just read in may be on its way to the list from which it can be evicted.
-    let descriptor = file.fileDescriptor.rawValue
-    XCTAssertEqual(fsync(descriptor), 0)
-    let size = Int(try file.size())
-    guard size > 0 else { return }
-    let mapping = mmap(nil, size, PROT_READ, MAP_SHARED, descriptor, 0)
-    guard let mapping, mapping != MAP_FAILED else { throw Errno(rawValue: errno) }
-    defer { munmap(mapping, size) }
-    var pages = [UInt8](repeating: 0, count: (size + 4095) / 4096)
-    XCTAssertTrue(
-      eventually {
-        posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED)
-        mincore(mapping, size, &pages)
-        return !pages.contains { $0 & 1 != 0 }
-      }, "it stays in the page cache")
-  }
-
   /// What a part of a test did.
   private struct Work: CustomStringConvertible {
     var direct = 0
@@ -539,16 +521,9 @@ final class AutomaticCachingTests: XCTestCase {
     try requireKernelAIO("there is no second descriptor")
     let directory = try temporaryDirectory()
     let context = try AIOContext(queueDepth: 8)
-    func descriptors() throws -> Int {
-      let names = try FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd")
-      let links = names.compactMap {
-        try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/fd/" + $0)
-      }
-      return links.count { $0.hasPrefix(directory.path.string) }
-    }
     for number in 0..<20 {
       let file = try coldFile(directory, context, size: 100_000, .readOnly)
-      XCTAssertEqual(try descriptors(), 2)
+      XCTAssertEqual(directory.openDescriptors(), 2)
       if number % 3 == 0 { file.file.directReads?.isUnsupported() }
       // Closed, or dropped, with reads under way.
       for offset in [0, 5000, 50_000] {
@@ -556,7 +531,7 @@ final class AutomaticCachingTests: XCTestCase {
       }
       if number % 2 == 0 { file.close() }
     }
-    XCTAssertTrue(eventually { (try? descriptors()) == 0 }, "descriptors are left open")
+    XCTAssertTrue(eventually { directory.openDescriptors() == 0 }, "descriptors are left open")
     try context.closeAndWait()
   }
 

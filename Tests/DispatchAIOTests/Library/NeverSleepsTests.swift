@@ -90,7 +90,7 @@ final class NeverSleepsTests: XCTestCase {
 
     // What it does not have, a thread waits for; no read ahead, so that only that is read.
     XCTAssertEqual(posix_fadvise(descriptor, 0, 0, POSIX_FADV_RANDOM), 0)
-    XCTAssertEqual(posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED), 0)
+    try evict(file)
     let cold = try read(at: 4096, 4096)
     XCTAssertEqual(cold.outcome, .success(4096))
     XCTAssertEqual(buffer.array.prefix(4096), [UInt8](repeating: 1, count: 4096)[...])
@@ -139,7 +139,7 @@ final class NeverSleepsTests: XCTestCase {
     }
     XCTAssertEqual(posix_fadvise(descriptor, 0, 0, POSIX_FADV_RANDOM), 0)
     for cold in 0..<4 {
-      XCTAssertEqual(posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED), 0)
+      try evict(file)
       // Each number of refusals in a row, so that none of them is unlucky.
       for block in 0..<10 + cold { _ = try read(block * 7) }
       var bytes = [UInt8](repeating: 0, count: 1 << 20)
@@ -206,9 +206,8 @@ final class NeverSleepsTests: XCTestCase {
       disk.path.appending("slow"), .readWrite, options: .create, caching: .buffered)
     var bytes = [UInt8](repeating: 1, count: 1 << 20)
     XCTAssertEqual(pwrite(slow.fileDescriptor.rawValue, &bytes, bytes.count, 0), bytes.count)
-    fsync(slow.fileDescriptor.rawValue)
     XCTAssertEqual(posix_fadvise(slow.fileDescriptor.rawValue, 0, 0, POSIX_FADV_RANDOM), 0)
-    XCTAssertEqual(posix_fadvise(slow.fileDescriptor.rawValue, 0, 0, POSIX_FADV_DONTNEED), 0)
+    try evict(slow)
     let throttle = try Throttle(disk, readsPerSecond: 4)
 
     let context = try AIOContext(queueDepth: 16, pendingLimit: 64)
@@ -225,7 +224,7 @@ final class NeverSleepsTests: XCTestCase {
     // Buffered reads of the other file, cold and warm, and direct reads and appends.
     let cold = try directory.open("fast", .readOnly, caching: .buffered)
     let direct = try directory.open("fast", .readWrite)
-    posix_fadvise(cold.fileDescriptor.rawValue, 0, 0, POSIX_FADV_DONTNEED)
+    try evict(cold)
     for round in 0..<50 {
       let offset = Int64(round * 4096)
       let buffer = AIOBuffer(count: 4096)

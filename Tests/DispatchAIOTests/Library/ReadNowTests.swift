@@ -35,15 +35,6 @@ final class ReadNowTests: XCTestCase {
     return pages.map { $0 & 1 != 0 }
   }
 
-  private func evict(_ file: AIOFile) throws {
-    let size = Int(try file.size())
-    XCTAssertTrue(
-      try eventually {
-        posix_fadvise(file.fileDescriptor.rawValue, 0, 0, POSIX_FADV_DONTNEED)
-        return try !cachedPages(file, size: size).contains(true)
-      }, "it stays in the page cache")
-  }
-
   /// Reads, and checks that what was read is right.
   private func read(
     _ file: AIOFile, at offset: Int, _ count: Int, line: UInt = #line

@@ -3,6 +3,7 @@
 import Dispatch
 import DispatchAIO
 import Synchronization
+import SystemPackage
 import XCTest
 
 /// A place for one value that another thread puts there. A second value fails the test, also when
@@ -106,19 +107,47 @@ extension AIOBuffer {
   }
 }
 
+/// Removes a file's pages from the page cache; fails the test when they stay there.
+func evict(
+  _ descriptor: Int32, size: Int, file: StaticString = #filePath, line: UInt = #line
+) throws {
+  // Only clean pages leave it; one that was just read in may be on its way to the list from which
+  // it can be evicted.
+  XCTAssertEqual(fsync(descriptor), 0, file: file, line: line)
+  guard size > 0 else { return }
+  let mapping = mmap(nil, size, PROT_READ, MAP_SHARED, descriptor, 0)
+  guard let mapping, mapping != MAP_FAILED else { throw Errno(rawValue: errno) }
+  defer { munmap(mapping, size) }
+  var pages = [UInt8](repeating: 0, count: (size + 4095) / 4096)
+  XCTAssertTrue(
+    eventually {
+      posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED)
+      mincore(mapping, size, &pages)
+      return !pages.contains { $0 & 1 != 0 }
+    }, "it stays in the page cache", file: file, line: line)
+}
+
+func evict(_ cached: AIOFile, file: StaticString = #filePath, line: UInt = #line) throws {
+  try evict(cached.fileDescriptor.rawValue, size: Int(cached.size()), file: file, line: line)
+}
+
 extension Result where Failure == AIOError {
   var code: AIOError.Code? {
     if case .failure(let error) = self { error.code } else { nil }
   }
 }
 
-/// Runs `body` on as many threads at once, and waits for them.
-func onThreads(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
+/// Runs `body` on as many threads at once, and waits for them; fails the test when one does not
+/// return within five minutes.
+func onThreads(
+  _ count: Int, file: StaticString = #filePath, line: UInt = #line,
+  _ body: @escaping @Sendable (Int) -> Void
+) {
   let group = DispatchGroup()
   for thread in 0..<count {
     DispatchQueue(label: "test.thread.\(thread)").async(group: group) { body(thread) }
   }
-  group.wait()
+  XCTAssertEqual(group.wait(timeout: .now() + 300), .success, file: file, line: line)
 }
 
 /// The error that `body` throws, which must have `code`.
