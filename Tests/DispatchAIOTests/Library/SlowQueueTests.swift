@@ -21,20 +21,30 @@ final class SlowQueueTests: XCTestCase {
     for queue in slow { queue.suspend() }
     let handled = Locked(0)
     var accepted = 0
-    // As long as requests complete, a moment later one more is accepted; with none accepted for
-    // half a second, all that will be have been. 1000 are enough to see that there is no bound.
-    var last = Date()
-    while accepted < 1000, Date().timeIntervalSince(last) < 0.5 {
-      do throws(AIOError) {
-        try context.read(
-          file, at: 0, into: AIOBuffer(count: 512), queue: slow[accepted % queues]
-        ) { _ in handled.withLock { $0 += 1 } }
-        accepted += 1
-        last = Date()
-      } catch {
-        guard error.code == .full else { throw error }
-        sched_yield()
+    /// Makes requests until one is refused; 1000 are enough to see that there is no bound.
+    func fill() throws {
+      while accepted < 1000 {
+        do throws(AIOError) {
+          try context.read(
+            file, at: 0, into: AIOBuffer(count: 512), queue: slow[accepted % queues]
+          ) { _ in handled.withLock { $0 += 1 } }
+          accepted += 1
+        } catch {
+          guard error.code == .full else { throw error }
+          return
+        }
       }
+    }
+    // When all that were accepted have completed, nothing happens any more that may make room.
+    var before = -1
+    while accepted > before {
+      before = accepted
+      try fill()
+      XCTAssertTrue(
+        eventually {
+          context.queue.sync { _ = context.process() }
+          return context.statistics.succeeded == accepted
+        }, line: line)
     }
     XCTAssertEqual(handled.withLock { $0 }, 0, line: line)
     XCTAssertGreaterThanOrEqual(accepted, 2 * depth, line: line)
