@@ -418,6 +418,7 @@ final class BlockServerTests: XCTestCase {
     process.standardOutput = output
     process.standardError = FileHandle.nullDevice
     try process.run()
+    defer { if process.isRunning { process.kill() } }
     // The kernel lets clients connect before anybody accepts.
     for _ in 0..<2 {
       let client = try NBDClient(NBDClient.connect(path), export: "")
@@ -525,7 +526,7 @@ final class BlockServerTests: XCTestCase {
       }
       XCTAssertTrue(eventually { flushes.withLock { $0 } >= 20 + 10 * round })
       server.kill()
-      writers.wait()
+      XCTAssertEqual(writers.wait(timeout: .now() + 60), .success)
       bytes = try contents(server)
       for (block, count) in flushed.withLock({ $0 }).enumerated() where count > 0 {
         let found: UInt32 = bytes.withUnsafeBytes { $0.number(at: block * 4096 + 100) }

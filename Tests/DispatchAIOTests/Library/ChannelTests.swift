@@ -209,7 +209,7 @@ final class ChannelTests: XCTestCase {
           group.leave()
         }
       }
-      group.wait()
+      XCTAssertEqual(group.wait(timeout: .now() + 120), .success)
       channel.close()
       XCTAssertEqual(try closed.wait(), 0)
     }
@@ -260,7 +260,7 @@ final class ChannelTests: XCTestCase {
       reached.signal()
       go.wait()
     }
-    reached.wait()
+    XCTAssertEqual(reached.wait(timeout: .now() + 30), .success)
     let calls = (0..<10).map { _ in Calls() }
     for call in calls { channel.read(offset: 0, length: 10, queue: queue, ioHandler: call.handle) }
     channel.close(flags: .stop)

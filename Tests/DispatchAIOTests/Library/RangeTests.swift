@@ -80,7 +80,7 @@ final class RangeTests: XCTestCase {
           group.leave()
         }
       }
-      group.wait()
+      XCTAssertEqual(group.wait(timeout: .now() + 120), .success)
     }
   }
 
@@ -257,7 +257,7 @@ final class RangeTests: XCTestCase {
           group.leave()
         }
       }
-      group.wait()
+      XCTAssertEqual(group.wait(timeout: .now() + 120), .success)
       XCTAssertEqual(try file.size(), Int64(offset))
       XCTAssertEqual(
         try directory.contents(), Array(blockContents[1_000_000..<1_000_000 + offset]),
@@ -307,7 +307,7 @@ final class RangeTests: XCTestCase {
       }
       group.enter()
       try contexts[0].write(file, contentsOf: whole, at: 0) { _ in group.leave() }
-      group.wait()
+      XCTAssertEqual(group.wait(timeout: .now() + 120), .success)
       XCTAssertTrue(
         try directory.contents().allSatisfy { $0 == 0xaa || $0 == 0xbb },
         "round \(round), \(Seeds.replay(Seeds.one))")
@@ -328,12 +328,11 @@ final class RangeTests: XCTestCase {
     XCTAssertEqual(
       try context.outcome { try context.fdatasync(appended, completion: $0) }, .success(0))
     // Closed: both descriptors are.
-    let descriptors = { try FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd").count }
-    let before = try descriptors()
+    let before = directory.openDescriptors()
     let closed = Promise<Void>()
     appended.close { closed.fulfil(()) }
     try closed.wait()
-    XCTAssertEqual(try descriptors(), before - 2)
+    XCTAssertEqual(directory.openDescriptors(), before - 2)
   }
 
   func testABlockDevice() throws {

@@ -117,20 +117,24 @@ final class SharedStructureTests: XCTestCase {
         for round in 0..<rounds {
           for number in 0..<perThread { shared.inbox.push(UInt32(thread * perThread + number)) }
           // The slots are the taker's until it has them all.
-          while received.withLock({ $0[thread].count }) < (round + 1) * perThread {
-            sched_yield()
+          let areTaken = eventually {
+            received.withLock { $0[thread].count } == (round + 1) * perThread
           }
+          guard areTaken else { return XCTFail("thread \(thread) waits in round \(round)") }
         }
       } else {
         var count = 0
         var reader = Inbox.Reader()
         while count < 3 * perThread * rounds {
-          var budget = 7
           var chain: [UInt32] = []
-          while let slot = reader.next(from: shared.inbox, &budget) { chain.append(slot) }
+          let isAny = eventually {
+            var budget = 7
+            while let slot = reader.next(from: shared.inbox, &budget) { chain.append(slot) }
+            return !chain.isEmpty
+          }
+          guard isAny else { return XCTFail("\(count) were taken") }
           count += chain.count
           received.withLock { for slot in chain { $0[Int(slot) / perThread].append(slot) } }
-          if chain.isEmpty { sched_yield() }
         }
       }
     }

@@ -101,7 +101,7 @@ final class PowerCutDiskTests: XCTestCase {
       }
       XCTAssertTrue(eventually { waiting.count == 2 })
     }
-    ended.wait()
+    XCTAssertEqual(ended.wait(timeout: .now() + 60), .success)
     XCTAssertEqual(Array(try disk.flushes()[first...].prefix(2)), [false, true])
     func seen(_ position: Int) throws -> Set<[UInt8]> {
       Set(
