@@ -101,6 +101,11 @@ final class StockClientTests: XCTestCase {
       process.executableURL = URL(fileURLWithPath: nbd)
       process.arguments = ["-f", "raw", "--persistent", "--socket", socket, path] + options
       try process.run()
+      defer {
+        process.terminate()
+        process.waitForEnd()
+        unlink(socket)
+      }
       // The image is locked before the socket is there.
       XCTAssertTrue(eventually { access(socket, F_OK) == 0 })
       for (options, isServed) in [([], writes), (["--read-only"], reads)] {
@@ -113,9 +118,6 @@ final class StockClientTests: XCTestCase {
           XCTAssertTrue(error.description.contains("is in use, by QEMU"), error.description)
         }
       }
-      process.terminate()
-      process.waitForEnd()
-      unlink(socket)
     }
   }
 
