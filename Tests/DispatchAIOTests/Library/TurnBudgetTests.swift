@@ -6,7 +6,7 @@ import SystemPackage
 import XCTest
 
 /// A turn of the loop is short, whatever there is to copy, to hand over, to run or to cancel: each
-/// test gives it much at once, and looks at how late a timer of 1 ms on the same queue is.
+/// test gives it much at once, and looks at how late a block on the same queue is.
 final class TurnBudgetTests: XCTestCase {
   private typealias Request = (AIOContext, AIOFile, Int, @escaping AIOCompletion) throws -> Void
 

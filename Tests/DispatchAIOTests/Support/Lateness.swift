@@ -2,66 +2,72 @@
 
 import Dispatch
 import DispatchAIO
-import Glibc
+import Foundation
 import XCTest
 
-/// How late a timer of 1 ms on a queue is: how long the queue was held, as its other users see it.
-/// That the queue's thread was ready to run, and got no processor, does not count.
+/// How late a block is that is put on a queue each millisecond: how long the queue was held, as its
+/// other users see it. That the queue's thread was ready to run, and got no processor, does not
+/// count; with a timer, Dispatch's own thread would be another one that waits.
 final class Lateness: Sendable {
   private struct State {
-    var last = DispatchTime.now().uptimeNanoseconds
+    /// When the block that has not run was put on the queue.
+    var began: UInt64?
     var worst: UInt64 = 0
     var ticks = 0
+    var isStopped = false
     var waits = ProcessorWaits()
 
     mutating func tick() {
+      guard let began else { return }
       let waited = waits.takeOwn()
-      let now = DispatchTime.now().uptimeNanoseconds
-      worst = max(worst, now - last - min(waited, now - last))
-      last = now
+      let time = DispatchTime.now().uptimeNanoseconds - began
+      worst = max(worst, time - min(waited, time))
+      self.began = nil
       ticks += 1
     }
   }
 
-  private static let interval = DispatchTimeInterval.milliseconds(1)
   private let queue: DispatchQueue
-  private let timer: DispatchSource
   private let state = Locked(State())
 
-  /// Returns when the timer has fired twice. Not on the queue.
+  /// Returns when two blocks have run. Not on the queue.
   init(on queue: DispatchQueue) throws {
     self.queue = queue
-    // Every source of Dispatch's is of this class.
-    timer = DispatchSource.makeTimerSource(queue: queue) as! DispatchSource
-    timer.schedule(deadline: .now(), repeating: Self.interval, leeway: .nanoseconds(0))
-    timer.setEventHandler { @Sendable [state] in state.withLock { $0.tick() } }
-    timer.activate()
+    Thread.detachNewThread { [state] in
+      while !state.withLock({ $0.isStopped }) {
+        usleep(1000)
+        let isNext = state.withLock { state in
+          guard state.began == nil else { return false }
+          state.began = DispatchTime.now().uptimeNanoseconds
+          return true
+        }
+        if isNext { queue.async { state.withLock { $0.tick() } } }
+      }
+    }
     guard eventually(within: 10, { state.withLock { $0.ticks >= 2 } }) else {
-      timer.cancel()
-      XCTFail("a timer of 1 ms does not fire")
+      XCTFail("a block does not run")
       throw Promise<Void>.TimedOut()
     }
     reset()
   }
 
-  /// Forgets what was, as if the timer had just fired. From any thread, the queue's also: what held
-  /// the queue up to now does not count.
+  /// Forgets what was. From any thread, the queue's also: what held the queue up to now does not
+  /// count.
   func reset() {
     state.withLock {
       $0.waits = ProcessorWaits()
-      $0.last = DispatchTime.now().uptimeNanoseconds
+      if $0.began != nil { $0.began = DispatchTime.now().uptimeNanoseconds }
       $0.worst = 0
     }
   }
 
-  deinit { timer.cancel() }
+  deinit { state.withLock { $0.isStopped = true } }
 
-  /// Stops the timer, and returns the longest that it was late, in milliseconds. Waits for the
-  /// queue.
+  /// Ends it, and returns the longest that a block was late, in milliseconds. Waits for the queue.
   func stop() -> Double {
-    queue.sync { state.withLock { $0.tick() } }
-    timer.cancel()
-    return max(0, Double(state.withLock { $0.worst }) / 1e6 - 1)
+    state.withLock { $0.isStopped = true }
+    queue.sync {}
+    return Double(state.withLock { $0.worst }) / 1e6
   }
 }
 
@@ -71,7 +77,7 @@ func assertLate(
   file: StaticString = #filePath, line: UInt = #line
 ) {
   let bound = milliseconds * Sanitizer.slowness
-  let text = "\(what): a timer of 1 ms was late by \(lateness) ms; the bound is \(bound) ms"
+  let text = "\(what): a block was late by \(lateness) ms; the bound is \(bound) ms"
   if Measurements.arePrinted { print(text) }
   XCTAssertLessThan(lateness, bound, text, file: file, line: line)
 }
