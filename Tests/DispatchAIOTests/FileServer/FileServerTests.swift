@@ -19,9 +19,7 @@ final class FileServerTests: XCTestCase {
         for isCold in [false, true] {
           if isCold {
             let file = try FileDescriptor.open(server.root.appending("file"), .readOnly)
-            fsync(file.rawValue)
-            posix_fadvise(file.rawValue, 0, 0, POSIX_FADV_DONTNEED)
-            try file.close()
+            try file.closeAfter { try evict(file.rawValue, size: size) }
           }
           let answer = try client.get("/file")
           XCTAssertEqual(answer.status, 200)
