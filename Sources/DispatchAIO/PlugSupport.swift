@@ -8,16 +8,32 @@ package import SystemPackage
 extension AIOFile {
   /// Calls `body` with the file's descriptor, which stays open until it returns.
   ///
-  /// - Throws: ``AIOError`` with the code ``AIOError/Code/fileClosed``, or the error of `body`.
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/fileClosed``, or for the errno that
+  ///   `body` throws.
   package func withDescriptor<Result>(
-    _ operation: AIOError.Operation, _ body: (FileDescriptor) throws -> Result
-  ) throws -> Result {
-    guard file.retain() else {
-      throw AIOError.fileClosed(
-        AIOError.Subject(operation: operation, path: path, descriptor: file.descriptor))
-    }
+    _ operation: AIOError.Operation, _ body: (FileDescriptor) throws(Errno) -> Result
+  ) throws(AIOError) -> Result {
+    let subject = subject(operation)
+    guard file.retain() else { throw .fileClosed(subject) }
     defer { file.release() }
-    return try body(fileDescriptor)
+    do throws(Errno) {
+      return try body(fileDescriptor)
+    } catch {
+      throw AIOError(errno: error.rawValue, subject)
+    }
+  }
+
+  /// Calls `body` with the file's descriptor, which stays open until it returns: a file that is
+  /// closed meanwhile waits for it, as for a request.
+  ///
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/fileClosed``, or what `body` throws.
+  package func withDescriptor<Result>(
+    _ operation: AIOError.Operation, isolation: isolated (any Actor)? = #isolation,
+    _ body: (FileDescriptor) async throws -> Result
+  ) async throws -> Result {
+    guard file.retain() else { throw AIOError.fileClosed(subject(operation)) }
+    defer { file.release() }
+    return try await body(fileDescriptor)
   }
 
   /// Whether the file is as it was when it was opened: not written to, not removed, not renamed or
@@ -40,6 +56,11 @@ extension AIOFile {
 }
 
 extension AIOError {
+  /// The failure of a system call that a plug made.
+  package init(_ errno: Errno, _ operation: Operation, path: FilePath?) {
+    self.init(errno: errno.rawValue, Subject(operation: operation, path: path))
+  }
+
   /// A refusal by a plug.
   package init(
     _ code: Code, _ operation: Operation, file: AIOFile, offset: Int64? = nil, length: Int? = nil,

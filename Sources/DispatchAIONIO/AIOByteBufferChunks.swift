@@ -14,14 +14,20 @@ package struct AIOByteBufferChunks: AsyncSequence, Sendable {
   let range: Range<Int64>
   /// The number of bytes of a chunk, 1 or more; the last one may have fewer.
   let chunkLength: Int
+  /// Whether errors become those of NIO's file system.
+  let mapsErrors: Bool
   /// The number of chunks that are read at once.
   private static var readAhead: Int { 3 }
 
-  package init(context: AIOContext, file: AIOFile, range: Range<Int64>, chunkLength: Int) {
+  package init(
+    context: AIOContext, file: AIOFile, range: Range<Int64>, chunkLength: Int,
+    mapsErrors: Bool = false
+  ) {
     self.context = context
     self.file = file
     self.range = range
     self.chunkLength = chunkLength
+    self.mapsErrors = mapsErrors
   }
 
   package func makeAsyncIterator() -> Iterator { Iterator(source: self) }
@@ -77,6 +83,7 @@ package struct AIOByteBufferChunks: AsyncSequence, Sendable {
         return delivered(chunk, read.count)
       } catch {
         end()
+        if source.mapsErrors, let error = error as? AIOError { throw error.forFileSystem() }
         throw error
       }
     }

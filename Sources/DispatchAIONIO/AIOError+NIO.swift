@@ -34,7 +34,7 @@ extension AIOError {
     case .noSpace, .fileSizeLimit, .descriptorLimit, .contextLimit, .full: .resourceExhausted
     case .invalidOffset, .tooLarge, .tooManyBuffers, .misaligned, .wrongAccessMode:
       .invalidArgument
-    case .unsupportedFile, .directUnsupported: .unsupported
+    case .unsupportedFile, .directUnsupported, .notSupported: .unsupported
     case .unavailable: .unavailable
     case .device: .io
     default: .unknown

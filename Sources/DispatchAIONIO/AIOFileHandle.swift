@@ -30,8 +30,8 @@ public struct AIOFileHandle<Base: FileHandleProtocol & Sendable>: FileHandleProt
   enum Source {
     /// It opened the file.
     case opened(Base)
-    /// It is made when it is needed, and closed after.
-    case onDemand(@Sendable (AIOFile) async throws -> Base)
+    /// It is made of the file's descriptor when it is needed, and closed after.
+    case onDemand(@Sendable (FileDescriptor) async throws -> Base)
   }
 
   /// The context that makes the requests.
@@ -127,11 +127,13 @@ public struct AIOFileHandle<Base: FileHandleProtocol & Sendable>: FileHandleProt
       file.close()
       return descriptor
     }
-    do {
-      let descriptor = try file.withDescriptor(.adopt) { try $0.duplicate() }
+    do throws(AIOError) {
+      let descriptor = try file.withDescriptor(.adopt) { (own) throws(Errno) in
+        try own.copyClosingOnExec()
+      }
       file.close()
       return descriptor
-    } catch let error as AIOError {
+    } catch {
       throw error.forFileSystem()
     }
   }
@@ -140,12 +142,12 @@ public struct AIOFileHandle<Base: FileHandleProtocol & Sendable>: FileHandleProt
     switch source {
     case .opened(let base): return try await body(base)
     case .onDemand(let open):
-      guard !file.isClosed else {
-        throw FileSystemError(
-          code: .closed, message: "The file handle has been closed.", cause: nil,
-          location: .init(function: #function, file: #fileID, line: #line))
+      let base: Base
+      do {
+        base = try await file.withDescriptor(.open) { try await open($0) }
+      } catch let error as AIOError {
+        throw error.forFileSystem()
       }
-      let base = try await open(file)
       do {
         let result = try await body(base)
         try await base.close()
@@ -178,7 +180,8 @@ extension AIOFileHandle: ReadableFileHandleProtocol where Base: ReadableFileHand
     precondition(chunkLength.bytes > 0, "readChunks: a chunkLength of \(chunkLength.bytes)")
     return FileChunks(
       wrapping: AIOByteBufferChunks(
-        context: context, file: file, range: range, chunkLength: Int(chunkLength.bytes)))
+        context: context, file: file, range: range, chunkLength: Int(chunkLength.bytes),
+        mapsErrors: true))
   }
 }
 
@@ -224,20 +227,24 @@ extension AIOFileHandle: WritableFileHandleProtocol where Base: WritableFileHand
 extension AIOFile {
   /// The file's status; waits only if the file system asks another machine or process.
   fileprivate func statusNow() throws(AIOError) -> stat {
-    do {
-      return try withDescriptor(.size) { descriptor in
-        var status = stat()
-        // The structure is filled during the call.
-        guard unsafe fstat(descriptor.rawValue, &status) == 0 else {
-          throw AIOError(.system, .size, file: self, "fstat: \(Errno(rawValue: Glibc.errno))")
-        }
-        return status
+    try withDescriptor(.size) { (descriptor) throws(Errno) in
+      var status = stat()
+      // The structure is filled during the call.
+      guard unsafe fstat(descriptor.rawValue, &status) == 0 else {
+        throw Errno(rawValue: Glibc.errno)
       }
-    } catch let error as AIOError {
-      throw error
-    } catch {
-      throw AIOError(.system, .size, file: self, "\(error)")
+      return status
     }
+  }
+}
+
+extension FileDescriptor {
+  /// A descriptor of the same open file that no program gets which this one starts. Corresponds to
+  /// `fcntl(2)` with `F_DUPFD_CLOEXEC`.
+  func copyClosingOnExec() throws(Errno) -> FileDescriptor {
+    let copy = fcntl(rawValue, F_DUPFD_CLOEXEC, 0)
+    guard copy >= 0 else { throw Errno(rawValue: Glibc.errno) }
+    return FileDescriptor(rawValue: copy)
   }
 }
 #endif

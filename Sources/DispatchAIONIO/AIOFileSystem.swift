@@ -2,7 +2,6 @@
 
 #if NIO
 public import DispatchAIO
-internal import Glibc
 internal import NIOCore
 internal import NIOPosix
 public import SystemPackage
@@ -53,7 +52,7 @@ public struct AIOFileSystem: Sendable {
         context: context, file: file,
         source: .onDemand {
           try await base.openFile(
-            forReadingAt: FilePath("/proc/self/fd/\($0.fileDescriptor.rawValue)"))
+            forReadingAt: FilePath("/proc/self/fd/\($0.rawValue)"))
         }, isLocal: now != nil)
     }
   }
@@ -128,19 +127,35 @@ public struct AIOFileSystem: Sendable {
   ) async throws -> AIOFileHandle<Base> {
     do {
       let file = try await base.withUnsafeDescriptor { descriptor in
-        let copy = fcntl(descriptor.rawValue, F_DUPFD_CLOEXEC, 0)
-        guard copy >= 0 else { throw Errno(rawValue: Glibc.errno) }
-        let own = FileDescriptor(rawValue: copy)
         do throws(AIOError) {
-          return try AIOFile(adopting: own, path: path, isAutomatic: true)
+          return try AIOFile.adopt(copyOf: descriptor, path)
         } catch {
-          try? own.close()
           throw error.forFileSystem()
         }
       }
       return AIOFileHandle(context: context, file: file, source: .opened(base), isLocal: false)
     } catch {
       try? await base.close(makeChangesVisible: false)
+      throw error
+    }
+  }
+}
+
+extension AIOFile {
+  /// A file with a descriptor of its own, of a file that is open.
+  fileprivate static func adopt(
+    copyOf descriptor: FileDescriptor, _ path: FilePath
+  ) throws(AIOError) -> AIOFile {
+    let own: FileDescriptor
+    do throws(Errno) {
+      own = try descriptor.copyClosingOnExec()
+    } catch {
+      throw AIOError(error, .adopt, path: path)
+    }
+    do throws(AIOError) {
+      return try AIOFile(adopting: own, path: path, isAutomatic: true)
+    } catch {
+      try? own.close()
       throw error
     }
   }

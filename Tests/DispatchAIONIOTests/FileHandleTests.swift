@@ -3,11 +3,12 @@
 // The handles beside NIO's own: the same calls, the same answers.
 
 #if NIO
-import DispatchAIONIO
 import NIOCore
 import SystemPackage
 import XCTest
 import _NIOFileSystem
+
+@testable import DispatchAIONIO
 
 final class FileHandleTests: XCTestCase {
   /// What code that is written for NIO's handles reads.
@@ -123,9 +124,12 @@ final class FileHandleTests: XCTestCase {
       await code { _ = try await handle.readChunk(fromAbsoluteOffset: 0, length: .bytes(1)) })
     codes.append(await code { _ = try await handle.info() })
     codes.append(await code { _ = try await handle.attributeNames() })
+    codes.append(await code { _ = try handle.detachUnsafeFileDescriptor() })
+    codes.append(await code { for try await _ in handle.readChunks() {} })
     XCTAssertEqual(
       codes,
-      [.notFound, .unsupported, .fileAlreadyExists, .invalidArgument, .closed, .closed, .closed])
+      [.notFound, .unsupported, .fileAlreadyExists, .invalidArgument]
+        + Array(repeating: .closed, count: 5))
     await context.close()
   }
 
@@ -160,12 +164,80 @@ final class FileHandleTests: XCTestCase {
     await context.close()
   }
 
+  /// So does one whose read is under way when it is cancelled.
+  func testCancellationOfChunksUnderWay() async throws {
+    let directory = try TemporaryDirectory(self)
+    let path = try directory.file("data", testBytes(4096))
+    let queue = DispatchQueue(label: "context")
+    let context = try AIOContext(queueDepth: 1, queue: queue, pendingLimit: 0)
+    let file = try await AIOFile.open(path, .readOnly, caching: .direct)
+    queue.suspend()
+    // It has the only slot, for which the chunk waits.
+    try context.read(file, at: 0, into: AIOBuffer(count: 4096)) { _ in }
+    let reader = ChunkReader(
+      AIOByteBufferChunks(
+        context: context, file: file, range: 0..<4096, chunkLength: 4096, mapsErrors: true))
+    let reading = Task { try await reader.next() }
+    while await !reader.hasBegun { await Task.yield() }
+    reading.cancel()
+    do {
+      _ = try await reading.value
+      XCTFail("read")
+    } catch {
+      XCTAssert(error is CancellationError, "\(error)")
+    }
+    queue.resume()
+    await context.close()
+  }
+
+  /// Who finds that it has begun finds it waiting.
+  private actor ChunkReader {
+    private let iterator: AIOByteBufferChunks.Iterator
+    private(set) var hasBegun = false
+
+    init(_ chunks: AIOByteBufferChunks) { iterator = chunks.makeAsyncIterator() }
+
+    func next() async throws -> ByteBuffer? {
+      hasBegun = true
+      return try await iterator.next(isolation: self)
+    }
+  }
+
   /// The first program does what it says.
   func testFirstProgram() async throws {
     let directory = try TemporaryDirectory(self)
     let path = try directory.file("data", Array("one\ntwo\nthree\n".utf8))
     let lines = try await countLines(path)
     XCTAssertEqual(lines, 3)
+  }
+
+  /// A file that is closed while NIO opens it once more keeps its number: what is then done to it
+  /// is done to no other file.
+  func testClosingWhileNIOOpens() async throws {
+    let directory = try TemporaryDirectory(self)
+    let (path, other) = (try directory.file("data", [1]), try directory.file("other", [2]))
+    for path in [path, other] { XCTAssertEqual(chmod(path.string, 0o600), 0) }
+    let context = try AIOContext(queueDepth: 8)
+    let file = try await AIOFile.open(path, .readOnly, caching: .automatic)
+    let handle = AIOReadFileHandle(
+      context: context, file: file,
+      source: .onDemand { descriptor in
+        // Whoever awaits it waits for what holds the file.
+        file.close(completion: nil)
+        // It gets the number of the file, if that is free.
+        let next = try FileDescriptor.open(other, .readOnly)
+        defer { try? next.close() }
+        return try await FileSystem.shared.openFile(
+          forReadingAt: FilePath("/proc/self/fd/\(descriptor.rawValue)"))
+      }, isLocal: true)
+    try await handle.replacePermissions([.ownerRead])
+    for (path, mode) in [(path, 0o400), (other, 0o600)] {
+      var status = stat()
+      XCTAssertEqual(stat(path.string, &status), 0)
+      XCTAssertEqual(status.st_mode & 0o777, mode_t(mode), path.string)
+    }
+    await file.close()
+    await context.close()
   }
 
   /// What NIO's handles do beside reading is theirs here, too.
@@ -181,6 +253,8 @@ final class FileHandleTests: XCTestCase {
     XCTAssertEqual(size, 3)
     let descriptor = try handle.detachUnsafeFileDescriptor()
     defer { try? descriptor.close() }
+    // No program that is started later gets it.
+    XCTAssertEqual(fcntl(descriptor.rawValue, F_GETFD), FD_CLOEXEC)
     XCTAssertTrue(handle.file.isClosed)
     var byte: UInt8 = 0
     let count = try withUnsafeMutableBytes(of: &byte) {
