@@ -83,7 +83,7 @@ let package = Package(
     .target(
       name: "DispatchAIOHummingbird",
       dependencies: [
-        "CLinux", "DispatchAIO",
+        "DispatchAIO",
         .target(name: "DispatchAIONIO", condition: .when(traits: ["Hummingbird"])),
         .product(
           name: "HTTPTypes", package: "swift-http-types", condition: .when(traits: ["Hummingbird"])),
@@ -93,7 +93,6 @@ let package = Package(
           name: "NIOConcurrencyHelpers", package: "swift-nio",
           condition: .when(traits: ["Hummingbird"])),
         .product(name: "NIOCore", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
-        .product(name: "NIOPosix", package: "swift-nio", condition: .when(traits: ["Hummingbird"])),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),

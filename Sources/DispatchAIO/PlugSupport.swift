@@ -3,6 +3,7 @@
 // What the plugs and the servers of this package need beneath the public face.
 
 internal import CLinux
+internal import Glibc
 package import SystemPackage
 
 extension AIOFile {
@@ -55,7 +56,44 @@ extension AIOFile {
   package var isAmongLastDescriptors: Bool { clinux_is_among_last(file.descriptor) != 0 }
 }
 
+extension AIODirectory {
+  /// The status of what a path beneath the directory names, if the kernel's lookup cache has it, on
+  /// a file system of this machine. A symbolic link at the end is followed. Never blocks, and is
+  /// for any thread. Corresponds to `openat2(2)` with `RESOLVE_CACHED`, and `statx(2)`.
+  ///
+  /// - Returns: `nil` if the call might block, or failed: ``status(of:followsLink:isolation:)``
+  ///   tells.
+  package func cachedStatus(of path: FilePath) -> AIOFile.Status? {
+    guard mount.kind.isLocal else { return nil }
+    // The path's bytes are read during the call.
+    let place = unsafe path.withPlatformString {
+      unsafe clinux_openat2(
+        descriptor, $0, clinux_o_path | O_CLOEXEC, 0,
+        clinux_resolve_beneath | clinux_resolve_no_magic_links | clinux_resolve_no_mounts
+          | clinux_resolve_cached)
+    }
+    guard place >= 0 else { return nil }
+    defer { Glibc.close(place) }
+    var status = clinux_status()
+    // The structure is filled during the call.
+    guard unsafe clinux_status(place, 0, &status) == 0 else { return nil }
+    return AIOFile.Status(status)
+  }
+}
+
 extension AIOError {
+  /// Whether the path of a request names nothing that a server may read: no file, none that this
+  /// process may read, none that can be read at any offset, or one outside of the directory.
+  package var namesNoFile: Bool {
+    switch (code, errno) {
+    case (.notFound, _), (.permissionDenied, _), (.unsupportedFile, _),
+      (_, .notDirectory), (_, .tooManySymbolicLinkLevels), (_, .fileNameTooLong),
+      (_, .improperLink):
+      true
+    default: false
+    }
+  }
+
   /// The failure of a system call that a plug made.
   package init(_ errno: Errno, _ operation: Operation, path: FilePath?) {
     self.init(errno: errno.rawValue, Subject(operation: operation, path: path))

@@ -4,7 +4,6 @@
 public import DispatchAIO
 public import FlyingFox
 internal import Foundation
-internal import Glibc
 internal import SystemPackage
 
 /// Serves the files beneath a directory, in place of FlyingFox's `DirectoryHTTPHandler`.
@@ -121,14 +120,8 @@ public struct AIODirectoryHTTPHandler: HTTPHandler {
       let file = try await AIOFile.open(path, .readOnly, beneath: root, caching: .automatic)
       return file
     } catch {
-      switch error.code {
-      case .notFound, .permissionDenied, .unsupportedFile: return nil
-      default: break
-      }
-      switch error.errno?.rawValue {
-      case ENOTDIR, ELOOP, ENAMETOOLONG, EXDEV: return nil
-      default: throw error
-      }
+      guard error.namesNoFile else { throw error }
+      return nil
     }
   }
 }

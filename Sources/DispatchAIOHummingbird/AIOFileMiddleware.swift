@@ -161,7 +161,9 @@ private struct FileDescription: FileProvider {
 
   func getFileIdentifier(_ path: String) -> AIOFile? { file }
 
-  func getAttributes(id: AIOFile) async throws -> AIOFileProvider.FileAttributes? { .init(id) }
+  func getAttributes(id: AIOFile) async throws -> AIOFileProvider.FileAttributes? {
+    .init(id.status)
+  }
 
   func loadFile(id: AIOFile, context: some RequestContext) async throws -> ResponseBody {
     ResponseBody()

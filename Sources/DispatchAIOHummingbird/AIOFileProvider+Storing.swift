@@ -172,22 +172,18 @@ enum StoragePath {
 
 extension AIOError {
   /// The answer to a request that failed so; the error itself where the server is to blame.
-  fileprivate var forHTTP: any Error {
+  var forHTTP: any Error {
     switch code {
     case .noSpace: HTTPError(.init(code: 507, reasonPhrase: "Insufficient Storage"))
     case .fileSizeLimit: HTTPError(.contentTooLarge)
     case .permissionDenied: HTTPError(.forbidden)
     case .descriptorLimit: HTTPError(.serviceUnavailable)
-    case .notFound: HTTPError(.notFound)
     case .cancelled: CancellationError()
     case .exists: HTTPError(.conflict)
     default:
       switch errno {
       case .isDirectory, .directoryNotEmpty: HTTPError(.conflict)
-      // A path through what is no directory, through a loop of links, or out of the directory.
-      case .notDirectory, .tooManySymbolicLinkLevels, .fileNameTooLong, .improperLink:
-        HTTPError(.notFound)
-      default: self
+      default: namesNoFile ? HTTPError(.notFound) : self
       }
     }
   }

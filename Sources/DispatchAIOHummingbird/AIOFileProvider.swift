@@ -5,15 +5,12 @@
 // tag belong to the bytes, whatever happens to the path meanwhile.
 
 #if Hummingbird
-internal import CLinux
 public import DispatchAIO
 internal import DispatchAIONIO
 public import FoundationEssentials
-internal import Glibc
 internal import HTTPTypes
 public import Hummingbird
 internal import NIOCore
-internal import NIOPosix
 internal import SystemPackage
 
 /// The files beneath a directory, for Hummingbird's `FileMiddleware` in place of its
@@ -46,19 +43,12 @@ public struct AIOFileProvider: FileProvider {
     /// tags of two versions within a second differ.
     public let modificationDate: Date
 
-    init(_ file: AIOFile) {
-      let time = file.status.modificationTime
-      isFolder = false
-      size = Int(file.status.size)
+    init(_ status: AIOFile.Status) {
+      let time = status.modificationTime
+      isFolder = status.kind == .directory
+      size = Int(status.size)
       modificationDate = Date(
         timeIntervalSince1970: Double(time.seconds) + Double(time.nanoseconds) / 1e9)
-    }
-
-    /// A directory.
-    fileprivate init(_ status: stat) {
-      isFolder = true
-      size = Int(status.st_size)
-      modificationDate = Date(timeIntervalSince1970: Double(status.st_mtim.tv_sec))
     }
   }
 
@@ -110,21 +100,14 @@ public struct AIOFileProvider: FileProvider {
   ///
   /// - Returns: `nil` if there is no such regular file or directory that may be read.
   /// - Throws: `HTTPError` with the status 503 if the process has too many files open, and
-  ///   `AIOError` if the disk fails.
+  ///   `AIOError` for everything else that is not the path's fault, as a disk that fails, or a
+  ///   kernel without `openat2(2)`.
   public func getAttributes(id: FileIdentifier) async throws -> FileAttributes? {
-    if id.path.utf8.last == UInt8(ascii: "/") || id.path == "." { return await folder(id.path) }
     do throws(AIOError) {
-      return FileAttributes(try await open(id))
+      return try await status(id).map { FileAttributes($0) }
     } catch {
-      switch error.code {
-      case .notFound, .permissionDenied: return nil
-      case .unsupportedFile: return await folder(id.path)
-      case .descriptorLimit: throw HTTPError(.serviceUnavailable)
-      case .device: throw error
-      default:
-        // ENOTDIR, ELOOP, ENAMETOOLONG, and EXDEV for what leads out of the directory.
-        return nil
-      }
+      guard error.namesNoFile else { throw error.forHTTP }
+      return nil
     }
   }
 
@@ -187,8 +170,29 @@ public struct AIOFileProvider: FileProvider {
     do throws(AIOError) {
       return try await open(id)
     } catch {
-      throw HTTPError(error.code == .descriptorLimit ? .serviceUnavailable : .notFound)
+      throw error.namesNoFile ? HTTPError(.notFound) : error.forHTTP
     }
+  }
+
+  /// The status of a file, which is then open, or of a directory; `nil` if the path names neither.
+  private func status(_ id: FileIdentifier) async throws(AIOError) -> AIOFile.Status? {
+    guard id.path.utf8.last != UInt8(ascii: "/"), id.path != "." else {
+      return try await folder(id.path)
+    }
+    do throws(AIOError) {
+      return try await open(id).status
+    } catch {
+      guard error.code == .unsupportedFile else { throw error }
+    }
+    return try await folder(id.path)
+  }
+
+  /// The status of a directory; `nil` if the path names something else.
+  private func folder(_ path: String) async throws(AIOError) -> AIOFile.Status? {
+    let path = FilePath(path)
+    var status = directory.cachedStatus(of: path)
+    if status == nil { status = try await directory.status(of: path, followsLink: true) }
+    return status?.kind == .directory ? status : nil
   }
 
   private func body(_ file: AIOFile, _ range: Range<Int64>) async throws -> ResponseBody {
@@ -210,29 +214,6 @@ public struct AIOFileProvider: FileProvider {
       guard left == 0 else { throw FileShrank(file, range) }
       try await writer.finish(nil)
     }
-  }
-
-  /// The attributes of a directory; `nil` if the path names none.
-  private func folder(_ path: String) async -> FileAttributes? {
-    if case .some(let answer) = look(path, clinux_resolve_cached) { return answer }
-    let answer = try? await NIOThreadPool.singleton.runIfActive { look(path, 0) }
-    return answer?.flatMap { $0 }
-  }
-
-  /// Looks a directory up.
-  ///
-  /// - Returns: `nil` if that would have to wait.
-  private func look(_ path: String, _ resolve: UInt64) -> FileAttributes?? {
-    let descriptor = unsafe clinux_openat2(
-      directory.fileDescriptor.rawValue, path, clinux_o_path | O_DIRECTORY | O_CLOEXEC, 0,
-      clinux_resolve_beneath | clinux_resolve_no_magic_links | resolve)
-    if descriptor == -EAGAIN, resolve != 0 { return nil }
-    guard descriptor >= 0 else { return .some(nil) }
-    defer { Glibc.close(descriptor) }
-    var status = stat()
-    // The structure is filled during the call.
-    guard unsafe fstat(descriptor, &status) == 0 else { return .some(nil) }
-    return FileAttributes(status)
   }
 }
 
