@@ -56,6 +56,19 @@ extension AIOFile {
   package var isAmongLastDescriptors: Bool { clinux_is_among_last(file.descriptor) != 0 }
 }
 
+extension AIOContext {
+  /// A buffer of the memory that the context keeps for reads of any range, to read into in place:
+  /// its contents are unspecified, and it is reused once the last reference to it is gone.
+  ///
+  /// - Throws: ``AIOError`` with the code ``AIOError/Code/system`` (`ENOMEM`).
+  package func makeBuffer(count: Int) throws(AIOError) -> AIOBuffer {
+    guard let memory = memoryPool.take(count) else {
+      throw AIOError(.noMemory, .read, path: nil)
+    }
+    return AIOBuffer(BufferStorage(memory, of: memoryPool), 0..<count)
+  }
+}
+
 extension AIODirectory {
   /// The status of what a path beneath the directory names, if the kernel's lookup cache has it, on
   /// a file system of this machine. A symbolic link at the end is followed. Never blocks, and is

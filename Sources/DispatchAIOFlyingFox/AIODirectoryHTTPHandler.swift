@@ -21,8 +21,8 @@ internal import SystemPackage
 ///   `If-Unmodified-Since` and `If-Range` are obeyed as RFC 9110 says.
 /// - Nothing blocks a thread of Swift's in the disk. A file that the kernel's caches know is
 ///   opened and read in place, by the task that answers; anything else by the context, past the
-///   page cache (see ``DispatchAIO/AIOFile/Caching/automatic``), 128 KiB ahead of the socket at
-///   the most, however large the file is.
+///   page cache (see ``DispatchAIO/AIOFile/Caching/automatic``), two chunks of 128 KiB ahead of
+///   the socket at the most, however large the file is.
 /// - What does not exist, may not be read, is no regular file, or leaves the directory is answered
 ///   by `404`; another method than GET and HEAD by `405`. Anything else that goes wrong before the
 ///   answer has begun is thrown, which FlyingFox logs and answers by `500`; what goes wrong later
@@ -34,7 +34,6 @@ public struct AIODirectoryHTTPHandler: HTTPHandler {
   private let context: AIOContext
   private let serverPath: [Substring]
   private let cacheControl: String
-  private let buffers = ChunkBuffers()
 
   /// Makes a handler.
   ///
@@ -98,7 +97,7 @@ public struct AIODirectoryHTTPHandler: HTTPHandler {
 
   private func body(_ file: AIOFile, _ range: Range<Int64>) async throws -> HTTPBodySequence {
     guard !range.isEmpty else { return HTTPBodySequence() }
-    let bytes = try await FileBody(file, range, context: context, buffers: buffers)
+    let bytes = try await FileBody(file, range, context: context)
     return HTTPBodySequence(
       from: bytes, count: range.count, suggestedBufferSize: FileBody.chunkSize)
   }

@@ -2,8 +2,8 @@
 //
 // The bytes of an answer, as FlyingFox asks for them: the next ones once it has written the last to
 // the socket. What the page cache has is read in place, on the thread that writes it; the first
-// chunk that it has not, and what follows, is read by the context, the next chunk while this one is
-// being written.
+// chunk that it has not, and what follows, is read by the context, the next two chunks while this
+// one is being written.
 
 #if FlyingFox
 internal import DispatchAIO
@@ -16,54 +16,39 @@ struct FileBody: AsyncBufferedSequence {
   /// The number of bytes that are read, and written to the socket, at once.
   static let chunkSize = 128 << 10
 
-  let file: AIOFile
-  let range: Range<Int64>
-  let context: AIOContext
-  let buffers: ChunkBuffers
-  /// The first chunk, which was read before the head of the answer was sent.
-  private let first: Lock<FileBytes?>
+  private let file: AIOFile
+  private let range: Range<Int64>
+  private let context: AIOContext
+  /// The iterator that read the first chunk, before the head of the answer was sent.
+  private let first: Lock<AsyncIterator?>
 
   /// Reads the first chunk.
   ///
   /// - Parameter range: A range of the file, not empty.
-  init(
-    _ file: AIOFile, _ range: Range<Int64>, context: AIOContext, buffers: ChunkBuffers
-  ) async throws {
+  init(_ file: AIOFile, _ range: Range<Int64>, context: AIOContext) async throws {
     self.file = file
     self.range = range
     self.context = context
-    self.buffers = buffers
-    first = Lock(nil)
-    var reader = AsyncIterator(self)
-    let chunk = try await reader.nextChunk()
-    first.withLock { $0 = chunk }
+    var iterator = AsyncIterator(file, range, context)
+    try await iterator.readChunk()
+    first = Lock(iterator)
   }
 
   func makeAsyncIterator() -> AsyncIterator {
-    var iterator = AsyncIterator(self)
-    if let chunk = first.withLock({ $0.take() }) { iterator.resume(with: chunk) }
-    return iterator
+    first.withLock { $0.take() } ?? AsyncIterator(file, range, context)
   }
 
   struct AsyncIterator: AsyncBufferedIteratorProtocol {
-    private let body: FileBody
-    private var offset: Int64
+    private let file: AIOFile
+    /// What has not been read, or has not been taken from `chunks`.
+    private var range: Range<Int64>
+    private let context: AIOContext
     /// What is left of the last chunk.
     private var rest = FileBytes()
-    /// The buffer that the last chunk was read into in place. FlyingFox copies a chunk before it
-    /// asks for the next.
-    private var buffer: AIOBuffer?
     private var chunks: AIOChunks.AsyncIterator?
 
-    fileprivate init(_ body: FileBody) {
-      self.body = body
-      offset = body.range.lowerBound
-    }
-
-    fileprivate mutating func resume(with chunk: FileBytes) {
-      rest = chunk
-      offset += Int64(chunk.count)
-      buffer = chunk.isInPlace ? chunk.buffer : nil
+    fileprivate init(_ file: AIOFile, _ range: Range<Int64>, _ context: AIOContext) {
+      (self.file, self.range, self.context) = (file, range, context)
     }
 
     mutating func next() async throws -> UInt8? {
@@ -72,40 +57,42 @@ struct FileBody: AsyncBufferedSequence {
 
     mutating func nextBuffer(suggested count: Int) async throws -> FileBytes? {
       if rest.isEmpty {
-        guard offset < body.range.upperBound else {
-          if let buffer = buffer.take() { body.buffers.give(buffer) }
-          return nil
-        }
-        let chunk = try await nextChunk()
-        rest = chunk
-        offset += Int64(chunk.count)
+        guard !range.isEmpty else { return nil }
+        try await readChunk()
       }
       let part = rest.prefix(count)
       rest = rest.dropFirst(part.count)
       return part
     }
 
+    /// Reads the next chunk into `rest`.
+    ///
     /// - Throws: `SocketError.disconnected` if the file has become shorter than its answer's head
     ///   says, which only the end of the connection tells; ``AIOError``.
-    fileprivate mutating func nextChunk() async throws -> FileBytes {
-      let wanted = Int(Swift.min(Int64(FileBody.chunkSize), body.range.upperBound - offset))
+    fileprivate mutating func readChunk() async throws {
+      let chunk = try await nextChunk()
+      rest = FileBytes(buffer: chunk, bounds: 0..<chunk.count)
+      range = range.lowerBound + Int64(chunk.count)..<range.upperBound
+    }
+
+    private mutating func nextChunk() async throws -> AIOBuffer {
+      let wanted = Int(Swift.min(Int64(FileBody.chunkSize), range.upperBound - range.lowerBound))
       if chunks == nil {
-        let buffer = buffer.take() ?? body.buffers.take()
-        if let count = try body.file.readNow(at: offset, into: buffer[..<wanted]) {
+        // The last buffer, which nobody refers to any more, is the next.
+        rest = FileBytes()
+        let buffer = try context.makeBuffer(count: wanted)
+        if let count = try file.readNow(at: range.lowerBound, into: buffer) {
           guard count == wanted else { throw SocketError.disconnected }
-          self.buffer = buffer
-          return FileBytes(buffer: buffer, bounds: 0..<count, isInPlace: true)
+          return buffer
         }
-        body.buffers.give(buffer)
-        chunks = body.context.chunks(
-          of: body.file, size: FileBody.chunkSize, readAhead: 2,
-          range: offset..<body.range.upperBound
+        chunks = context.chunks(
+          of: file, size: FileBody.chunkSize, readAhead: 2, range: range
         ).makeAsyncIterator()
       }
-      guard let buffer = try await chunks?.next(), buffer.count == wanted else {
+      guard let chunk = try await chunks?.next(), chunk.count == wanted else {
         throw SocketError.disconnected
       }
-      return FileBytes(buffer: buffer, bounds: 0..<wanted, isInPlace: false)
+      return chunk
     }
   }
 }
@@ -114,8 +101,6 @@ struct FileBody: AsyncBufferedSequence {
 struct FileBytes: RandomAccessCollection {
   let buffer: AIOBuffer
   let bounds: Range<Int>
-  /// Whether the buffer is one of ``ChunkBuffers``.
-  let isInPlace: Bool
 
   var startIndex: Int { bounds.lowerBound }
   var endIndex: Int { bounds.upperBound }
@@ -126,7 +111,7 @@ struct FileBytes: RandomAccessCollection {
   }
 
   subscript(bounds: Range<Int>) -> FileBytes {
-    FileBytes(buffer: buffer, bounds: bounds, isInPlace: isInPlace)
+    FileBytes(buffer: buffer, bounds: bounds)
   }
 
   /// How `Data` copies the bytes at once.
@@ -141,27 +126,9 @@ struct FileBytes: RandomAccessCollection {
 }
 
 extension FileBytes {
-  init() { self.init(buffer: ChunkBuffers.none, bounds: 0..<0, isInPlace: false) }
-}
+  private static let none = AIOBuffer(count: 0)
 
-/// Buffers of one chunk, to be used again: what is read in place takes no time for filling new
-/// memory with zeros.
-final class ChunkBuffers: Sendable {
-  /// The number of buffers kept.
-  private static let limit = 32
-  static let none = AIOBuffer(count: 0)
-
-  private let free = Lock<[AIOBuffer]>([])
-
-  func take() -> AIOBuffer {
-    free.withLock { $0.popLast() } ?? AIOBuffer(count: FileBody.chunkSize)
-  }
-
-  /// - Parameter buffer: A buffer that nobody uses any more.
-  func give(_ buffer: AIOBuffer) {
-    free.withLock { free in
-      if free.count < Self.limit { free.append(buffer) }
-    }
-  }
+  /// No bytes.
+  init() { self.init(buffer: Self.none, bounds: 0..<0) }
 }
 #endif

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #if FlyingFox
-import DispatchAIOFlyingFox
+import DispatchAIO
 import FlyingFox
 import FlyingSocks
 import Foundation
 import XCTest
+
+@testable import DispatchAIOFlyingFox
 
 final class AIODirectoryHTTPHandlerTests: XCTestCase {
   /// A handler on a folder with `fish.json` (18 bytes), `sub/vinegar.json`, and `large.bin`.
@@ -164,7 +166,7 @@ final class AIODirectoryHTTPHandlerTests: XCTestCase {
 
   // MARK: Bodies
 
-  /// A large file, of which the page cache has nothing, all, or every other MiB.
+  /// A large file, of which the page cache has all or nothing.
   func testABodyIsTheFileWhateverIsCached() async throws {
     let served = try Served(large: 5 << 20 | 77)
     for isCached in [true, false] {
@@ -180,6 +182,23 @@ final class AIODirectoryHTTPHandlerTests: XCTestCase {
       }
       XCTAssertEqual(body, served.large)
     }
+  }
+
+  /// What is read ahead of the first chunk is sent, and not read once more.
+  func testNothingIsReadTwice() async throws {
+    let served = try Served(large: 1 << 20 | 77)
+    // Direct: nothing of it is read in place.
+    let file = try await AIOFile.open(
+      .init("\(served.folder.path)/large.bin"), .readOnly, caching: .direct)
+    let body = try await FileBody(file, 0..<Int64(served.large.count), context: served.context)
+    var iterator = body.makeAsyncIterator()
+    var bytes = Data()
+    while let part = try await iterator.nextBuffer(suggested: 128 << 10) {
+      bytes.append(Data(part))
+    }
+    XCTAssertEqual(bytes, served.large)
+    await served.context.close()
+    XCTAssertEqual(served.context.statistics.accepted, 9)
   }
 
   func testABodyMayBeReadTwiceAndInPieces() async throws {
