@@ -35,55 +35,63 @@ extension AIOContext {
 ///   the span's status.
 ///
 /// The calls do what those of the context do: parameters, results and errors are the same, and
-/// so is cancellation.
+/// so is cancellation. Appends, and reads and writes of any range, have no span.
 public struct TracedAIOContext: Sendable {
   /// The context that the requests are made of.
   public let context: AIOContext
   let tracer: any Tracer
 
-  /// Reads from a file: see ``DispatchAIO/AIOContext/read(_:at:into:range:isolation:)``.
+  /// Reads from a file: see
+  /// ``DispatchAIO/AIOContext/read(_:at:into:range:options:isolation:)``.
   public func read(
     _ file: AIOFile, at offset: Int64, into buffer: inout AIOUniqueBuffer,
-    range: Range<Int>? = nil, isolation: isolated (any Actor)? = #isolation
+    range: Range<Int>? = nil, options: AIOReadOptions = [],
+    isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
     try await transfer("aio.read", file, offset, range?.count ?? buffer.count) {
       () throws(AIOError) in
-      try await context.read(file, at: offset, into: &buffer, range: range, isolation: isolation)
+      try await context.read(
+        file, at: offset, into: &buffer, range: range, options: options, isolation: isolation)
     }
   }
 
   /// Reads from a file into several buffers: see
-  /// ``DispatchAIO/AIOContext/read(_:at:into:isolation:)``.
+  /// ``DispatchAIO/AIOContext/read(_:at:into:options:isolation:)``.
   public func read(
     _ file: AIOFile, at offset: Int64, into buffers: [AIOBuffer],
-    isolation: isolated (any Actor)? = #isolation
+    options: AIOReadOptions = [], isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
     try await transfer("aio.read", file, offset, Self.count(buffers)) { () throws(AIOError) in
-      try await context.read(file, at: offset, into: buffers, isolation: isolation)
+      try await context.read(
+        file, at: offset, into: buffers, options: options, isolation: isolation)
     }
   }
 
-  /// Writes to a file: see ``DispatchAIO/AIOContext/write(_:at:from:range:isolation:)``.
+  /// Writes to a file: see
+  /// ``DispatchAIO/AIOContext/write(_:at:from:range:options:isolation:)``.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffer: borrowing AIOUniqueBuffer,
-    range: Range<Int>? = nil, isolation: isolated (any Actor)? = #isolation
+    range: Range<Int>? = nil, options: AIOWriteOptions = [],
+    isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
     try await transfer("aio.write", file, offset, range?.count ?? buffer.count) {
       () throws(AIOError) in
-      try await context.write(file, at: offset, from: buffer, range: range, isolation: isolation)
+      try await context.write(
+        file, at: offset, from: buffer, range: range, options: options, isolation: isolation)
     }
   }
 
   /// Writes several buffers to a file: see
-  /// ``DispatchAIO/AIOContext/write(_:at:from:isolation:)``.
+  /// ``DispatchAIO/AIOContext/write(_:at:from:options:isolation:)``.
   @discardableResult
   public func write(
     _ file: AIOFile, at offset: Int64, from buffers: [AIOBuffer],
-    isolation: isolated (any Actor)? = #isolation
+    options: AIOWriteOptions = [], isolation: isolated (any Actor)? = #isolation
   ) async throws(AIOError) -> Int {
     try await transfer("aio.write", file, offset, Self.count(buffers)) { () throws(AIOError) in
-      try await context.write(file, at: offset, from: buffers, isolation: isolation)
+      try await context.write(
+        file, at: offset, from: buffers, options: options, isolation: isolation)
     }
   }
 

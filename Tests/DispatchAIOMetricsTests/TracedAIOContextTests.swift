@@ -56,6 +56,27 @@ final class TracedAIOContextTests: XCTestCase {
     await context.close()
   }
 
+  /// Options are the context's: what it refuses because of them is refused here.
+  func testOptionsReachTheRequest() async throws {
+    let context = try AIOContext(queueDepth: 8)
+    let temporary = try TemporaryFile()
+    let traced = context.traced(by: InMemoryTracer())
+    var buffer = AIOUniqueBuffer(count: 4096)
+    var codes: [AIOError.Code] = []
+    do {
+      try await traced.write(temporary.file, at: 0, from: buffer, options: .atomic)
+    } catch { codes.append(error.code) }
+    do {
+      try await traced.write(temporary.file, at: 0, from: [AIOBuffer(count: 1)], options: .atomic)
+    } catch { codes.append(error.code) }
+    // The file is buffered.
+    XCTAssertEqual(codes, [.notSupported, .notSupported])
+    try await traced.write(temporary.file, at: 0, from: buffer, options: .dataSync)
+    let count = try await traced.read(temporary.file, at: 0, into: &buffer, options: .uncached)
+    XCTAssertEqual(count, 4096)
+    await context.close()
+  }
+
   func testASpanIsAChildOfTheTasks() async throws {
     let tracer = InMemoryTracer()
     let context = try AIOContext(queueDepth: 8)
