@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The sockets that tasks wait for, in an epoll set of their own, one-shot: a wait is one system
-// call, epoll_ctl, and its event takes the socket out of the set's sight. A context's own poll, or
-// a source that is suspended and resumed, takes two, one of them after the event.
+// call of the set, epoll_ctl, and its event takes the socket out of the set's sight. The pool makes
+// another before a wait for reading, which asks whether the socket listens. A context's own poll,
+// or a source that is suspended and resumed, takes two of the set, one of them after the event.
 //
 // Nobody tells when FlyingFox closes a socket, and its number is soon another's. So nothing is
 // believed of a number: each wait asks the kernel to watch it, as one that it knows (MOD) or, if

@@ -15,9 +15,9 @@ public import DispatchAIO
 ///   far, are gauges, such as `aio_requests_in_kernel`. There is one of each property of
 ///   ``DispatchAIO/AIOStatistics``, which says what it counts.
 /// - Each has the dimension `context` with the given name, so that several contexts are told apart.
-/// - What has not been published is published when the context closes, and when the object is
-///   dropped, so that the counters end with all that was done. Its metrics are then destroyed in
-///   the factory if it was dropped.
+/// - What has not been published is published when the object is dropped and, if there is an
+///   interval, when the context closes, so that the counters end with all that was done. The
+///   metrics of an object that is dropped are then destroyed in the factory.
 ///
 /// - Safety: `@unchecked Sendable` because the handlers of swift-metrics may be used from any
 ///   thread, and `published` is under a lock.
