@@ -37,6 +37,9 @@ extension AIOFile {
     return try await body(fileDescriptor)
   }
 
+  /// Whether the file is on a file system of this machine, so that its status is in memory.
+  package var isLocal: Bool { file.traits.isLocal }
+
   /// Whether the file is as it was when it was opened: not written to, not removed, not renamed or
   /// replaced, all of which change the time of its last change. Corresponds to `statx(2)`.
   package var isUnchanged: Bool {
@@ -105,6 +108,18 @@ extension AIOError {
       true
     default: false
     }
+  }
+
+  /// The error of a read of a range, as that of a part of it.
+  ///
+  /// - Parameters:
+  ///   - offset: The offset of the part.
+  ///   - count: The number of its bytes.
+  ///   - skipped: The number of bytes of the range before the part.
+  package func rebased(
+    _ file: AIOFile, _ offset: Int64, _ count: Int, skipped: Int
+  ) -> AIOError {
+    rebased(file.subject(.read, offset: offset, length: count), skipped: skipped)
   }
 
   /// The failure of a system call that a plug made.

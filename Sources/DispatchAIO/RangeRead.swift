@@ -64,7 +64,14 @@ final class RangeRead: BufferStorage, @unchecked Sendable {
 
   /// The error with the range that was asked for.
   func rebased(_ error: AIOError) -> AIOError {
-    error.with(subject, transferred: min(max(0, error.transferred - head), wanted))
+    error.rebased(subject, skipped: head)
+  }
+}
+
+extension AIOError {
+  /// The error of a read of a range, as that of a part of it, which begins `skipped` bytes later.
+  func rebased(_ part: Subject, skipped: Int) -> AIOError {
+    with(part, transferred: min(max(0, transferred - skipped), part.length ?? 0))
   }
 }
 

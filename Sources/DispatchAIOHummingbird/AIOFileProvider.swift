@@ -152,14 +152,10 @@ public struct AIOFileProvider: FileProvider {
       id.file = file
       return file
     }
-    let path = FilePath(id.path)
-    if let file = try AIOFile.openNow(path, .readOnly, beneath: directory, caching: .automatic) {
-      // It is on a file system of this machine, whose status is in memory.
-      openFiles.opened(id.path, file)
-      id.file = file
-      return file
-    }
-    let file = try await AIOFile.open(path, .readOnly, beneath: directory, caching: .automatic)
+    let file = try await AIOFile.open(
+      FilePath(id.path), .readOnly, beneath: directory, caching: .automatic)
+    // Each request for an open file asks for its status.
+    if file.isLocal { openFiles.opened(id.path, file) }
     id.file = file
     return file
   }

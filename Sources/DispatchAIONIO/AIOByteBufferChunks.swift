@@ -65,7 +65,7 @@ package struct AIOByteBufferChunks: AsyncSequence, Sendable {
           if let chunk = try source.file.readByteBufferNow(from: from, count: count) {
             return delivered(chunk, count)
           }
-          start(from, count)
+          start(from, count, isUncached: true)
         }
         while reads.count < AIOByteBufferChunks.readAhead, let count = takeCount() {
           start(offset - Int64(count), count)
@@ -98,12 +98,16 @@ package struct AIOByteBufferChunks: AsyncSequence, Sendable {
       return count
     }
 
-    private func start(_ from: Int64, _ count: Int) {
+    /// - Parameter isUncached: Whether the page cache has just been asked, and has not all of it.
+    private func start(_ from: Int64, _ count: Int, isUncached: Bool = false) {
       let (context, file) = (source.context, source.file)
-      reads.append(
-        Read(
-          task: Task { try await context.readByteBuffer(file, from: from, count: count) },
-          count: count))
+      let task = Task {
+        if isUncached {
+          return try await context.readUncachedByteBuffer(file, from: from, count: count)
+        }
+        return try await context.readByteBuffer(file, from: from, count: count)
+      }
+      reads.append(Read(task: task, count: count))
     }
 
     /// A chunk that is shorter than asked for is the last one: the file ends there.

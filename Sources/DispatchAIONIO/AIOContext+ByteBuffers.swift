@@ -25,12 +25,24 @@ extension AIOContext {
     if let buffer = try file.readByteBufferNow(from: offset, count: count, allocator: allocator) {
       return buffer
     }
+    return try await readUncachedByteBuffer(file, from: offset, count: count, allocator: allocator)
+  }
+
+  /// Reads a range for which `readByteBufferNow` has just returned `nil`.
+  func readUncachedByteBuffer(
+    _ file: AIOFile, from offset: Int64, count: Int, allocator: ByteBufferAllocator = .init(),
+    isolation: isolated (any Actor)? = #isolation
+  ) async throws(AIOError) -> ByteBuffer {
     guard let memory = ByteBufferMemory(from: offset, count: count, allocator) else {
       throw .rangeTooLarge(file, offset, count)
     }
-    // `memory` is alive until it is asked for the buffer, and nobody else has its bytes.
-    let transferred = try unsafe await read(file, at: memory.offset, into: memory.bytes)
-    return memory.filled(transferred)
+    do throws(AIOError) {
+      // `memory` is alive until it is asked for the buffer, and nobody else has its bytes.
+      let transferred = try unsafe await read(file, at: memory.offset, into: memory.bytes)
+      return memory.filled(transferred)
+    } catch {
+      throw error.rebased(file, offset, count, skipped: memory.skipped)
+    }
   }
 
   /// Writes the readable bytes of buffers to a file, one after the other, without a copy.

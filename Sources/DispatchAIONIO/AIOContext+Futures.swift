@@ -32,7 +32,7 @@ extension AIOContext {
       return eventLoop.makeFailedFuture(error.forFutures)
     }
     return future(on: eventLoop) { () async throws(AIOError) in
-      try await self.readByteBuffer(
+      try await self.readUncachedByteBuffer(
         fileHandle, from: offset, count: count, allocator: allocator)
     }
   }
@@ -50,7 +50,9 @@ extension AIOContext {
     allocator: ByteBufferAllocator, eventLoop: any EventLoop,
     chunkHandler: @escaping @Sendable (ByteBuffer) -> EventLoopFuture<Void>
   ) -> EventLoopFuture<Void> {
-    precondition(chunkSize > 0, "readChunked: a chunkSize of \(chunkSize); it must be 1 or more")
+    guard chunkSize > 0 else {
+      fatalError("AIOContext.readChunked: a chunkSize of \(chunkSize); it must be 1 or more")
+    }
     guard byteCount > 0 else { return eventLoop.makeSucceededVoidFuture() }
     let count = min(chunkSize, byteCount)
     return read(

@@ -39,12 +39,10 @@ public struct AIOFileHandle<Base: FileHandleProtocol & Sendable>: FileHandleProt
   /// The file, for what the library has beyond NIO's calls. Closing the handle closes it.
   public let file: AIOFile
   let source: Source
-  /// Whether the file's status is in memory, so that asking for it waits for nothing.
-  let isLocal: Bool
 
   /// What is known of the file. Corresponds to `fstat(2)`.
   public func info() async throws -> FileInfo {
-    guard isLocal else { return try await base { try await $0.info() } }
+    guard file.isLocal else { return try await base { try await $0.info() } }
     do throws(AIOError) {
       return FileInfo(platformSpecificStatus: try file.statusNow())
     } catch {
@@ -177,7 +175,10 @@ extension AIOFileHandle: ReadableFileHandleProtocol where Base: ReadableFileHand
   /// first that it has not three at a time, ahead of the consumer. The file may end before the
   /// range does.
   public func readChunks(in range: Range<Int64>, chunkLength: ByteCount) -> FileChunks {
-    precondition(chunkLength.bytes > 0, "readChunks: a chunkLength of \(chunkLength.bytes)")
+    guard chunkLength.bytes > 0 else {
+      fatalError(
+        "AIOFileHandle.readChunks: a chunkLength of \(chunkLength.bytes); it must be 1 or more")
+    }
     return FileChunks(
       wrapping: AIOByteBufferChunks(
         context: context, file: file, range: range, chunkLength: Int(chunkLength.bytes),

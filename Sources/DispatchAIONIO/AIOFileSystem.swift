@@ -40,20 +40,13 @@ public struct AIOFileSystem: Sendable {
     let flags = FileDescriptor.OpenOptions(options)
     let base = base
     return try await mappingErrors { () async throws(AIOError) in
-      let now = try AIOFile.openNow(path, .readOnly, options: flags, caching: .automatic)
-      let file: AIOFile
-      if let now {
-        file = now
-      } else {
-        file = try await AIOFile.open(path, .readOnly, options: flags, caching: .automatic)
-      }
-      // What can be opened without waiting is on a file system of this machine.
-      return AIOFileHandle(
-        context: context, file: file,
+      AIOFileHandle(
+        context: context,
+        file: try await AIOFile.open(path, .readOnly, options: flags, caching: .automatic),
         source: .onDemand {
           try await base.openFile(
             forReadingAt: FilePath("/proc/self/fd/\($0.rawValue)"))
-        }, isLocal: now != nil)
+        })
     }
   }
 
@@ -133,7 +126,7 @@ public struct AIOFileSystem: Sendable {
           throw error.forFileSystem()
         }
       }
-      return AIOFileHandle(context: context, file: file, source: .opened(base), isLocal: false)
+      return AIOFileHandle(context: context, file: file, source: .opened(base))
     } catch {
       try? await base.close(makeChangesVisible: false)
       throw error

@@ -24,8 +24,10 @@ struct ByteBufferMemory {
   private let buffer: ByteBuffer
   /// The index of `bytes` in the buffer.
   private let start: Int
-  /// The number of bytes before those that were asked for, and the number of those.
-  private let (skipped, count): (Int, Int)
+  /// The number of bytes before those that were asked for.
+  let skipped: Int
+  /// The number of those that were asked for.
+  private let count: Int
 
   /// Makes a buffer for a range of a file.
   ///

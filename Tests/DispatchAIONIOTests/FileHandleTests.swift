@@ -229,7 +229,7 @@ final class FileHandleTests: XCTestCase {
         defer { try? next.close() }
         return try await FileSystem.shared.openFile(
           forReadingAt: FilePath("/proc/self/fd/\(descriptor.rawValue)"))
-      }, isLocal: true)
+      })
     try await handle.replacePermissions([.ownerRead])
     for (path, mode) in [(path, 0o400), (other, 0o600)] {
       var status = stat()

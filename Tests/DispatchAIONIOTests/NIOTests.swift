@@ -87,7 +87,16 @@ final class NIOTests: XCTestCase {
         XCTAssertEqual(error.code, code, "\(error)")
       }
     }
+    let direct = try await AIOFile.open(path, .readOnly, caching: .direct)
     await context.close()
+    do {
+      _ = try await context.readByteBuffer(direct, from: 5000, count: 10)
+      XCTFail("read")
+    } catch {
+      // What was asked for, and not the blocks that it is in.
+      XCTAssertEqual(error.code, .contextClosed)
+      XCTAssertEqual([error.offset, error.length.map { Int64($0) }], [5000, 10])
+    }
   }
 
   /// What the page cache has takes no request, and is there in the future that is returned.
