@@ -65,7 +65,7 @@ public struct AIOChunks: AsyncSequence, Sendable {
     ///
     /// - Returns: The chunk; `nil` at the end of the file or of the range.
     /// - Throws: ``AIOError``, which ends the iteration: the errors of
-    ///   ``AIOContext/read(_:at:into:isolation:)``, other than ``AIOError/Code/full``.
+    ///   ``AIOContext/read(_:at:into:options:isolation:)``, other than ``AIOError/Code/full``.
     public mutating func next(
       isolation actor: isolated (any Actor)? = #isolation
     ) async throws(AIOError) -> AIOBuffer? {

@@ -18,10 +18,12 @@ final class FileServerTests: XCTestCase {
         try server.make("file", bytes)
         for isCold in [false, true] {
           if isCold {
-            let file = try FileDescriptor.open(server.root.appending("file"), .readOnly)
+            // A file that has not been sent: the network may hold the pages of the other one.
+            try server.make("cold", bytes)
+            let file = try FileDescriptor.open(server.root.appending("cold"), .readOnly)
             try file.closeAfter { try evict(file.rawValue, size: size) }
           }
-          let answer = try client.get("/file")
+          let answer = try client.get(isCold ? "/cold" : "/file")
           XCTAssertEqual(answer.status, 200)
           XCTAssertTrue(answer.body == bytes, "\(caching), \(size) bytes, cold: \(isCold)")
           XCTAssertEqual(answer.fields["content-length"], "\(size)")

@@ -19,6 +19,16 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   /// process has one, from its first context on; -1 before that.
   private static let readableDescriptor = Atomic<Int32>(-1)
 
+  /// The poll of that descriptor, made when it is there. Safe because it does not change.
+  nonisolated(unsafe) private static let wakeBlock = {
+    let block = UnsafeMutablePointer<iocb>.allocate(capacity: 1)
+    unsafe block.initialize(
+      to: iocb(
+        .pollReadable, readableDescriptor.load(ordering: .relaxed), tag: ReservedTag.wake,
+        event: nil))
+    return unsafe block
+  }()
+
   private let context: io_context_t
   private let waitTimer = WaitTimer()
 
@@ -60,13 +70,11 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
     return Int(unsafe io_submit(context, count, requests))
   }
 
-  /// Submits one request.
-  func submit(_ block: iocb) -> Int {
-    var block = unsafe block
-    return unsafe withUnsafeMutablePointer(to: &block) { block in
-      var pointer: UnsafeMutablePointer<iocb>? = unsafe block
-      return unsafe submit(&pointer, count: 1)
-    }
+  /// Submits one request. The kernel copies the block; what watches a program's calls (Valgrind)
+  /// looks at it once more when the request has completed, so that it stays until then.
+  func submit(_ block: UnsafeMutablePointer<iocb>) -> Int {
+    var pointer: UnsafeMutablePointer<iocb>? = unsafe block
+    return unsafe submit(&pointer, count: 1)
   }
 
   @inline(__always)
@@ -96,9 +104,8 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   /// a descriptor that is readable. Before Linux 4.18, which has no polls, the wait ends at its
   /// bound.
   func wake() {
-    let readable = Self.readableDescriptor.load(ordering: .relaxed)
-    guard readable >= 0 else { return }
-    _ = unsafe submit(iocb(.pollReadable, readable, tag: ReservedTag.wake, event: nil))
+    guard Self.readableDescriptor.load(ordering: .relaxed) >= 0 else { return }
+    _ = unsafe submit(Self.wakeBlock)
   }
 
   func waitTimerFired() { waitTimer.fired() }
@@ -120,8 +127,10 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   func read(
     _ descriptor: Int32, into memory: UnsafeMutableRawBufferPointer, waiting nanoseconds: UInt64
   ) -> ReadAnswer {
-    var block = unsafe iocb(.read, descriptor, tag: 0, event: nil)
-    unsafe block.setTransfer(memory.baseAddress, memory.count, at: 0, flags: 0)
+    let block = UnsafeMutablePointer<iocb>.allocate(capacity: 1)
+    defer { unsafe block.deallocate() }
+    unsafe block.initialize(to: iocb(.read, descriptor, tag: 0, event: nil))
+    unsafe block.pointee.setTransfer(memory.baseAddress, memory.count, at: 0, flags: 0)
     let submitted = unsafe submit(block)
     guard submitted == 1 else { return .refused(Int32(max(1, -submitted))) }
     var event = unsafe io_event()

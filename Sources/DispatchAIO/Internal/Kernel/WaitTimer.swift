@@ -11,7 +11,9 @@ internal import CLinux
 internal import Glibc
 
 /// - Safety: `@unchecked Sendable` because it is touched by the one who reaps only, a turn of the
-///   loop; and by the end, when there are no turns any more.
+///   loop; and by the end, when there are no turns any more. `@safe` because nobody else has the
+///   block, which lives as long as the timer.
+@safe
 final class WaitTimer: @unchecked Sendable {
   /// A timerfd; negative before the first wait, and where there is none.
   private var descriptor: Int32 = -1
@@ -21,6 +23,10 @@ final class WaitTimer: @unchecked Sendable {
   private var isSet = false
   /// When it fires, by the monotonic clock, in nanoseconds.
   private var deadline: UInt64 = 0
+  /// The poll. The timer's own: nobody else has it.
+  private let block = UnsafeMutablePointer<iocb>.allocate(capacity: 1)
+
+  deinit { unsafe block.deallocate() }
 
   /// Makes sure that a wait that begins now ends in so many nanoseconds at the latest. It may end
   /// before.
@@ -40,8 +46,9 @@ final class WaitTimer: @unchecked Sendable {
     deadline = end
     // In flight already: that ends then, too.
     if isSet { return true }
-    let answer = unsafe kernel.submit(
-      iocb(.pollReadable, descriptor, tag: ReservedTag.timer, event: nil))
+    unsafe block.initialize(
+      to: iocb(.pollReadable, descriptor, tag: ReservedTag.timer, event: nil))
+    let answer = unsafe kernel.submit(block)
     isSet = answer == 1
     // Otherwise the ring has no room now.
     if answer == -Int(EINVAL) { isRefused = true }
