@@ -234,6 +234,7 @@ final class NeverLostTests: XCTestCase {
   /// kernel AIO belongs to the process. (io_uring's would be cancelled.) Method: here the thread
   /// that runs a block of the queue, and with it the turn that submits, ends at once.
   func testThreadsThatEndDisturbNothing() throws {
+    try requireKernelAIO("a request has a thread while it lasts")
     let directory = try temporaryDirectory()
     let disk = try SmallDisk(in: directory, megabytes: 16)
     let path = disk.path.appending("file")
