@@ -16,7 +16,7 @@ public protocol GracefulServer: AnyObject, Sendable {
   /// The serial queue that it is on.
   var queue: DispatchQueue { get }
 
-  /// Starts to serve. Once, off the queue. The server keeps itself until it ends.
+  /// Starts to serve. Once, off the queue. Whoever starts it keeps it until it has ended.
   ///
   /// - Parameter whenEnded: called once, on the queue, when the server has ended: after
   ///   ``shutDown(because:)``, or because nothing is left to serve. With the exit status of its

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The daemon: listeners, and loops that serve the connections. All of it but the other
-// loops is on the first loop's queue, in whose ring connections are accepted. Made and started by
-// `Serve`.
+// The daemon: listeners, and loops that serve the connections. All of it but the other loops is on
+// the first loop's queue, in whose ring connections are accepted. Made and started by `Serve`.
 
 import Dispatch
 import DispatchAIO
@@ -36,8 +35,6 @@ final class Server: GracefulServer, @unchecked Sendable {
   private let connection: (socket: Int32, peer: String)?
   private var isDraining = false
   private var whenEnded: (Int32) -> Void = { _ in }
-  /// A reference to itself while it serves, so that its maker need not keep one.
-  private var selfWhileServing: Server?
 
   private var context: AIOContext { loops[0].context }
   var queue: DispatchQueue { loops[0].queue }
@@ -80,7 +77,6 @@ final class Server: GracefulServer, @unchecked Sendable {
   func start(whenEnded: @escaping @Sendable (Int32) -> Void) throws {
     try queue.sync {
       self.whenEnded = whenEnded
-      selfWhileServing = self
       try acceptor.activate(in: context) { [unowned self] in
         loads.reduce(0, +)
       } take: { [unowned self] in
@@ -174,7 +170,6 @@ final class Server: GracefulServer, @unchecked Sendable {
       }
       group.notify(queue: queue) { [self] in
         logger.info("done")
-        selfWhileServing = nil
         whenEnded(isDurable.withLock { $0 } ? 0 : 1)
       }
     }

@@ -38,8 +38,6 @@ final class Server: GracefulServer, @unchecked Sendable {
   private let listener: Listener
   private let acceptor: Acceptor
   private let metrics: MetricsServer?
-  /// A reference to itself while it serves, so that its maker need not keep one.
-  private var selfWhileServing: Server?
   private let drainTimer: AIOTimerSource
   private var drainDeadline: ContinuousClock.Instant
   private let clock = ContinuousClock()
@@ -123,7 +121,6 @@ final class Server: GracefulServer, @unchecked Sendable {
   func start(whenEnded: @escaping @Sendable (Int32) -> Void) throws {
     try queue.sync {
       self.whenEnded = whenEnded
-      selfWhileServing = self
       journal.afterProgress = { [unowned self] in
         // At the end, closings have to be recorded before the journal ends.
         if isDraining { receiveAll() } else { receiveSoon() }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The daemon: listeners, and loops that serve the connections. All of it but the other
-// loops is on the first loop's queue, in whose ring connections are accepted. Made and started by
-// the command.
+// The daemon: listeners, and loops that serve the connections. All of it but the other loops is on
+// the first loop's queue, in whose ring connections are accepted. Made and started by the command.
 
 import Dispatch
 import DispatchAIO
@@ -22,8 +21,6 @@ final class Server: GracefulServer, @unchecked Sendable {
   private let metrics: MetricsServer?
   private var isDraining = false
   private var whenEnded: (Int32) -> Void = { _ in }
-  /// A reference to itself while it serves, so that its maker need not keep one.
-  private var selfWhileServing: Server?
 
   private var context: AIOContext { loops[0].context }
   var queue: DispatchQueue { loops[0].queue }
@@ -52,7 +49,6 @@ final class Server: GracefulServer, @unchecked Sendable {
   func start(whenEnded: @escaping @Sendable (Int32) -> Void) throws {
     try queue.sync {
       self.whenEnded = whenEnded
-      selfWhileServing = self
       try acceptor.activate(in: context) { [unowned self] in
         loads.reduce(0, +)
       } take: { [unowned self] in
@@ -120,7 +116,6 @@ final class Server: GracefulServer, @unchecked Sendable {
         done: \(acceptor.statistics); \(total.requests) requests; \
         sent \(ByteCount(Int(total.bytesSent))), received \(ByteCount(Int(total.bytesReceived)))
         """)
-      selfWhileServing = nil
       whenEnded(0)
     }
   }
