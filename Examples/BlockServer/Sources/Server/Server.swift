@@ -9,8 +9,7 @@ import Glibc
 import Logging
 import ServerSupport
 
-/// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on, but for the
-///   loops, which do not change any more then.
+/// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on.
 final class Server: GracefulServer, @unchecked Sendable {
   struct Settings: Sendable {
     var loops = 1
@@ -26,9 +25,7 @@ final class Server: GracefulServer, @unchecked Sendable {
 
   private let settings: Settings
   private let logger: Logger
-  private var loops: [ServerLoop] = []
-  /// The number of connections of each loop.
-  private var loads: [Int]
+  private let loops: ServingLoops<ServerLoop>
   private let acceptor: Acceptor
   private let metrics: MetricsServer?
   /// A connection that existed before the server.
@@ -36,8 +33,7 @@ final class Server: GracefulServer, @unchecked Sendable {
   private var isDraining = false
   private var whenEnded: (Int32) -> Void = { _ in }
 
-  private var context: AIOContext { loops[0].context }
-  var queue: DispatchQueue { loops[0].queue }
+  var queue: DispatchQueue { loops.queue }
 
   /// - Parameter connection: a connection that exists already.
   /// - Throws: `AIOError` if a context cannot be made.
@@ -48,17 +44,12 @@ final class Server: GracefulServer, @unchecked Sendable {
     (self.settings, self.logger, self.metrics) = (settings, logger, metrics)
     self.connection = connection
     acceptor = Acceptor(listeners, limit: settings.maxConnections, logger: logger)
-    loads = Array(repeating: 0, count: settings.loops)
-    for number in 0..<settings.loops {
-      loops.append(
-        try ServerLoop(
-          number: number, exports: exports, settings: settings.loop, logger: logger,
-          whenClosed: { [weak self] in
-            guard let self else { return }
-            context.async { self.closed(on: number) }
-          }))
+    loops = try ServingLoops(count: settings.loops) { number, whenClosed in
+      try ServerLoop(
+        number: number, exports: exports, settings: settings.loop, logger: logger,
+        whenClosed: whenClosed)
     }
-    logger.logKernel(of: loops[0].context)
+    logger.logKernel(of: loops.context)
     for export in exports {
       if export.size == 0 {
         logger.warning(
@@ -77,46 +68,34 @@ final class Server: GracefulServer, @unchecked Sendable {
   func start(whenEnded: @escaping @Sendable (Int32) -> Void) throws {
     try queue.sync {
       self.whenEnded = whenEnded
-      try acceptor.activate(in: context) { [unowned self] in
-        loads.reduce(0, +)
-      } take: { [unowned self] in
-        assign($0, $1)
+      if settings.endsWhenUnused { loops.onClosed { [weak self] in self?.endIfUnused() } }
+      try acceptor.activate(in: loops.context) { [loops] in
+        loops.connections
+      } take: { [loops] in
+        loops.assign($0, $1)
       }
-      try metrics?.activate(in: context) { [unowned self] in collectMetrics($0) }
+      try metrics?.activate(in: loops.context) { [unowned self] in collectMetrics($0) }
       if let interval = settings.statisticsInterval {
-        _ = try context.every(interval) { [unowned self] in logStatistics {} }
+        _ = try loops.context.every(interval) { [unowned self] in logStatistics {} }
       }
       if let connection { acceptor.accept(connection.socket, connection.peer) }
     }
   }
 
-  /// Gives a connection to the loop that has the fewest.
-  private func assign(_ socket: Int32, _ peer: String) {
-    let least = loads.indices.min { loads[$0] < loads[$1] } ?? 0
-    loads[least] += 1
-    loops[least].add(socket, peer)
-  }
-
-  private func closed(on loop: Int) {
-    loads[loop] -= 1
-    if settings.endsWhenUnused && !isDraining && loads.allSatisfy({ $0 == 0 }) {
-      isDraining = true
-      end()
-    }
+  /// Ends when the last connection has closed.
+  private func endIfUnused() {
+    guard !isDraining, loops.connections == 0 else { return }
+    isDraining = true
+    end()
   }
 
   /// Gathers the statistics of all loops, and calls back with their sum on the queue.
   private func total(_ body: @escaping @Sendable (LoopStatistics) -> Void) {
-    let group = DispatchGroup()
-    let total = Lock(LoopStatistics())
-    for loop in loops {
-      group.enter()
-      loop.report { one in
-        total.withLock { $0 += one }
-        group.leave()
-      }
+    loops.gather(LoopStatistics(), +=) {
+      $0.report($1)
+    } then: {
+      body($0)
     }
-    group.notify(queue: queue) { body(total.withLock { $0 }) }
   }
 
   /// Gives the numbers of all loops to `reply`, on the queue.
@@ -131,7 +110,7 @@ final class Server: GracefulServer, @unchecked Sendable {
       text.add(
         .counter, "aio_nbd_received_bytes_total", "Bytes received.", total.bytesReceived)
       text.add(.counter, "aio_nbd_sent_bytes_total", "Bytes sent.", total.bytesSent)
-      text.add(loops.enumerated().map { ("\($0)", $1.context.statistics) })
+      loops.addMetrics(to: &text)
       reply(text)
     }
   }
@@ -159,18 +138,13 @@ final class Server: GracefulServer, @unchecked Sendable {
     acceptor.close()
     metrics?.close()
     logStatistics { [self] in
-      let group = DispatchGroup()
-      let isDurable = Lock(true)
-      for loop in loops {
-        group.enter()
-        loop.drain(timeout: settings.drainTimeout) { isLoopDurable in
-          if !isLoopDurable { isDurable.withLock { $0 = false } }
-          group.leave()
-        }
-      }
-      group.notify(queue: queue) { [self] in
+      loops.gather(true) {
+        $0 = $0 && $1
+      } _: {
+        $0.drain(timeout: settings.drainTimeout, $1)
+      } then: { [self] isDurable in
         logger.info("done")
-        whenEnded(isDurable.withLock { $0 } ? 0 : 1)
+        whenEnded(isDurable ? 0 : 1)
       }
     }
   }

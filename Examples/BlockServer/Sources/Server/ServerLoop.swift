@@ -20,7 +20,7 @@ import ServerSupport
 
 /// - Safety: `@unchecked Sendable` because it is confined to its queue; others hand it work by
 ///   `context.async`.
-final class ServerLoop: @unchecked Sendable {
+final class ServerLoop: ServingLoop, @unchecked Sendable {
   struct Settings: Sendable {
     var queueDepth = 128
     /// The time that a client has to choose an export. If `nil`, it has any.

@@ -237,7 +237,7 @@ extension Connection {
     if hasBody && !reply.isHead {
       loop.output.append(body)
       reply.sent = Int64(body.count)
-      loop.statistics.bytesSent += reply.sent
+      loop.statistics.bytesSent += Int(reply.sent)
     }
     finishReply()
   }

@@ -165,7 +165,7 @@ extension Connection {
 
   private func counted(_ sent: Int64) {
     reply.sent += sent
-    loop.statistics.bytesSent += sent
+    loop.statistics.bytesSent += Int(sent)
   }
 
   // MARK: From the disk

@@ -81,7 +81,7 @@ extension Connection {
       }
       used += count
     }
-    loop.statistics.bytesReceived += Int64(used)
+    loop.statistics.bytesReceived += used
     if progress.position + Int64(progress.filled) > loop.settings.maxUpload {
       refuse(413)
       return bytes.count

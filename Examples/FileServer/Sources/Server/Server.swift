@@ -9,21 +9,17 @@ import Glibc
 import Logging
 import ServerSupport
 
-/// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on, but for the
-///   loops, which do not change any more then.
+/// - Safety: `@unchecked Sendable` because it is confined to `queue` from `start` on.
 final class Server: GracefulServer, @unchecked Sendable {
   private let settings: Settings
   private let logger: Logger
-  private var loops: [ServerLoop] = []
-  /// The number of connections of each loop.
-  private var loads: [Int]
+  private let loops: ServingLoops<ServerLoop>
   private let acceptor: Acceptor
   private let metrics: MetricsServer?
   private var isDraining = false
   private var whenEnded: (Int32) -> Void = { _ in }
 
-  private var context: AIOContext { loops[0].context }
-  var queue: DispatchQueue { loops[0].queue }
+  var queue: DispatchQueue { loops.queue }
 
   /// - Throws: `AIOError` if a context cannot be made.
   init(
@@ -32,29 +28,24 @@ final class Server: GracefulServer, @unchecked Sendable {
   ) throws {
     (self.settings, self.logger, self.metrics) = (settings, logger, metrics)
     acceptor = Acceptor(listeners, limit: settings.maxConnections, logger: logger)
-    loads = Array(repeating: 0, count: settings.loops)
-    for number in 0..<settings.loops {
-      loops.append(
-        try ServerLoop(
-          number: number, root: root, settings: settings, log: log, logger: logger,
-          whenClosed: { [weak self] in
-            guard let self else { return }
-            context.async { self.loads[number] -= 1 }
-          }))
+    loops = try ServingLoops(count: settings.loops) { number, whenClosed in
+      try ServerLoop(
+        number: number, root: root, settings: settings, log: log, logger: logger,
+        whenClosed: whenClosed)
     }
-    logger.logKernel(of: loops[0].context)
+    logger.logKernel(of: loops.context)
   }
 
   /// - Throws: `AIOError` if the listeners cannot be watched.
   func start(whenEnded: @escaping @Sendable (Int32) -> Void) throws {
     try queue.sync {
       self.whenEnded = whenEnded
-      try acceptor.activate(in: context) { [unowned self] in
-        loads.reduce(0, +)
-      } take: { [unowned self] in
-        assign($0, $1)
+      try acceptor.activate(in: loops.context) { [loops] in
+        loops.connections
+      } take: { [loops] in
+        loops.assign($0, $1)
       }
-      try metrics?.activate(in: context) { [unowned self] in collectMetrics($0) }
+      try metrics?.activate(in: loops.context) { [unowned self] in collectMetrics($0) }
     }
   }
 
@@ -64,12 +55,11 @@ final class Server: GracefulServer, @unchecked Sendable {
       var text = MetricsText()
       acceptor.addMetrics(to: &text, prefix: "aio_httpd")
       text.add(.counter, "aio_httpd_requests_total", "Requests answered.", total.requests)
-      text.add(
-        .counter, "aio_httpd_sent_bytes_total", "Bytes of bodies sent.", Int(total.bytesSent))
+      text.add(.counter, "aio_httpd_sent_bytes_total", "Bytes of bodies sent.", total.bytesSent)
       text.add(
         .counter, "aio_httpd_received_bytes_total", "Bytes of uploads received.",
-        Int(total.bytesReceived))
-      text.add(loops.enumerated().map { ("\($0)", $1.context.statistics) })
+        total.bytesReceived)
+      loops.addMetrics(to: &text)
       reply(text)
     }
   }
@@ -80,28 +70,15 @@ final class Server: GracefulServer, @unchecked Sendable {
   private func collectStatistics(
     drains: Bool = false, _ body: @escaping @Sendable (LoopStatistics) -> Void
   ) {
-    let group = DispatchGroup()
-    let total = Lock(LoopStatistics())
-    for loop in loops {
-      group.enter()
-      let add: @Sendable (LoopStatistics) -> Void = { one in
-        total.withLock { $0 += one }
-        group.leave()
-      }
+    loops.gather(LoopStatistics(), +=) { loop, reply in
       if drains {
-        loop.drain(timeout: settings.drainTimeout) { add(loop.statistics) }
+        loop.drain(timeout: settings.drainTimeout) { reply(loop.statistics) }
       } else {
-        loop.report(add)
+        loop.report(reply)
       }
+    } then: {
+      body($0)
     }
-    group.notify(queue: queue) { body(total.withLock { $0 }) }
-  }
-
-  /// Gives a connection to the loop that has the fewest.
-  private func assign(_ socket: Int32, _ peer: String) {
-    let least = loads.indices.min { loads[$0] < loads[$1] } ?? 0
-    loads[least] += 1
-    loops[least].add(socket, peer)
   }
 
   func shutDown(because reason: String) {
@@ -114,7 +91,7 @@ final class Server: GracefulServer, @unchecked Sendable {
       logger.info(
         """
         done: \(acceptor.statistics); \(total.requests) requests; \
-        sent \(ByteCount(Int(total.bytesSent))), received \(ByteCount(Int(total.bytesReceived)))
+        sent \(ByteCount(total.bytesSent)), received \(ByteCount(total.bytesReceived))
         """)
       whenEnded(0)
     }

@@ -12,7 +12,7 @@ import Logging
 import ServerSupport
 
 /// - Safety: `@unchecked Sendable` because it is confined to its queue; others use `context.async`.
-final class ServerLoop: @unchecked Sendable {
+final class ServerLoop: ServingLoop, @unchecked Sendable {
   /// The most bytes received at once, and kept of a connection that is not answered yet.
   static let scratchSize = 32 << 10
   /// The most bytes of answers that are collected before they are sent.
@@ -255,8 +255,8 @@ final class ServerLoop: @unchecked Sendable {
 /// What a loop has done.
 struct LoopStatistics: Sendable {
   var requests = 0
-  var bytesSent: Int64 = 0
-  var bytesReceived: Int64 = 0
+  var bytesSent = 0
+  var bytesReceived = 0
 
   static func += (a: inout LoopStatistics, b: LoopStatistics) {
     a.requests += b.requests
