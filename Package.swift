@@ -134,7 +134,10 @@ let package = Package(
       name: "ServerSupport",
       dependencies: [
         "CSockets", "DispatchAIO",
+        .target(name: "DispatchAIOMetrics", condition: .when(traits: ["Metrics"])),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(
+          name: "CoreMetrics", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
         .product(name: "Logging", package: "swift-log"),
         .product(
           name: "ServiceLifecycle", package: "swift-service-lifecycle",
@@ -234,12 +237,16 @@ let package = Package(
     .testTarget(
       name: "DispatchAIOMetricsTests",
       dependencies: [
-        "DispatchAIOMetrics",
+        "DispatchAIOMetrics", "FileServer", "ServerSupport",
+        .product(
+          name: "CoreMetrics", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
         .product(
           name: "InMemoryTracing", package: "swift-distributed-tracing",
           condition: .when(traits: ["Metrics"])),
+        .product(name: "Logging", package: "swift-log"),
         .product(
           name: "MetricsTestKit", package: "swift-metrics", condition: .when(traits: ["Metrics"])),
+        .product(name: "SystemPackage", package: "swift-system"),
       ]),
     .testTarget(
       name: "DispatchAIONIOTests",

@@ -50,7 +50,7 @@ public final class MetricsServer: @unchecked Sendable {
   /// How long a connection may last.
   static let timeout = Duration.seconds(10)
 
-  /// Gathers the text, and gives it to `reply`, on any thread.
+  /// Gathers the server's own numbers, and gives them to `reply`, on any thread.
   public typealias Collect = (_ reply: @escaping @Sendable (MetricsText) -> Void) -> Void
 
   private let listener: Listener
@@ -72,11 +72,20 @@ public final class MetricsServer: @unchecked Sendable {
   ///
   /// - Parameters:
   ///   - context: in whose ring the sockets are.
+  ///   - contexts: whose statistics follow the server's own numbers; with the trait Metrics, so
+  ///     does what else is reported to swift-metrics.
   ///   - collect: called on its queue for each request.
   public func activate(
-    in context: AIOContext, _ collect: @escaping Collect
+    in context: AIOContext, contexts: [AIOContext], _ collect: @escaping Collect
   ) throws(AIOError) {
-    self.collect = collect
+    let contexts = try ContextMetrics(contexts)
+    self.collect = { reply in
+      collect { own in
+        var text = own
+        contexts.add(to: &text)
+        reply(text)
+      }
+    }
     try listener.activate(in: context) { [unowned self] in
       switch $0 {
       case .success(let (socket, _)): accept(socket, context)

@@ -15,11 +15,13 @@ public enum Program {
   /// - SIGPIPE is ignored, so that a reader that is gone is an error of the write; SIGUSR1 and
   ///   SIGUSR2 are ignored, because they would end the process without its cleaning up.
   /// - Arguments that are not UTF-8 are kept (``RawArgument``).
+  /// - What reports to swift-metrics is in `/metrics`, with the trait Metrics.
   /// - What could not be written to standard output is an error, `--help` included. A reader of a
   ///   pipe that is gone ends the program quietly, with the status of a death by SIGPIPE.
   public static func run<Command: ParsableCommand>(_: Command.Type) -> Never {
     openStandardDescriptors()
     for number in [SIGPIPE, SIGUSR1, SIGUSR2] { signal(number, SIG_IGN) }
+    bootstrapMetrics()
     var status = ExitCode.success.rawValue
     do {
       var command = try Command.parseAsRoot(RawArgument.ofProcess())

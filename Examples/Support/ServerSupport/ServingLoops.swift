@@ -24,6 +24,8 @@ public final class ServingLoops<Loop: ServingLoop>: @unchecked Sendable {
 
   public var context: AIOContext { loops[0].context }
   public var queue: DispatchQueue { context.queue }
+  /// Those of all loops. From any thread.
+  public var contexts: [AIOContext] { loops.map(\.context) }
   /// The number of connections. On the queue.
   public var connections: Int { loads.reduce(0, +) }
 
@@ -85,10 +87,5 @@ public final class ServingLoops<Loop: ServingLoop>: @unchecked Sendable {
       }
     }
     group.notify(queue: queue) { body(total.withLock { $0 }) }
-  }
-
-  /// Adds the statistics of the contexts. From any thread.
-  public func addMetrics(to text: inout MetricsText) {
-    text.add(loops.enumerated().map { ("\($0)", $1.context.statistics) })
   }
 }

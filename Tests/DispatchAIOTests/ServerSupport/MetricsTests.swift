@@ -2,6 +2,7 @@
 //
 // `--metrics` of the servers: what a collector gets, and what others can do there.
 
+import DispatchAIO
 import Foundation
 import Glibc
 import SystemPackage
@@ -76,6 +77,22 @@ final class MetricsTests: XCTestCase {
     return samples
   }
 
+  /// Checks that each statistic is there once for each context, with or without swift-metrics.
+  private func checkStatistics(
+    _ body: String, contexts: Int, file: StaticString = #filePath, line: UInt = #line
+  ) throws {
+    let samples = try parse(body)
+    var expected: Set<String> = []
+    for series in AIOStatistics.series {
+      let kind = series.kind == .counter ? "counter" : "gauge"
+      let head = "# HELP \(series.name) \(series.help)\n# TYPE \(series.name) \(kind)\n"
+      XCTAssert(body.contains(head), series.name, file: file, line: line)
+      for context in 0..<contexts { expected.insert("\(series.name){context=\"\(context)\"}") }
+    }
+    XCTAssertEqual(
+      Set(samples.keys.filter { $0.contains("{") }), expected, file: file, line: line)
+  }
+
   private func fileServer(_ directory: FilePath, metrics: String) throws -> Measured {
     try Data(repeating: 7, count: 100_000).write(
       to: URL(fileURLWithPath: directory.appending("file").string))
@@ -100,9 +117,7 @@ final class MetricsTests: XCTestCase {
     XCTAssertEqual(growth("aio_httpd_requests_total"), 3)
     XCTAssertEqual(growth("aio_httpd_connections_accepted_total"), 3)
     XCTAssertEqual(growth("aio_httpd_sent_bytes_total"), 300_000)
-    for loop in 0...1 {
-      XCTAssertNotNil(after["aio_requests_accepted_total{context=\"\(loop)\"}"])
-    }
+    try checkStatistics(body, contexts: 2)
     XCTAssertEqual(server.stop(), 0)
   }
 
@@ -112,8 +127,9 @@ final class MetricsTests: XCTestCase {
     let server = try Measured(
       "echo-to-disk", ["serve", "--port", "0", "--data", directory.path.appending("data").string],
       metrics: "unix:\(socket)", directory.path)
-    let before = try parse(
-      try scrape("--unix-socket", socket, "http://localhost/metrics").body)
+    let body = try scrape("--unix-socket", socket, "http://localhost/metrics").body
+    try checkStatistics(body, contexts: 1)
+    let before = try parse(body)
     let client = try Client(server.port)
     try client.send("a line\n")
     XCTAssertEqual(try client.receive(7), "a line\n")
@@ -134,7 +150,9 @@ final class MetricsTests: XCTestCase {
     let disk = try directory.makeFile("disk", size: 1 << 20)
     let server = try Measured(
       "aio-nbd", ["serve", disk.string, "--port", "0"], metrics: "[::1]:0", directory.path)
-    let numbers = try parse(try scrape("http://\(server.metrics)/metrics").body)
+    let body = try scrape("http://\(server.metrics)/metrics").body
+    try checkStatistics(body, contexts: 1)
+    let numbers = try parse(body)
     XCTAssertEqual(numbers["aio_nbd_requests_total"], 0)
     let client = try Client(server.port)
     XCTAssertEqual(try client.receive(8), "NBDMAGIC")

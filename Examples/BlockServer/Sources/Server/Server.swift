@@ -74,7 +74,9 @@ final class Server: GracefulServer, @unchecked Sendable {
       } take: { [loops] in
         loops.assign($0, $1)
       }
-      try metrics?.activate(in: loops.context) { [unowned self] in collectMetrics($0) }
+      try metrics?.activate(in: loops.context, contexts: loops.contexts) { [unowned self] in
+        collectMetrics($0)
+      }
       if let interval = settings.statisticsInterval {
         _ = try loops.context.every(interval) { [unowned self] in logStatistics {} }
       }
@@ -98,7 +100,7 @@ final class Server: GracefulServer, @unchecked Sendable {
     }
   }
 
-  /// Gives the numbers of all loops to `reply`, on the queue.
+  /// Gives the server's own numbers to `reply`, on the queue.
   private func collectMetrics(_ reply: @escaping @Sendable (MetricsText) -> Void) {
     total { [self] total in
       var text = MetricsText()
@@ -110,7 +112,6 @@ final class Server: GracefulServer, @unchecked Sendable {
       text.add(
         .counter, "aio_nbd_received_bytes_total", "Bytes received.", total.bytesReceived)
       text.add(.counter, "aio_nbd_sent_bytes_total", "Bytes sent.", total.bytesSent)
-      loops.addMetrics(to: &text)
       reply(text)
     }
   }

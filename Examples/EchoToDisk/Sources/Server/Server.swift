@@ -138,7 +138,9 @@ final class Server: GracefulServer, @unchecked Sendable {
       } take: { [unowned self] in
         try accept($0, $1)
       }
-      try metrics?.activate(in: context) { [unowned self] in $0(metricsText) }
+      try metrics?.activate(in: context, contexts: [context]) { [unowned self] in
+        $0(metricsText)
+      }
       if let timeout = settings.idleTimeout {
         _ = try context.every(min(timeout, .seconds(1))) { [unowned self] in closeIdle(timeout) }
       }
@@ -293,7 +295,6 @@ final class Server: GracefulServer, @unchecked Sendable {
       space.trimmedSegments)
     text.add(
       .counter, "echo_to_disk_trimmed_bytes_total", "Bytes of those segments.", space.trimmedBytes)
-    text.add([("0", context.statistics)])
     return text
   }
 

@@ -45,11 +45,13 @@ final class Server: GracefulServer, @unchecked Sendable {
       } take: { [loops] in
         loops.assign($0, $1)
       }
-      try metrics?.activate(in: loops.context) { [unowned self] in collectMetrics($0) }
+      try metrics?.activate(in: loops.context, contexts: loops.contexts) { [unowned self] in
+        collectMetrics($0)
+      }
     }
   }
 
-  /// Gives the numbers of all loops to `reply`, on the queue.
+  /// Gives the server's own numbers to `reply`, on the queue.
   private func collectMetrics(_ reply: @escaping @Sendable (MetricsText) -> Void) {
     collectStatistics { [self] total in
       var text = MetricsText()
@@ -59,7 +61,6 @@ final class Server: GracefulServer, @unchecked Sendable {
       text.add(
         .counter, "aio_httpd_received_bytes_total", "Bytes of uploads received.",
         total.bytesReceived)
-      loops.addMetrics(to: &text)
       reply(text)
     }
   }
