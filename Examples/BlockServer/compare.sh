@@ -5,8 +5,10 @@
 #
 #   swift build -c release --product aio-nbd
 #   Examples/BlockServer/compare.sh [--rounds 5] [--seconds 3] [--size 1g] [--directory /var/tmp]
-#                                   [--connections 1] [OPTION-OF-AIO-NBD VALUE…] [JOB…]
+#                                   [--connections 1] [--before PATH] [OPTION-OF-AIO-NBD VALUE…]
+#                                   [JOB…]
 #
+# With --before, beside another build of aio-nbd, as of an older version, and not qemu-nbd.
 # With more connections than one, each has the job's depth; `--loops 4` is an option of aio-nbd.
 #
 # Jobs: randread-1 randread-32 randwrite-1 randwrite-32 flush-32 read-64k write-64k
@@ -14,6 +16,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 rounds=5 seconds=3 size=1g directory=/var/tmp connections=1 jobs=() options=()
+other=qemu-nbd before=
 while [ $# -gt 0 ]; do
   case $1 in
     --rounds) rounds=$2; shift 2 ;;
@@ -21,6 +24,7 @@ while [ $# -gt 0 ]; do
     --size) size=$2; shift 2 ;;
     --directory) directory=$2; shift 2 ;;
     --connections) connections=$2; shift 2 ;;
+    --before) other=before before=$(realpath "$2"); shift 2 ;;
     --*) options+=("$1" "$2"); shift 2 ;;
     *) jobs+=("$1"); shift ;;
   esac
@@ -44,8 +48,10 @@ ticks() { awk '{ print $14 + $15 }' "/proc/$1/stat"; }
 # start SERVER: sets $server
 start() {
   rm -f "$work/socket"
-  if [ "$1" = aio-nbd ]; then
-    "$aio_nbd" serve "$work/disk" --unix "$work/socket" --log-level error "${options[@]}" \
+  local program=$aio_nbd
+  if [ "$1" = before ]; then program=$before; fi
+  if [ "$1" != qemu-nbd ]; then
+    "$program" serve "$work/disk" --unix "$work/socket" --log-level error "${options[@]}" \
       >/dev/null &
   else
     qemu-nbd --aio=native --cache=none --format=raw --persistent --shared=0 \
@@ -91,16 +97,16 @@ median() { sort -g "$1" | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }
 for round in $(seq "$rounds"); do
   for job in "${jobs[@]}"; do
     # Whoever is first in one round is second in the next.
-    if [ $((round % 2)) = 1 ]; then run aio-nbd "$job"; run qemu-nbd "$job"
-    else run qemu-nbd "$job"; run aio-nbd "$job"; fi
+    if [ $((round % 2)) = 1 ]; then run aio-nbd "$job"; run "$other" "$job"
+    else run "$other" "$job"; run aio-nbd "$job"; fi
   done
 done
 
 printf '| %-12s | %8s | %8s | %5s | %13s | %14s |\n' \
-  job aio-nbd qemu-nbd ratio "aio-nbd us" "qemu-nbd us"
+  job aio-nbd "$other" ratio "aio-nbd us" "$other us"
 echo '| --- | ---: | ---: | ---: | ---: | ---: |'
 for job in "${jobs[@]}"; do
-  for server_name in aio-nbd qemu-nbd; do
+  for server_name in aio-nbd "$other"; do
     cut -d' ' -f1 "$work/$server_name.$job" >"$work/rate"
     cut -d' ' -f2 "$work/$server_name.$job" >"$work/cpu"
     rates+=("$(median "$work/rate")") cpus+=("$(median "$work/cpu")")

@@ -56,6 +56,12 @@ struct Serve: ParsableCommand {
       valueName: "options"))
   var variant: [String] = []
 
+  @Option(
+    help: ArgumentHelp(
+      "Another build of the daemon, as of an older version, to measure as `before`.",
+      valueName: "path"))
+  var before: String?
+
   @Option(help: ArgumentHelp("Write all measurements there, too.", valueName: "path"))
   var json: String?
 
@@ -98,7 +104,8 @@ struct Serve: ParsableCommand {
   func run() throws {
     let candidates =
       servers.split(separator: ",").compactMap { ServerKind(rawValue: String($0)) }
-      .map { Candidate(kind: $0, options: []) }
+      .map { Candidate(kind: $0) }
+      + [before].compactMap(\.self).map { Candidate(kind: .echoToDisk, before: $0) }
       + variant.map {
         Candidate(kind: .echoToDisk, options: $0.split(separator: " ").map(String.init))
       }

@@ -15,9 +15,13 @@ enum ServerKind: String, CaseIterable {
 /// A server with its options.
 struct Candidate {
   let kind: ServerKind
-  let options: [String]
+  var options: [String] = []
+  /// The path of another build of echo-to-disk.
+  var before: String?
 
-  var name: String { ([kind.rawValue] + options).joined(separator: " ") }
+  var name: String {
+    ([kind.rawValue] + (before == nil ? [] : ["before"]) + options).joined(separator: " ")
+  }
 }
 
 /// A running server, in an empty directory of its own.
@@ -51,7 +55,7 @@ final class RunningServer {
   ) throws -> [String] {
     switch candidate.kind {
     case .echoToDisk:
-      [try Programs.ofPackage("echo-to-disk", given: echoToDisk), "serve", "--port", "0", "--data"]
+      [try Programs.ofPackage("echo-to-disk", given: candidate.before ?? echoToDisk), "serve", "--port", "0", "--data"]
         + [directory] + candidate.options
     case .cServer:
       [Programs.own.path, "c-server", "--directory", directory, "--size", "\(messageSize)"]
