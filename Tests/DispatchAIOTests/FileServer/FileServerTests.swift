@@ -388,14 +388,16 @@ final class FileServerTests: XCTestCase {
   }
 
   /// What a client asks for in a row, and the page cache has, is one send, without a request of the
-  /// ring.
+  /// ring; whether the file that is kept open is as it was is asked once.
   func testSmallAnswersFromThePageCacheGoOutTogether() throws {
     let directory = try temporaryDirectory()
     let strace = try ChildProcess.installed("strace", package: "strace")
     let log = directory.path.appending("strace").string
     let server = try HTTPServer(
       directory, ["--caching", "buffered"],
-      under: [strace, "-D", "-f", "-o", log, "-e", "trace=io_submit,sendmsg,sendto"])
+      under: [
+        strace, "-D", "-f", "-o", log, "-e", "trace=io_submit,sendmsg,sendto,fstat,newfstatat",
+      ])
     try server.make("file", pattern(100_000))
     let client = try HTTPClient(server)
     let requests = (0..<40).map {
@@ -417,5 +419,9 @@ final class FileServerTests: XCTestCase {
     // One, unless the requests came in parts.
     XCTAssertLessThanOrEqual(sends.count, 3, "\(sends)")
     XCTAssertTrue(sends.allSatisfy { $0.hasPrefix("sendto(") }, "\(sends)")
+    // Some when it is opened, and one for each turn.
+    let looks = calls.filter { $0.contains("fstat") && $0.contains("st_size=100000") }
+    XCTAssertFalse(looks.isEmpty)
+    XCTAssertLessThanOrEqual(looks.count, 6, "\(looks)")
   }
 }

@@ -55,7 +55,10 @@ final class RunningServer {
   ) throws -> [String] {
     switch candidate.kind {
     case .echoToDisk:
-      [try Programs.ofPackage("echo-to-disk", given: candidate.before ?? echoToDisk), "serve", "--port", "0", "--data"]
+      [
+        try Programs.ofPackage("echo-to-disk", given: candidate.before ?? echoToDisk), "serve",
+        "--port", "0", "--data",
+      ]
         + [directory] + candidate.options
     case .cServer:
       [Programs.own.path, "c-server", "--directory", directory, "--size", "\(messageSize)"]

@@ -4,8 +4,9 @@
 /// often.
 ///
 /// What it guarantees: a file that was written to, removed, renamed or replaced since is not served
-/// from here, which fstat(2) tells at each request; a path that leads elsewhere because a directory
-/// was renamed or a symbolic link replaced is followed anew within a second.
+/// from here, which fstat(2) tells, once for all requests for it that are answered in one turn of
+/// the loop; a path that leads elsewhere because a directory was renamed or a symbolic link was
+/// replaced is followed anew within a second.
 ///
 /// A place for each hash: a file gets it when it is asked for twice with no other in between that
 /// would want the place. So a walk over many files opens each, and keeps none.
@@ -16,6 +17,8 @@ struct FileCache {
     var file: ServedFile?
     /// When the path was followed.
     var opened: UInt64 = 0
+    /// The turn in which the file was last found to be as it was.
+    var checked = 0
   }
 
   /// For how long a path may be taken to lead where it led, in nanoseconds.
@@ -33,13 +36,21 @@ struct FileCache {
   }
 
   /// The file of a path, if it is here and as it was.
-  mutating func find(_ path: [UInt8], now: UInt64) -> ServedFile? {
+  ///
+  /// - Parameter turn: the number of this turn, from 1.
+  mutating func find(_ path: [UInt8], now: UInt64, turn: Int) -> ServedFile? {
     guard !places.isEmpty else { return nil }
     let hash = Self.hash(path)
     let index = Int(hash & UInt64(places.count - 1))
     guard places[index].hash == hash, let file = places[index].file, places[index].path == path
     else { return nil }
-    if now &- places[index].opened < Self.validity, file.isUnchanged { return file }
+    if now &- places[index].opened < Self.validity {
+      if places[index].checked == turn { return file }
+      if file.isUnchanged {
+        places[index].checked = turn
+        return file
+      }
+    }
     places[index].file = nil
     return nil
   }
@@ -58,6 +69,7 @@ struct FileCache {
     places[index].path = path
     places[index].file = file
     places[index].opened = now
+    places[index].checked = 0
   }
 
   /// Closes what was not asked for within a second.

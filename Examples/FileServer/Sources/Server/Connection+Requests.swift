@@ -48,7 +48,7 @@ extension Connection {
   private func serve(_ head: RequestHead, _ bytes: Bytes) {
     guard decodePath(head, bytes) else { return }
     let path = loop.path
-    if !path.isDirectory, let file = loop.cache.find(path.bytes, now: loop.now) {
+    if !path.isDirectory, let file = loop.cache.find(path.bytes, now: loop.now, turn: loop.turn) {
       return respond(.file(file), head, bytes)
     }
     let codings = head.acceptEncoding.map { ContentCoding.accepted(by: $0.of(bytes)) } ?? []

@@ -51,6 +51,10 @@ final class ServerLoop: ServingLoop, @unchecked Sendable {
   private(set) var dateLine: [UInt8] = []
   private(set) var logDate = ""
 
+  /// The number of the context's turn, as far as anybody has asked for it: see `turn`.
+  private var turns = 0
+  private var isTurnKnown = false
+
   private var connections: [ObjectIdentifier: Connection] = [:]
   private let timer: AIOTimerSource
   /// When the timer fires; `.max` for never.
@@ -96,6 +100,16 @@ final class ServerLoop: ServingLoop, @unchecked Sendable {
     now = cserved_coarse_nanoseconds()
     let seconds = Int64(time(nil))
     if seconds != self.seconds { secondBegan(seconds) }
+  }
+
+  /// A number that is the same for all handlers between two submissions of the context, from 1.
+  var turn: Int {
+    if !isTurnKnown {
+      isTurnKnown = true
+      turns += 1
+      context.beforeSubmit { [unowned self] in isTurnKnown = false }
+    }
+    return turns
   }
 
   private func secondBegan(_ seconds: Int64) {
