@@ -58,8 +58,19 @@ public final class ServingLoops<Loop: ServingLoop>: @unchecked Sendable {
     whenClosed()
   }
 
-  /// Gives a connection to the loop that has the fewest. On the queue.
-  public func assign(_ socket: Int32, _ peer: String) {
+  /// Starts to accept connections, each for the loop that has the fewest. On the queue.
+  ///
+  /// - Throws: if a listener cannot be watched.
+  public func activate(_ acceptor: Acceptor) throws(AIOError) {
+    try acceptor.activate(in: context) { [self] in
+      connections
+    } take: { [self] in
+      assign($0, $1)
+    }
+  }
+
+  /// Gives a connection to that loop.
+  private func assign(_ socket: Int32, _ peer: String) {
     let least = loads.indices.min { loads[$0] < loads[$1] } ?? 0
     loads[least] += 1
     loops[least].add(socket, peer)

@@ -69,11 +69,7 @@ final class Server: GracefulServer, @unchecked Sendable {
     try queue.sync {
       self.whenEnded = whenEnded
       if settings.endsWhenUnused { loops.onClosed { [weak self] in self?.endIfUnused() } }
-      try acceptor.activate(in: loops.context) { [loops] in
-        loops.connections
-      } take: { [loops] in
-        loops.assign($0, $1)
-      }
+      try loops.activate(acceptor)
       try metrics?.activate(in: loops.context, contexts: loops.contexts) { [unowned self] in
         collectMetrics($0)
       }

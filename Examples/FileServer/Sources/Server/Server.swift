@@ -40,11 +40,7 @@ final class Server: GracefulServer, @unchecked Sendable {
   func start(whenEnded: @escaping @Sendable (Int32) -> Void) throws {
     try queue.sync {
       self.whenEnded = whenEnded
-      try acceptor.activate(in: loops.context) { [loops] in
-        loops.connections
-      } take: { [loops] in
-        loops.assign($0, $1)
-      }
+      try loops.activate(acceptor)
       try metrics?.activate(in: loops.context, contexts: loops.contexts) { [unowned self] in
         collectMetrics($0)
       }
