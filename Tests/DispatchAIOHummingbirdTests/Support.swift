@@ -124,13 +124,14 @@ final class ServedDirectory: Sendable {
     func written(_ path: String) -> [UInt8] {
       [UInt8]((try? Data(contentsOf: URL(fileURLWithPath: path))) ?? Data())
     }
+    let fields = written(head)
     var content = written(body)
     // With `--head` curl writes the head, the date of which differs, where the body goes.
-    if arguments.contains("--head"), content.starts(with: written(head)) {
-      content.removeFirst(written(head).count)
+    if arguments.contains("--head"), content.starts(with: fields) {
+      content.removeFirst(fields.count)
     }
     return Answer(
-      exitStatus: status, head: String(decoding: written(head), as: UTF8.self), body: content)
+      exitStatus: status, head: String(decoding: fields, as: UTF8.self), body: content)
   }
 }
 

@@ -22,28 +22,36 @@ final class ServerMetricsTests: XCTestCase {
   }
 
   /// The lines that the servers have without swift-metrics.
-  private func lines(of contexts: [AIOContext]) -> [String] {
+  private func lines(of contexts: [AIOStatistics]) -> [String] {
     AIOStatistics.series.flatMap { series in
       let kind = series.kind == .counter ? "counter" : "gauge"
       return ["# HELP \(series.name) \(series.help)", "# TYPE \(series.name) \(kind)"]
-        + contexts.enumerated().map { number, context in
-          let value = series.value(context.statistics)
+        + contexts.enumerated().map { number, statistics in
+          let value = series.value(statistics)
           return "\(series.name){context=\"\(number)\"} "
             + (Int(exactly: value).map(String.init) ?? "\(value)")
         }
     }
   }
 
-  /// Waits until a context has done all that it has to do, and its loop has nothing to publish.
-  private func settle(_ context: AIOContext) async throws {
+  /// The text of the metrics, and the statistics that it is of: those that the contexts had before
+  /// and after. A loop that ends a turn in between has others, and the text is made once more.
+  private func text(
+    of metrics: ContextMetrics?, _ contexts: [AIOContext]
+  ) async -> (text: String, statistics: [AIOStatistics]) {
     let deadline = ContinuousClock.now + .seconds(30)
-    var last = context.statistics
+    var text = MetricsText()
+    var (before, after) = (contexts.map(\.statistics), [AIOStatistics]())
     repeat {
-      try await Task.sleep(for: .milliseconds(100))
-      if context.statistics == last { return }
-      last = context.statistics
+      text = MetricsText()
+      metrics?.add(to: &text)
+      after = contexts.map(\.statistics)
+      if before == after { return (text.text, after) }
+      before = after
+      await Task.yield()
     } while ContinuousClock.now < deadline
-    XCTFail("the context does not settle")
+    XCTFail("the contexts do not settle")
+    return (text.text, after)
   }
 
   /// Name, kind, help, labels and value of all statistics, of two contexts with different ones.
@@ -56,10 +64,8 @@ final class ServerMetricsTests: XCTestCase {
     for round in 1...3 {
       try await contexts[0].write(temporary.file, at: 0, from: buffer)
       if round == 2 { try await contexts[1].write(temporary.file, at: 0, from: buffer) }
-      for context in contexts { try await settle(context) }
-      var text = MetricsText()
-      metrics?.add(to: &text)
-      let (lines, expected) = (text.text.split(separator: "\n"), lines(of: contexts))
+      let (text, statistics) = await text(of: metrics, contexts)
+      let (lines, expected) = (text.split(separator: "\n"), lines(of: statistics))
       XCTAssertEqual(lines.count, expected.count)
       XCTAssertEqual(Set(lines.map(String.init)).symmetricDifference(expected), [])
     }

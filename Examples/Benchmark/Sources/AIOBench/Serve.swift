@@ -105,7 +105,7 @@ struct Serve: ParsableCommand {
     let candidates =
       servers.split(separator: ",").compactMap { ServerKind(rawValue: String($0)) }
       .map { Candidate(kind: $0) }
-      + [before].compactMap(\.self).map { Candidate(kind: .echoToDisk, before: $0) }
+      + (before.map { [Candidate(kind: .echoToDisk, before: $0)] } ?? [])
       + variant.map {
         Candidate(kind: .echoToDisk, options: $0.split(separator: " ").map(String.init))
       }

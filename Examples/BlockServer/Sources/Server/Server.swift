@@ -89,11 +89,7 @@ final class Server: GracefulServer, @unchecked Sendable {
 
   /// Gathers the statistics of all loops, and calls back with their sum on the queue.
   private func total(_ body: @escaping @Sendable (LoopStatistics) -> Void) {
-    loops.gather(LoopStatistics(), +=) {
-      $0.report($1)
-    } then: {
-      body($0)
-    }
+    loops.gather(LoopStatistics(), +=, { $0.report($1) }, then: body)
   }
 
   /// Gives the server's own numbers to `reply`, on the queue.

@@ -37,16 +37,18 @@ struct FileCache {
 
   /// The file of a path, if it is here and as it was.
   ///
-  /// - Parameter turn: the number of this turn, from 1.
-  mutating func find(_ path: [UInt8], now: UInt64, turn: Int) -> ServedFile? {
+  /// - Parameter turn: the number of this turn, from 1; asked for only if the file is here.
+  mutating func find(
+    _ path: [UInt8], now: UInt64, turn: @autoclosure () -> Int
+  ) -> ServedFile? {
     guard !places.isEmpty else { return nil }
     let hash = Self.hash(path)
     let index = Int(hash & UInt64(places.count - 1))
     guard places[index].hash == hash, let file = places[index].file, places[index].path == path
     else { return nil }
     if now &- places[index].opened < Self.validity {
-      if places[index].checked == turn { return file }
-      if file.isUnchanged {
+      let turn = turn()
+      if places[index].checked == turn || file.isUnchanged {
         places[index].checked = turn
         return file
       }

@@ -49,7 +49,9 @@ final class Server: GracefulServer, @unchecked Sendable {
 
   /// Gives the server's own numbers to `reply`, on the queue.
   private func collectMetrics(_ reply: @escaping @Sendable (MetricsText) -> Void) {
-    collectStatistics { [self] total in
+    loops.gather(LoopStatistics(), +=) {
+      $0.report($1)
+    } then: { [self] total in
       var text = MetricsText()
       acceptor.addMetrics(to: &text, prefix: "aio_httpd")
       text.add(.counter, "aio_httpd_requests_total", "Requests answered.", total.requests)
@@ -61,30 +63,15 @@ final class Server: GracefulServer, @unchecked Sendable {
     }
   }
 
-  /// Gathers the statistics of all loops, and calls back with their sum on the queue.
-  ///
-  /// - Parameter drains: Whether the loops are to be drained before.
-  private func collectStatistics(
-    drains: Bool = false, _ body: @escaping @Sendable (LoopStatistics) -> Void
-  ) {
-    loops.gather(LoopStatistics(), +=) { loop, reply in
-      if drains {
-        loop.drain(timeout: settings.drainTimeout) { reply(loop.statistics) }
-      } else {
-        loop.report(reply)
-      }
-    } then: {
-      body($0)
-    }
-  }
-
   func shutDown(because reason: String) {
     guard !isDraining else { return }
     isDraining = true
     logger.notice("\(reason): answering what is in flight")
     acceptor.close()
     metrics?.close()
-    collectStatistics(drains: true) { [self] total in
+    loops.gather(LoopStatistics(), +=) { loop, reply in
+      loop.drain(timeout: settings.drainTimeout) { reply(loop.statistics) }
+    } then: { [self] total in
       logger.info(
         """
         done: \(acceptor.statistics); \(total.requests) requests; \
