@@ -158,8 +158,9 @@ public final class AIOChannel: Sendable {
     core.schedule(ChannelWrite(core, Int64(offset), data, queue, ioHandler))
   }
 
-  /// Runs a block on a global queue once every operation that was made before has ended, and holds
-  /// back those that are made after until it has returned. It may use the file, as for `fsync(2)`.
+  /// Runs a block on a queue of its own once every operation that was made before has ended, and
+  /// holds back those that are made after until it has returned. It may use the file, as for
+  /// `fsync(2)`.
   public func barrier(execute: @escaping @Sendable () -> Void) {
     core.barrier(execute)
   }

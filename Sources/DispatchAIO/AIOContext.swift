@@ -125,7 +125,8 @@ public final class AIOContext: Sendable {
   /// `DISPATCH_AIO_KERNEL`.
   public var usesKernelAIO: Bool { loop.kernel.takesRequests }
 
-  /// The serial queue that the context works on.
+  /// The serial queue that the context works on. One that the library made serves another context
+  /// once this one has closed and is gone.
   public var queue: DispatchQueue { loop.queue }
 
   /// An executor that runs actors on the context's ``queue``.

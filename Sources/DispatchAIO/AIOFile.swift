@@ -309,12 +309,13 @@ public final class AIOFile: Sendable {
   /// `close(2)` does not make data durable: ``AIOContext/fdatasync(_:queue:completion:)`` does.
   ///
   /// - Parameters:
-  ///   - queue: The queue to call back on; a global queue unless given.
+  ///   - queue: The queue to call back on; unless given, one that has nothing else to do.
   ///   - completion: Called once the descriptor has been closed; also if the file was closed
   ///     before.
   public func close(queue: DispatchQueue? = nil, completion: (@Sendable () -> Void)? = nil) {
     file.close()
-    if let completion { isOpen.notify(queue: queue ?? .global(), execute: completion) }
+    guard let completion else { return }
+    isOpen.notify(queue: queue ?? DispatchQueue(label: "DispatchAIO.closed"), execute: completion)
   }
 
   /// Whether the file has been closed; its descriptor may still be in use by accepted requests.

@@ -129,7 +129,7 @@ final class ChannelCore: Sendable {
       switch step {
       case .operation(let operation, let opened): operation.start(opened)
       case .barrier(let body):
-        DispatchQueue.global().async { [self] in
+        DispatchQueue(label: "DispatchAIO.barrier").async { [self] in
           body()
           state.withLock { $0.isHeldBack = false }
           advance()

@@ -7,7 +7,7 @@ internal import Glibc
 
 extension DispatchData {
   /// Makes data of a buffer, or a slice of one, without copying. The data keeps the memory, which
-  /// is released on a global queue once the last reference to the data is gone.
+  /// is released on another thread once the last reference to the data is gone.
   ///
   /// - Parameter buffer: The buffer, whose bytes must not be changed while the data exists.
   public init(_ buffer: AIOBuffer) {
@@ -18,8 +18,11 @@ extension DispatchData {
     // The deallocator holds the memory.
     unsafe self.init(
       bytesNoCopy: UnsafeRawBufferPointer(buffer.unsafeBytes),
-      deallocator: .custom(nil, { withExtendedLifetime(buffer) {} }))
+      deallocator: .custom(Self.releasing, { withExtendedLifetime(buffer) {} }))
   }
+
+  /// The queue on which buffers are released.
+  private static let releasing = DispatchQueue(label: "DispatchAIO.releasing")
 
   /// The largest number of bytes that a copy takes less time for than a block on another queue,
   /// which is what Dispatch calls a deallocator by. (`.free`, which it calls in place, crashes in

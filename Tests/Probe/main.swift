@@ -30,6 +30,7 @@ enum Command: String {
   case writePastLimit = "write-past-limit"
   case fewDescriptors = "few-descriptors"
   case createLate = "create-late"
+  case workers
   case appends
   case forkStatistics = "fork-statistics"
   case forkSources = "fork-sources"
@@ -233,6 +234,7 @@ case .growPastLimit: try growPastFileSizeLimit()
 case .writePastLimit: try writePastFileSizeLimitOnMainQueue()
 case .fewDescriptors: try createWithFewDescriptors()
 case .createLate: try createLate()
+case .workers: try useWorkers()
 case .appends: try appendTogether(try file())
 case .open: openPath(directory)
 case .openWithoutProc: try openWithoutProc()

@@ -13,7 +13,7 @@ extension Duration {
 ///
 /// - Safety: `nonisolated(unsafe)` because it is never touched after it was made.
 nonisolated(unsafe) let lastingTimer: any DispatchSourceTimer = {
-  let timer = DispatchSource.makeTimerSource(queue: .global(qos: .utility))
+  let timer = DispatchSource.makeTimerSource(queue: DispatchQueue(label: "ServerSupport.timer"))
   timer.schedule(deadline: .now() + .seconds(3600), repeating: .seconds(3600))
   timer.activate()
   return timer

@@ -47,6 +47,19 @@ final class DispatchProbeTests: XCTestCase {
     XCTAssertGreaterThanOrEqual(created, 2)
   }
 
+  /// Goal: nothing of the library's runs on a global queue of Dispatch, which ends a process that
+  /// has no descriptor left while such a queue has threads. Method: their names, also of one that
+  /// is made for comparison.
+  func testNoGlobalQueues() throws {
+    let directory = try temporaryDirectory()
+    let run = try ChildProcess.run(
+      ChildProcess.built("dispatch-aio-probe"), ["workers", directory.path.string], seconds: 20)
+    let steps = "context 0\nsecond context 0\nchannel 0\nglobal "
+    XCTAssertTrue(run.output.hasPrefix(steps), run.output)
+    // One, or two where Dispatch made another at once.
+    XCTAssertFalse(run.output.hasPrefix(steps + "0"), "its thread was not seen")
+  }
+
   /// Goal: where the user's epoll watches are used up, which Dispatch keeps to itself, there is an
   /// error. Method: strace answers epoll_ctl for the kernel.
   func testNoMoreEpollWatches() throws {

@@ -25,7 +25,7 @@ final class JobQueue: @unchecked Sendable {
 
   let queue: DispatchQueue
 
-  private let onQueue = DispatchSpecificKey<Void>()
+  private let marked: MarkedQueue
   /// The thread that runs a turn of the loop, or a pass of this queue, either of which looks for
   /// jobs before it ends; 0 if there is none.
   private let passing = Atomic<UInt>(0)
@@ -78,15 +78,14 @@ final class JobQueue: @unchecked Sendable {
   /// exclusivity. No access lasts while a job runs. Allocated by `init`, freed by `deinit`.
   private let state: UnsafeMutablePointer<State>
 
-  init(queue: DispatchQueue) {
-    self.queue = queue
+  init(_ marked: MarkedQueue) {
+    self.marked = marked
+    queue = marked.queue
     unsafe state = .allocate(capacity: 1)
     unsafe state.initialize(to: State())
-    queue.setSpecific(key: onQueue, value: ())
   }
 
   deinit {
-    queue.setSpecific(key: onQueue, value: nil)
     unsafe state.deinitialize(count: 1)
     unsafe state.deallocate()
   }
@@ -131,7 +130,7 @@ final class JobQueue: @unchecked Sendable {
   }
 
   /// Whether the caller is on the queue.
-  var isCurrent: Bool { DispatchQueue.getSpecific(key: onQueue) != nil }
+  var isCurrent: Bool { marked.isCurrent }
 
   // MARK: On the queue
 

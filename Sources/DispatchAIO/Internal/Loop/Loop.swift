@@ -63,8 +63,6 @@ final class Loop: SlotOwner, @unchecked Sendable {
   private let isPolling = Atomic<Bool>(false)
   /// Whether there are descriptors of which the engine does not know yet.
   private let isPollWanted = Atomic<Bool>(false)
-  /// Marks `queue`, so that one can ask whether one is on it.
-  private let onQueue = DispatchSpecificKey<Void>()
 
   /// Whether a Dispatch source is to watch the epoll set from the start, because the kernel has no
   /// AIO poll. (Tests set it.)
@@ -100,8 +98,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   init(_ settings: Settings, kernel: SystemKernel, queue: DispatchQueue?) throws(Errno) {
     self.settings = settings
     pollsByDispatch = !kernel.takesRequests
-    self.queue = queue ?? DispatchQueue(label: "DispatchAIO.loop")
-    jobs = JobQueue(queue: self.queue)
+    jobs = JobQueue(MarkedQueue(queue))
+    self.queue = jobs.queue
     self.kernel = kernel
     let event: EventDescriptor
     do {
@@ -136,7 +134,6 @@ final class Loop: SlotOwner, @unchecked Sendable {
         if worker.inner.perform(slot, more) { scheduler.scheduleTurn() }
       }
     }
-    self.queue.setSpecific(key: onQueue, value: ())
     // The closures hold the loop, so that it outlives its context until it has closed.
     scheduler.activate(
       turn: { [self] in turn() },
@@ -145,7 +142,6 @@ final class Loop: SlotOwner, @unchecked Sendable {
   }
 
   deinit {
-    queue.setSpecific(key: onQueue, value: nil)
     unsafe engine.deinitialize(count: 1)
     unsafe engine.deallocate()
   }
@@ -187,7 +183,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     // The caller is a block of the queue, for example the handler of a Dispatch source: such blocks
     // cannot run while the loop waits.
     // While another thread runs a turn, this one is not on the queue.
-    if turnThread.load(ordering: .relaxed) == 0, DispatchQueue.getSpecific(key: onQueue) != nil {
+    if turnThread.load(ordering: .relaxed) == 0, jobs.isCurrent {
       wait.deferToOthers()
     }
     scheduler.scheduleTurn()
@@ -254,7 +250,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     isClosing.store(true, ordering: .sequentiallyConsistent)
     admission.close()
     // Waiters are ended at once; on the queue by turns, which have a bound.
-    if DispatchQueue.getSpecific(key: onQueue) == nil {
+    if !jobs.isCurrent {
       while !admission.endClosed(limit: Self.admissionsPerPass) {}
     }
     readiness.close()
@@ -281,7 +277,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     if Fork.isChild {
       fatalError("AIOContext: process() was called in a child of fork, which has no contexts")
     }
-    guard DispatchQueue.getSpecific(key: onQueue) != nil else {
+    guard jobs.isCurrent else {
       fatalError("AIOContext: process() was not called on the context's queue, '\(queue.label)'")
     }
     guard !jobs.isRunningJob else {
@@ -425,7 +421,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// Runs a block before the next submission. Called on the queue.
   func beforeSubmit(_ body: @escaping @Sendable () -> Void) {
     if Fork.isChild { return }
-    guard DispatchQueue.getSpecific(key: onQueue) != nil else {
+    guard jobs.isCurrent else {
       fatalError(
         "AIOContext: beforeSubmit was not called on the context's queue, '\(queue.label)'")
     }
