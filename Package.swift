@@ -12,6 +12,8 @@ let strict: [SwiftSetting] = [
 
 let package = Package(
   name: "DispatchAIO",
+  // Linux, and Darwin from the release on that has what the library uses of Swift 6.3.
+  platforms: [.macOS("26.4")],
   products: [
     .library(name: "DispatchAIO", targets: ["DispatchAIO"]),
     // Each plug has what it is made of behind the trait of its name, and is empty without it.
@@ -36,6 +38,10 @@ let package = Package(
     .trait(name: "NIO", description: "DispatchAIONIO: files for SwiftNIO"),
     .trait(
       name: "ServiceLifecycle", description: "DispatchAIOServiceLifecycle: a context as a service"),
+    .trait(
+      name: "ThreadsOnly",
+      description: "without libaio: every request is a system call on a thread, as on other systems"
+    ),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -58,11 +64,12 @@ let package = Package(
   ],
   targets: [
     .systemLibrary(name: "CLibAIO", providers: [.apt(["libaio-dev"])]),
-    .target(name: "CLinux"),
+    .target(name: "CKernel"),
+    .target(name: "PlatformLibc", swiftSettings: strict),
     .target(
       name: "DispatchAIO",
       dependencies: [
-        "CLibAIO", "CLinux",
+        "CKernel", "PlatformLibc", .target(name: "CLibAIO", condition: .when(platforms: [.linux])),
         .product(name: "HeapModule", package: "swift-collections"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
@@ -99,7 +106,7 @@ let package = Package(
     .target(
       name: "DispatchAIOFlyingFox",
       dependencies: [
-        "CLinux", "DispatchAIO",
+        "CKernel", "DispatchAIO",
         .product(name: "FlyingFox", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
         .product(
           name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
@@ -269,7 +276,7 @@ let package = Package(
       ]),
     .target(name: "CFaultFS", path: "Tests/CFaultFS"),
     .target(name: "CProbe", path: "Tests/CProbe"),
-    .executableTarget(name: "ring-check", dependencies: ["CLinux"], path: "Tests/RingCheck"),
+    .executableTarget(name: "ring-check", dependencies: ["CKernel"], path: "Tests/RingCheck"),
     .executableTarget(
       name: "dispatch-aio-probe", dependencies: ["CFaultFS", "CProbe", "DispatchAIO"],
       path: "Tests/Probe"),

@@ -1,6 +1,6 @@
 import Dispatch
 import DispatchAIO
-import Glibc
+import Foundation
 
 let context = try AIOContext(queueDepth: 64)
 let file = try AIOFile.open("first-write.data", .readWrite, options: .create)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 public import Dispatch
-public import Glibc
+public import PlatformLibc
 internal import SystemPackage
 
 /// A random-access channel of a file with the vocabulary of `DispatchIO`, over a context: for

@@ -2,7 +2,7 @@
 //
 // Sockets, pipes and timers beside the disk, in one ring: sources, polls, hooks and blocks.
 
-internal import Glibc
+internal import PlatformLibc
 internal import SystemPackage
 
 extension AIOContext {

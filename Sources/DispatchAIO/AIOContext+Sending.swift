@@ -2,8 +2,8 @@
 //
 // A file, or a part of it, to a socket.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 internal import Synchronization
 internal import SystemPackage
 
@@ -145,7 +145,7 @@ extension AIOContext {
     if !header.isEmpty {
       ofHeader = unsafe header.withUnsafeBytes {
         // The bytes are read during the call.
-        Int(unsafe clinux_send(socket, $0.baseAddress, UInt64($0.count), nil, 0, 1))
+        Int(unsafe ckernel_send(socket, $0.baseAddress, UInt64($0.count), nil, 0, 1))
       }
       if ofHeader == -Int(EWOULDBLOCK) { return .socketFull }
       guard ofHeader >= 0 else { throw AIOError(errno: Int32(-ofHeader), subject) }
@@ -195,7 +195,7 @@ extension OpenFile {
     }
     guard traits.isReadable else { throw .notReadable(subject) }
     if isStream { return subject }
-    switch -clinux_check_socket(socket) {
+    switch -ckernel_check_socket(socket) {
     case 0: return subject
     case ENOTSOCK, EPROTOTYPE:
       throw AIOError(

@@ -4,8 +4,8 @@
 // keeps their path beneath the directory: so the parent is opened beneath it first, and they get
 // the last name alone.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 public import SystemPackage
 
 /// The entries of a directory, and of those beneath it.
@@ -41,8 +41,9 @@ extension AIODirectory {
   public func sync(_ path: FilePath = ".") throws(AIOError) {
     let subject = subject(.syncDirectory, path)
     let place = try openBeneath(path, O_RDONLY | O_DIRECTORY, subject)
-    defer { Glibc.close(place) }
-    guard Glibc.fsync(place) == 0 else { throw AIOError(errno: errno, subject) }
+    defer { PlatformLibc.close(place) }
+    let answer = ckernel_fsync(place)
+    guard answer == 0 else { throw AIOError(errno: -answer, subject) }
   }
 
   /// Renames a file, or a directory. Others see the old name or the new one, and where a file is
@@ -67,7 +68,7 @@ extension AIODirectory {
         // The names' bytes are used during the call only.
         let answer = unsafe name.withPlatformString { name in
           unsafe newName.withPlatformString {
-            unsafe clinux_rename(place, name, newPlace, $0, replaces ? 0 : 1)
+            unsafe ckernel_rename(place, name, newPlace, $0, replaces ? 0 : 1)
           }
         }
         guard answer == 0 else { throw AIOError(errno: -answer, subject) }
@@ -130,9 +131,9 @@ extension AIODirectory {
     of path: FilePath, followsLink: Bool = false
   ) throws(AIOError) -> AIOFile.Status {
     let subject = subject(.status, path)
-    let place = try openBeneath(path, clinux_o_path | (followsLink ? 0 : O_NOFOLLOW), subject)
-    defer { Glibc.close(place) }
-    return AIOFile.Status(try clinux_status(of: place, subject))
+    let place = try openBeneath(path, ckernel_o_path | (followsLink ? 0 : O_NOFOLLOW), subject)
+    defer { PlatformLibc.close(place) }
+    return AIOFile.Status(try ckernel_status(of: place, subject))
   }
 
   /// The entries of a directory, in no order, without `.` and `..`. Corresponds to `getdents64(2)`.
@@ -145,7 +146,7 @@ extension AIODirectory {
     let place = try openBeneath(path, O_RDONLY | O_DIRECTORY, subject)
     guard let stream = unsafe fdopendir(place) else {
       let error = errno
-      Glibc.close(place)
+      PlatformLibc.close(place)
       throw AIOError(errno: error, subject)
     }
     // It closes the descriptor, too.
@@ -209,8 +210,8 @@ extension AIODirectory {
     }
     let parent = path.removingLastComponent()
     let place = try openBeneath(
-      parent.isEmpty ? "." : parent, clinux_o_path | O_DIRECTORY, subject)
-    defer { Glibc.close(place) }
+      parent.isEmpty ? "." : parent, ckernel_o_path | O_DIRECTORY, subject)
+    defer { PlatformLibc.close(place) }
     try body(place, name)
   }
 }

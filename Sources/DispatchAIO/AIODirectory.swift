@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 internal import Synchronization
 public import SystemPackage
 
@@ -37,13 +37,13 @@ public final class AIODirectory: Sendable {
   ///   ``AIOError/Code/permissionDenied``, ``AIOError/Code/descriptorLimit``, or
   ///   ``AIOError/Code/system``, as for what is no directory (`ENOTDIR`).
   public static func open(_ path: FilePath) throws(AIOError) -> AIODirectory {
-    let answer = FileOpening.open(path, clinux_o_path | O_DIRECTORY | O_CLOEXEC, [])
+    let answer = FileOpening.open(path, ckernel_o_path | O_DIRECTORY | O_CLOEXEC, [])
     let subject = AIOError.Subject(operation: .open, path: path)
     guard answer >= 0 else { throw AIOError(errno: -answer, subject) }
     do {
       return try AIODirectory(FileDescriptor(rawValue: answer), path: path, subject)
     } catch {
-      Glibc.close(answer)
+      PlatformLibc.close(answer)
       throw error
     }
   }
@@ -67,7 +67,7 @@ public final class AIODirectory: Sendable {
   private init(
     _ descriptor: FileDescriptor, path: FilePath?, _ subject: AIOError.Subject
   ) throws(AIOError) {
-    let status = try clinux_status(of: descriptor.rawValue, subject)
+    let status = try ckernel_status(of: descriptor.rawValue, subject)
     guard status.mode & S_IFMT == S_IFDIR else { throw AIOError(errno: ENOTDIR, subject) }
     mount = Mounts.facts(descriptor.rawValue, status, isWritable: false)
     self.descriptor = descriptor.rawValue
@@ -78,7 +78,7 @@ public final class AIODirectory: Sendable {
 
   deinit {
     let descriptor = descriptor
-    BlockingCalls.run(on: device) { Glibc.close(descriptor) }
+    BlockingCalls.run(on: device) { PlatformLibc.close(descriptor) }
   }
 
   /// The descriptor, for calls that this library does not have, as `fstatat(2)`. The directory owns

@@ -13,8 +13,8 @@
 // as its neighbours are: one that is mounted by itself, or a pipe or device, which is opened with
 // O_NONBLOCK. Beneath an `AIODirectory` it is never a mount, as the kernel crosses none.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 internal import SystemPackage
 
 extension FileOpening {
@@ -26,7 +26,7 @@ extension FileOpening {
   struct Opened {
     let descriptor: FileDescriptor
     let flags: Int32
-    let status: clinux_status
+    let status: ckernel_status
     let mount: Mounts.Facts
   }
 
@@ -96,12 +96,12 @@ extension FileOpening {
     var isLink = false
     var place = try look(noFollow: directory == nil || options.contains(.noFollow))
     if let found = place, found.mode & S_IFMT == S_IFLNK, !options.contains(.noFollow) {
-      Glibc.close(found.descriptor)
+      PlatformLibc.close(found.descriptor)
       isLink = true
       place = try look(noFollow: false)
     }
     guard let place else { return nil }
-    defer { Glibc.close(place.descriptor) }
+    defer { PlatformLibc.close(place.descriptor) }
     guard place.mode & S_IFMT == S_IFREG,
       (directory?.mount ?? Mounts.known(place.mount))?.kind.isLocal == true
     else { return nil }
@@ -119,12 +119,12 @@ extension FileOpening {
   private func look(
     noFollow: Bool
   ) throws(AIOError) -> (descriptor: Int32, mode: mode_t, mount: UInt64)? {
-    let flags = clinux_o_path | O_CLOEXEC | (noFollow ? O_NOFOLLOW : 0)
+    let flags = ckernel_o_path | O_CLOEXEC | (noFollow ? O_NOFOLLOW : 0)
     let place = Self.openat2(path, flags, beneath: directory, resolve: cachedRules)
     if place == -ENOENT { throw AIOError(errno: ENOENT, subject) }
     guard place >= 0 else { return nil }
-    guard let status = try? clinux_status(of: place, asksNobody: true) else {
-      Glibc.close(place)
+    guard let status = try? ckernel_status(of: place, asksNobody: true) else {
+      PlatformLibc.close(place)
       return nil
     }
     return (place, status.mode, status.mount)
@@ -132,13 +132,13 @@ extension FileOpening {
 
   /// Checks that a descriptor is one of a regular file on a local file system; closes it if not.
   private func check(_ descriptor: Int32, isDirectory: inout Bool) -> Opened? {
-    let status = try? clinux_status(of: descriptor)
+    let status = try? ckernel_status(of: descriptor)
     guard let status, status.mode & S_IFMT == S_IFREG,
       var mount = directory?.mount ?? Mounts.known(status.mount), mount.kind.isLocal
     else {
       isDirectory = status.map { $0.mode & S_IFMT } == S_IFDIR
       // Nobody knows what it is: its close may wait.
-      BlockingCalls.run(on: nil) { Glibc.close(descriptor) }
+      BlockingCalls.run(on: nil) { PlatformLibc.close(descriptor) }
       return nil
     }
     if cachedFlags & O_ACCMODE != O_RDONLY {
@@ -162,6 +162,6 @@ extension FileOpening {
   private var cachedFlags: Int32 { openFlags | O_NONBLOCK | O_NOCTTY }
 
   private var cachedRules: UInt64 {
-    directory == nil ? clinux_resolve_cached : clinux_resolve_cached | clinux_resolve_no_mounts
+    directory == nil ? ckernel_resolve_cached : ckernel_resolve_cached | ckernel_resolve_no_mounts
   }
 }

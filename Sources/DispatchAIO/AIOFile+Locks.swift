@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 internal import SystemPackage
 
 /// Advisory locks on ranges of a file, against other open files of this process and of others.
@@ -103,6 +103,6 @@ extension AIOFile {
     // For the kernel a length of 0 means up to any end.
     if let range, range.isEmpty { return }
     let (start, length) = range.map { ($0.lowerBound, $0.count) } ?? (0, 0)
-    try call(subject) { Int64(clinux_lock($0, type, start, Int64(length))) }
+    try call(subject) { Int64(ckernel_lock($0, type, start, Int64(length))) }
   }
 }

@@ -10,8 +10,8 @@
 // creates the file before it finds that O_DIRECT is not supported, and only its creator may remove
 // it.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 internal import SystemPackage
 
 /// One call of `AIOFile.open`. `run` may sleep; `runCached` does not.
@@ -51,7 +51,7 @@ struct FileOpening {
 
   /// Opens the file.
   mutating func run() throws(AIOError) -> FileDescriptor {
-    if options.rawValue & clinux_o_tmpfile == clinux_o_tmpfile {
+    if options.rawValue & ckernel_o_tmpfile == ckernel_o_tmpfile {
       // O_TMPFILE: a file without a name, in the directory that the path names.
       return try orThrow(call(path, openFlags), isDirect: isDirect)
     }
@@ -91,12 +91,12 @@ struct FileOpening {
   /// - Returns: `nil` if nothing exists there, and a file is to be created.
   private func look() throws(AIOError) -> Found? {
     let noFollow = options.contains(.noFollow) ? O_NOFOLLOW : 0
-    let answer = call(path, clinux_o_path | O_CLOEXEC | noFollow)
+    let answer = call(path, ckernel_o_path | O_CLOEXEC | noFollow)
     if answer == -ENOENT, options.contains(.create) { return nil }
     let descriptor = try orThrow(answer)
     var status = stat()
     guard unsafe fstat(descriptor.rawValue, &status) == 0 else {
-      let errno = Glibc.errno
+      let errno = PlatformLibc.errno
       try? descriptor.close()
       throw AIOError(errno: errno, subject)
     }
@@ -148,16 +148,15 @@ struct FileOpening {
       try? made.close()
       return FileDescriptor(rawValue: direct)
     }
-    var errno = -direct
-    if errno != EINVAL {
+    var refusal = direct
+    if refusal != -EINVAL {
       // There is no /proc, or the file's own permissions forbid opening it.
-      let flags = fcntl(made.rawValue, F_GETFL)
-      if fcntl(made.rawValue, F_SETFL, flags | clinux_o_direct) == 0 { return made }
-      errno = Glibc.errno
+      refusal = ckernel_set_direct(made.rawValue)
+      if refusal == 0 { return made }
     }
     removeMade(made)
     try? made.close()
-    _ = try orThrow(-errno, isDirect: true)
+    _ = try orThrow(refusal, isDirect: true)
     return nil
   }
 
@@ -165,9 +164,9 @@ struct FileOpening {
   private func removeMade(_ made: FileDescriptor) {
     guard let name = path.lastComponent else { return }
     let parent = path.removingLastComponent()
-    let place = call(parent.isEmpty ? "." : parent, clinux_o_path | O_DIRECTORY | O_CLOEXEC)
+    let place = call(parent.isEmpty ? "." : parent, ckernel_o_path | O_DIRECTORY | O_CLOEXEC)
     guard place >= 0 else { return }
-    defer { Glibc.close(place) }
+    defer { PlatformLibc.close(place) }
     // The name's bytes and the status are used during the calls only.
     var (ours, named) = (stat(), stat())
     unsafe name.withPlatformString {
@@ -203,9 +202,9 @@ struct FileOpening {
   /// If the path names a symbolic link whose target does not exist, throws: only the kernel can
   /// follow a link and stay beneath the directory, and it does not create what a link names.
   private func refuseLink() throws(AIOError) {
-    let place = call(path, clinux_o_path | O_CLOEXEC | O_NOFOLLOW)
+    let place = call(path, ckernel_o_path | O_CLOEXEC | O_NOFOLLOW)
     guard place >= 0 else { return }
-    defer { Glibc.close(place) }
+    defer { PlatformLibc.close(place) }
     var status = stat()
     guard unsafe fstat(place, &status) == 0, status.st_mode & S_IFMT == S_IFLNK else { return }
     throw AIOError(
@@ -216,7 +215,7 @@ struct FileOpening {
   // MARK: The calls
 
   /// The flags that the file is open with.
-  var openFlags: Int32 { flags | (isDirect ? clinux_o_direct : 0) }
+  var openFlags: Int32 { flags | (isDirect ? ckernel_o_direct : 0) }
 
   /// Opens the file that a descriptor stands for, also after the file was renamed.
   ///
@@ -249,12 +248,12 @@ struct FileOpening {
     _ permissions: FilePermissions = [], resolve: UInt64 = 0
   ) -> Int32 {
     var resolve = resolve
-    if directory != nil { resolve |= clinux_resolve_beneath | clinux_resolve_no_magic_links }
-    let creates = flags & O_CREAT != 0 || flags & clinux_o_tmpfile == clinux_o_tmpfile
+    if directory != nil { resolve |= ckernel_resolve_beneath | ckernel_resolve_no_magic_links }
+    let creates = flags & O_CREAT != 0 || flags & ckernel_o_tmpfile == ckernel_o_tmpfile
     // The path's bytes are used during the call only.
     return unsafe path.withPlatformString {
-      unsafe clinux_openat2(
-        directory?.descriptor ?? clinux_at_cwd, $0, flags, creates ? permissions.rawValue : 0,
+      unsafe ckernel_open(
+        directory?.descriptor ?? ckernel_at_cwd, $0, flags, creates ? permissions.rawValue : 0,
         resolve)
     }
   }
@@ -263,13 +262,9 @@ struct FileOpening {
   ///
   /// - Returns: The descriptor, or a negative errno.
   static func open(_ path: FilePath, _ flags: Int32, _ permissions: FilePermissions) -> Int32 {
-    while true {
-      // The path's bytes are used during the call only.
-      let answer = unsafe path.withPlatformString {
-        unsafe Glibc.open($0, flags, permissions.rawValue)
-      }
-      if answer >= 0 { return answer }
-      if errno != EINTR { return -errno }
+    // The path's bytes are used during the call only.
+    unsafe path.withPlatformString {
+      unsafe ckernel_open(ckernel_at_cwd, $0, flags, permissions.rawValue, 0)
     }
   }
 

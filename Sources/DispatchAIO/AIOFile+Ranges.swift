@@ -3,8 +3,8 @@
 // What is done to ranges of a file without transferring their bytes: holes, zeros, shared blocks,
 // and advice. All of it may sleep in the disk.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 internal import SystemPackage
 
 /// Ranges of a file.
@@ -23,7 +23,7 @@ extension AIOFile {
   /// - Parameter range: The bytes, in offsets from 0 on, at any alignment; an empty range changes
   ///   nothing.
   public func punchHole(_ range: Range<Int64>) throws(AIOError) {
-    try allocate(.punchHole, clinux_falloc_punch_hole, range)
+    try allocate(.punchHole, ckernel_falloc_punch_hole, range)
   }
 
   /// Makes a range read as zeros, and keeps or allocates its disk space, without writing it where
@@ -33,7 +33,7 @@ extension AIOFile {
   /// - Parameter range: The bytes, in offsets from 0 on, at any alignment; an empty range changes
   ///   nothing.
   public func zero(_ range: Range<Int64>) throws(AIOError) {
-    try allocate(.zeroRange, clinux_falloc_zero_range, range, grows: true)
+    try allocate(.zeroRange, ckernel_falloc_zero_range, range, grows: true)
   }
 
   /// Removes a range: the bytes behind it move to its place, and the file gets shorter. Corresponds
@@ -44,7 +44,7 @@ extension AIOFile {
   /// - Throws: ``AIOError/Code/misaligned`` for another range.
   public func collapse(_ range: Range<Int64>) throws(AIOError) {
     do {
-      try allocate(.collapseRange, clinux_falloc_collapse_range, range)
+      try allocate(.collapseRange, ckernel_falloc_collapse_range, range)
     } catch {
       guard error.errno == .invalidArgument else { throw error }
       throw AIOError(
@@ -66,7 +66,7 @@ extension AIOFile {
     let subject = try subject(operation, range)
     try call(subject, writes: true) { descriptor in
       if range.isEmpty { return 0 }
-      return Int64(clinux_fallocate(descriptor, mode, range.lowerBound, Int64(range.count)))
+      return Int64(ckernel_fallocate(descriptor, mode, range.lowerBound, Int64(range.count)))
     }
     if grows, !range.isEmpty { file.predictor.extended(to: range.upperBound) }
   }
@@ -100,7 +100,7 @@ extension AIOFile {
       let (from, to) = (range.lowerBound + done, offset + done)
       do throws(AIOError) {
         let copied = try transfer(.copyRange, range, to: destination, at: offset) {
-          clinux_copy_range($0, from, $1, to, count)
+          ckernel_copy_range($0, from, $1, to, count)
         }
         if copied == 0 { break }
         done += copied
@@ -143,7 +143,7 @@ extension AIOFile {
     // For the kernel 0 means up to the end.
     if range.isEmpty { return }
     _ = try transfer(.cloneRange, range, to: destination, at: offset) {
-      Int64(clinux_clone_range($0, range.lowerBound, Int64(range.count), $1, offset))
+      Int64(ckernel_clone_range($0, range.lowerBound, Int64(range.count), $1, offset))
     }
     destination.file.predictor.extended(to: offset + Int64(range.count))
   }
@@ -198,7 +198,7 @@ extension AIOFile {
     do {
       return try call(subject) { descriptor in
         // It moves the descriptor's file position, which an append uses.
-        file.position.withLock { _ in clinux_seek(descriptor, offset, hole ? 1 : 0) }
+        file.position.withLock { _ in ckernel_seek(descriptor, offset, hole ? 1 : 0) }
       }
     } catch {
       if error.errno == .noSuchAddressOrDevice { return nil }
@@ -233,7 +233,7 @@ extension AIOFile {
     // For the kernel a length of 0 means up to the end.
     if let range, range.isEmpty { return }
     let (start, length) = range.map { ($0.lowerBound, $0.count) } ?? (0, 0)
-    try call(subject) { -Int64(posix_fadvise($0, off_t(start), off_t(length), advice.number)) }
+    try call(subject) { Int64(ckernel_advise($0, start, Int64(length), advice.kernels)) }
   }
 
   /// The subject of a call on a range, which has to begin at 0 or later, or on all of the file.
@@ -267,14 +267,14 @@ extension AIOFile {
 }
 
 extension AIOFile.Advice {
-  fileprivate var number: Int32 {
+  fileprivate var kernels: ckernel_advice {
     switch self {
-    case .normal: POSIX_FADV_NORMAL
-    case .sequential: POSIX_FADV_SEQUENTIAL
-    case .random: POSIX_FADV_RANDOM
-    case .noReuse: POSIX_FADV_NOREUSE
-    case .willNeed: POSIX_FADV_WILLNEED
-    case .dontNeed: POSIX_FADV_DONTNEED
+    case .normal: ckernel_advice_normal
+    case .sequential: ckernel_advice_sequential
+    case .random: ckernel_advice_random
+    case .noReuse: ckernel_advice_no_reuse
+    case .willNeed: ckernel_advice_will_need
+    case .dontNeed: ckernel_advice_dont_need
     }
   }
 }

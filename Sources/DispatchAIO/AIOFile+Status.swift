@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 public import SystemPackage
 
 extension AIOFile {
@@ -38,7 +38,7 @@ extension AIOFile {
     /// The number of names; 0 for a file that was removed, or never had one.
     public let linkCount: Int
 
-    init(_ status: clinux_status) {
+    init(_ status: ckernel_status) {
       kind = Kind(mode: mode_t(status.mode))
       permissions = FilePermissions(rawValue: CInterop.Mode(status.mode & 0o7777))
       size = status.size

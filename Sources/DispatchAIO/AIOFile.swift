@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
+internal import CKernel
 public import Dispatch
-internal import Glibc
+internal import PlatformLibc
 public import SystemPackage
 
 /// An open regular file or block device, for the requests of any number of contexts.
@@ -113,7 +113,7 @@ public final class AIOFile: Sendable {
       // ext4 would read the map of the file's blocks in `io_submit`, RWF_NOWAIT or not, and so on
       // the loop. `open` may sleep; whether it succeeds changes nothing but that.
       if caching == .direct, mount.hasBlockMaps, Kind(mode: status.mode) == .regular {
-        _ = clinux_cache_block_map(descriptor.rawValue)
+        _ = ckernel_cache_block_map(descriptor.rawValue)
       }
       return AIOFile(
         FileOpening.Opened(descriptor: descriptor, flags: flags, status: status, mount: mount),
@@ -168,9 +168,9 @@ public final class AIOFile: Sendable {
     let subject = AIOError.Subject(
       operation: .adopt, path: path, descriptor: descriptor.rawValue)
     let flags = fcntl(descriptor.rawValue, F_GETFL)
-    guard flags >= 0 else { throw AIOError(errno: Glibc.errno, subject) }
+    guard flags >= 0 else { throw AIOError(errno: PlatformLibc.errno, subject) }
     let (status, mount) = try Self.ask(descriptor, flags, subject)
-    guard flags & clinux_o_path == 0 else {
+    guard flags & ckernel_o_path == 0 else {
       throw AIOError(
         .wrongAccessMode, subject,
         .text("it was opened with O_PATH, neither to read nor to write; open it without"))
@@ -183,8 +183,8 @@ public final class AIOFile: Sendable {
   /// What an open file is, and its file system.
   private static func ask(
     _ descriptor: FileDescriptor, _ flags: Int32, _ subject: AIOError.Subject
-  ) throws(AIOError) -> (clinux_status, Mounts.Facts) {
-    let status = try clinux_status(of: descriptor.rawValue, subject)
+  ) throws(AIOError) -> (ckernel_status, Mounts.Facts) {
+    let status = try ckernel_status(of: descriptor.rawValue, subject)
     let kind = Kind(mode: status.mode)
     guard kind.isSupported else {
       throw kind.refusal(subject, device: status.represented_device)
@@ -199,7 +199,7 @@ public final class AIOFile: Sendable {
     let isOpen = isOpen
     isOpen.enter()
     var traits = OpenFile.Traits(opened)
-    traits.isAutomatic = isAutomatic && opened.flags & clinux_o_direct == 0
+    traits.isAutomatic = isAutomatic && opened.flags & ckernel_o_direct == 0
     let directReads = DirectReads(traits)
     let bufferedWrites = BufferedWrites(traits)
     status = Status(opened.status)
@@ -214,9 +214,9 @@ public final class AIOFile: Sendable {
       directReads: directReads,
       bufferedWrites: bufferedWrites
     ) { descriptor in
-      if closesInPlace, clinux_link_count(descriptor) > 0 {
+      if closesInPlace, ckernel_link_count(descriptor) > 0 {
         directReads?.close()
-        Glibc.close(descriptor)
+        PlatformLibc.close(descriptor)
         isOpen.leave()
         return
       }
@@ -225,7 +225,7 @@ public final class AIOFile: Sendable {
       BlockingCalls.run(on: device) {
         directReads?.close()
         bufferedWrites?.close()
-        Glibc.close(descriptor)
+        PlatformLibc.close(descriptor)
         isOpen.leave()
       }
     }
@@ -266,9 +266,9 @@ public final class AIOFile: Sendable {
     try call(subject(.size)) { descriptor in
       // The structure is filled during the call.
       var status = stat()
-      guard unsafe fstat(descriptor, &status) == 0 else { return -Int64(Glibc.errno) }
+      guard unsafe fstat(descriptor, &status) == 0 else { return -Int64(PlatformLibc.errno) }
       return status.st_mode & S_IFMT == S_IFBLK
-        ? clinux_block_device_size(descriptor) : Int64(status.st_size)
+        ? ckernel_block_device_size(descriptor) : Int64(status.st_size)
     }
   }
 
@@ -296,7 +296,7 @@ public final class AIOFile: Sendable {
   public func truncate(to size: Int64) throws(AIOError) {
     let subject = subject(.truncate, offset: size)
     guard size >= 0 else { throw .negative(subject) }
-    try call(subject, writes: true) { Int64(clinux_ftruncate($0, size)) }
+    try call(subject, writes: true) { Int64(ckernel_ftruncate($0, size)) }
   }
 
   /// Closes the file: refuses new requests, completes the accepted ones, then closes the
@@ -333,7 +333,7 @@ public final class AIOFile: Sendable {
   }
 }
 
-extension clinux_status {
+extension ckernel_status {
   /// What the kernel says of an open file, or of what a descriptor with `O_PATH` names.
   init(of descriptor: Int32, _ subject: AIOError.Subject) throws(AIOError) {
     do throws(Errno) {
@@ -355,7 +355,7 @@ extension OpenFile.Traits {
     let (descriptor, flags, status) = (opened.descriptor.rawValue, opened.flags, opened.status)
     let isBlockDevice = AIOFile.Kind(mode: status.mode) == .blockDevice
     let alignment =
-      flags & clinux_o_direct == 0
+      flags & ckernel_o_direct == 0
       ? nil
       : BlockAlignment.of(
         descriptor, status, isBlockDevice: isBlockDevice, fileSystem: opened.mount.kind)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Glibc
+internal import PlatformLibc
 
 /// The events that a descriptor is ready for, or that are waited for. Corresponds to the event bits
 /// of `poll(2)`.

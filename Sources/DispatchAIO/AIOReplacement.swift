@@ -4,9 +4,9 @@
 // so that nothing is left behind whatever happens. linkat(2) replaces nothing: where there is a
 // file, the new one gets a temporary name, by which it is renamed over the old.
 
-internal import CLinux
+internal import CKernel
 public import Dispatch
-internal import Glibc
+internal import PlatformLibc
 public import SystemPackage
 
 /// A new file that takes the place of another, or of none, as a whole and durably.
@@ -57,7 +57,7 @@ public final class AIOReplacement: Sendable {
     deinit {
       // A server of files may be asked.
       let descriptor = descriptor
-      BlockingCalls.run(on: nil) { Glibc.close(descriptor) }
+      BlockingCalls.run(on: nil) { PlatformLibc.close(descriptor) }
     }
   }
 
@@ -111,7 +111,7 @@ public final class AIOReplacement: Sendable {
         isAutomatic: caching == .automatic)
     } catch {
       if let temporary { Self.unlink(temporary, in: place.descriptor) }
-      Glibc.close(descriptor)
+      PlatformLibc.close(descriptor)
       throw error
     }
     (self.existing, self.permissions, self.place, self.name) = (existing, permissions, place, name)
@@ -169,7 +169,8 @@ public final class AIOReplacement: Sendable {
         } catch {
           return -Int64(error.rawValue)
         }
-        if Glibc.fsync(descriptor) != 0 { return -Int64(errno) }
+        let synced = ckernel_fsync(descriptor)
+        if synced != 0 { return Int64(synced) }
         return Int64(giveName(descriptor, &named))
       }
     } catch {
@@ -177,8 +178,9 @@ public final class AIOReplacement: Sendable {
       file.close()
       throw error
     }
-    guard Glibc.fsync(place.descriptor) == 0 || errno == EINVAL else {
-      let error = Errno(rawValue: errno)
+    let synced = ckernel_fsync(place.descriptor)
+    guard synced == 0 || synced == -EINVAL else {
+      let error = Errno(rawValue: -synced)
       throw AIOError(
         AIOError.Code(error), errno: error, subject,
         .text(
@@ -237,14 +239,14 @@ public final class AIOReplacement: Sendable {
     // The names' bytes are used during the calls only.
     let answer = unsafe old.withPlatformString { old -> Int32 in
       unsafe name.withPlatformString { name -> Int32 in
-        if existing == .replace { return unsafe clinux_rename(place, old, place, name, 0) }
+        if existing == .replace { return unsafe ckernel_rename(place, old, place, name, 0) }
         // NFS has no rename that keeps what is there, and FUSE seldom. A link replaces nothing by
         // its nature; where there are no links (FAT), there is that rename.
         if unsafe linkat(place, old, place, name, 0) == 0 {
           _ = unsafe unlinkat(place, old, 0)
           return 0
         }
-        return errno == EEXIST ? -EEXIST : unsafe clinux_rename(place, old, place, name, 1)
+        return errno == EEXIST ? -EEXIST : unsafe ckernel_rename(place, old, place, name, 1)
       }
     }
     if answer == 0 { temporary = nil }
@@ -302,14 +304,15 @@ public final class AIOReplacement: Sendable {
     _ subject: AIOError.Subject
   ) throws(AIOError) -> (Int32, FilePath.Component?) {
     let flags = O_RDWR | O_CLOEXEC
-    let direct = caching == .direct ? clinux_o_direct : 0
+    let direct = caching == .direct ? ckernel_o_direct : 0
     // Literals and strings, whose bytes are used during the calls only.
-    let unnamed = unsafe openat(place, ".", flags | clinux_o_tmpfile | direct, permissions.rawValue)
-    let error = errno
+    let unnamed = unsafe ckernel_open(
+      place, ".", flags | ckernel_o_tmpfile | direct, permissions.rawValue, 0)
+    let error = -unnamed
     if unnamed >= 0 {
       // It gets its name through /proc.
       if unsafe access("/proc/self/fd/\(unnamed)", F_OK) == 0 { return (unnamed, nil) }
-      Glibc.close(unnamed)
+      PlatformLibc.close(unnamed)
     } else if error == EINVAL, direct != 0 {
       throw AIOError(.directUnsupported, errno: .invalidArgument, subject, .errno)
     } else if ![EOPNOTSUPP, EISDIR, ENOENT].contains(error) {
@@ -319,15 +322,15 @@ public final class AIOReplacement: Sendable {
       let name = temporaryName()
       // The name's bytes are used during the call only.
       let named = unsafe name.withPlatformString {
-        unsafe openat(place, $0, flags | O_CREAT | O_EXCL, permissions.rawValue)
+        unsafe ckernel_open(place, $0, flags | O_CREAT | O_EXCL, permissions.rawValue, 0)
       }
-      if named < 0, errno == EEXIST { continue }
-      guard named >= 0 else { throw AIOError(errno: errno, subject) }
-      if direct == 0 || fcntl(named, F_SETFL, fcntl(named, F_GETFL) | direct) == 0 {
+      if named == -EEXIST { continue }
+      guard named >= 0 else { throw AIOError(errno: -named, subject) }
+      if direct == 0 || ckernel_set_direct(named) == 0 {
         return (named, name)
       }
       unlink(name, in: place)
-      Glibc.close(named)
+      PlatformLibc.close(named)
       throw AIOError(.directUnsupported, errno: .invalidArgument, subject, .errno)
     }
     throw AIOError(errno: EEXIST, subject)
@@ -336,7 +339,7 @@ public final class AIOReplacement: Sendable {
   private static func link(_ descriptor: Int32, _ place: Int32, _ name: FilePath.Component) -> Int32
   {
     // The name's bytes are used during the call only.
-    unsafe name.withPlatformString { unsafe clinux_link(descriptor, place, $0) }
+    unsafe name.withPlatformString { unsafe ckernel_link(descriptor, place, $0) }
   }
 
   private static func unlink(_ name: FilePath.Component, in place: Int32) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
+internal import CKernel
 public import Dispatch
 internal import SystemPackage
 
@@ -186,7 +186,7 @@ public class AIOSource: @unchecked Sendable {
   /// and after the one before.
   public var data: UInt {
     if isWriter { return 1 }
-    let count = clinux_bytes_available(fd)
+    let count = ckernel_bytes_available(fd)
     return count < 0 ? 1 : UInt(count)
   }
 }

@@ -4,7 +4,7 @@
 // the end ask for.
 
 internal import Dispatch
-internal import Glibc
+internal import PlatformLibc
 internal import SystemPackage
 
 final class ChannelCore: Sendable {
@@ -79,7 +79,7 @@ final class ChannelCore: Sendable {
         adopting: FileDescriptor(rawValue: descriptor), isAutomatic: true)
       return .success(Opened(file: file, context: context))
     } catch {
-      Glibc.close(descriptor)
+      PlatformLibc.close(descriptor)
       return .failure(error.channelErrno)
     }
   }

@@ -4,7 +4,7 @@
 // begins in place, on whichever thread, where that makes one request.
 
 internal import Dispatch
-internal import Glibc
+internal import PlatformLibc
 internal import SystemPackage
 
 /// What operations do alike: they call the handler, and end once.

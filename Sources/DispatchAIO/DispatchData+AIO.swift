@@ -3,7 +3,7 @@
 // DispatchData to and from the memory of requests, without a copy.
 
 public import Dispatch
-internal import Glibc
+internal import PlatformLibc
 
 extension DispatchData {
   /// Makes data of a buffer, or a slice of one, without copying. The data keeps the memory, which

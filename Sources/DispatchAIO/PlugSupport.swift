@@ -2,8 +2,8 @@
 //
 // What the plugs and the servers of this package need beneath the public face.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 package import SystemPackage
 
 extension AIOFile {
@@ -45,9 +45,9 @@ extension AIOFile {
   package var isUnchanged: Bool {
     guard file.retain() else { return false }
     defer { file.release() }
-    var now = clinux_status()
+    var now = ckernel_status()
     // The structure is filled during the call.
-    guard unsafe clinux_status(file.descriptor, 0, &now) == 0 else { return false }
+    guard unsafe ckernel_status(file.descriptor, 0, &now) == 0 else { return false }
     return Status(now) == status
   }
 }
@@ -56,7 +56,7 @@ extension AIOFile {
   /// Whether the file's descriptor is among the last that the process may have, which who can wait
   /// leaves to others: Dispatch, which opens a file once a second to look after its workers, ends
   /// the process if there is no descriptor for it. Corresponds to `getrlimit(2)`.
-  package var isAmongLastDescriptors: Bool { clinux_is_among_last(file.descriptor) != 0 }
+  package var isAmongLastDescriptors: Bool { ckernel_is_among_last(file.descriptor) != 0 }
 }
 
 extension AIOContext {
@@ -83,16 +83,16 @@ extension AIODirectory {
     guard mount.kind.isLocal else { return nil }
     // The path's bytes are read during the call.
     let place = unsafe path.withPlatformString {
-      unsafe clinux_openat2(
-        descriptor, $0, clinux_o_path | O_CLOEXEC, 0,
-        clinux_resolve_beneath | clinux_resolve_no_magic_links | clinux_resolve_no_mounts
-          | clinux_resolve_cached)
+      unsafe ckernel_open(
+        descriptor, $0, ckernel_o_path | O_CLOEXEC, 0,
+        ckernel_resolve_beneath | ckernel_resolve_no_magic_links | ckernel_resolve_no_mounts
+          | ckernel_resolve_cached)
     }
     guard place >= 0 else { return nil }
-    defer { Glibc.close(place) }
-    var status = clinux_status()
+    defer { PlatformLibc.close(place) }
+    var status = ckernel_status()
     // The structure is filled during the call.
-    guard unsafe clinux_status(place, 0, &status) == 0 else { return nil }
+    guard unsafe ckernel_status(place, 0, &status) == 0 else { return nil }
     return AIOFile.Status(status)
   }
 }

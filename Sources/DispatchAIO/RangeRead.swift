@@ -2,7 +2,7 @@
 //
 // A read of any range under way.
 
-internal import Glibc
+internal import PlatformLibc
 
 /// The memory of a read of any range, whose whole blocks it covers, and the read itself while it is
 /// under way: one object, so that a read allocates no more.

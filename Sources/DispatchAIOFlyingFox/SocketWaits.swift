@@ -10,7 +10,7 @@
 // that is refused, as a new one (ADD).
 
 #if FlyingFox
-internal import CLinux
+internal import CKernel
 internal import DispatchAIO
 internal import FlyingSocks
 internal import Glibc
@@ -79,7 +79,7 @@ struct SocketWaits {
 
   /// - Throws: `SocketError.failed`.
   init() throws(SocketError) {
-    set = clinux_epoll_create()
+    set = ckernel_poll_set_create()
     guard set >= 0 else { throw Self.failure(-set) }
   }
 
@@ -112,11 +112,11 @@ struct SocketWaits {
     let (events, data) = (events.rawValue | Self.oneShot, UInt64(UInt32(bitPattern: fd)))
     var answer: Int32
     if watched[Int(fd)].isKnown {
-      answer = clinux_epoll_modify(set, fd, events, data)
-      if answer == -ENOENT { answer = clinux_epoll_add(set, fd, events, data) }
+      answer = ckernel_poll_set_modify(set, fd, events, data)
+      if answer == -ENOENT { answer = ckernel_poll_set_add(set, fd, events, data) }
     } else {
-      answer = clinux_epoll_add(set, fd, events, data)
-      if answer == -EEXIST { answer = clinux_epoll_modify(set, fd, events, data) }
+      answer = ckernel_poll_set_add(set, fd, events, data)
+      if answer == -EEXIST { answer = ckernel_poll_set_modify(set, fd, events, data) }
     }
     watched[Int(fd)].isKnown = answer == 0
     return answer
@@ -138,8 +138,8 @@ struct SocketWaits {
 
   /// Takes out the waits whose sockets are ready: those of up to 64 sockets.
   mutating func takeReady(into resumptions: inout [Resumption]) {
-    unsafe withUnsafeTemporaryAllocation(of: clinux_readiness.self, capacity: 64) { buffer in
-      let count = unsafe clinux_epoll_ready(set, buffer.baseAddress, 64)
+    unsafe withUnsafeTemporaryAllocation(of: ckernel_readiness.self, capacity: 64) { buffer in
+      let count = unsafe ckernel_poll_set_ready(set, buffer.baseAddress, 64)
       for index in 0..<max(0, Int(count)) {
         let event = unsafe buffer[index]
         take(

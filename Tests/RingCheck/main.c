@@ -7,9 +7,10 @@
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 #include <stdlib.h>
 
-#include "CLinux.h"
+#include "CKernel.h"
 
 enum { SLOTS = 61, COMPLETIONS = 1000000, BATCH = 16 };
 
@@ -45,16 +46,18 @@ int main(void) {
     puts("no thread");
     return 1;
   }
-  uint64_t events[BATCH][4];
+  struct ckernel_completion events[BATCH];
   for (uint64_t completion = 0; completion < COMPLETIONS;) {
-    int count = clinux_aio_ring_reap(&ring, events, BATCH);
+    int count = ckernel_aio_ring_reap(&ring, events, BATCH);
     if (count < 0 || count > BATCH) {
       printf("the answer of a reap is %d\n", count);
       return 1;
     }
     for (int event = 0; event < count; event++, completion++) {
+      uint64_t words[4];
+      memcpy(words, &events[event], sizeof words);
       for (unsigned index = 0; index < 4; index++) {
-        if (events[event][index] == word(completion, index)) continue;
+        if (words[index] == word(completion, index)) continue;
         printf("word %u of completion %llu is another\n", index, (unsigned long long)completion);
         return 1;
       }

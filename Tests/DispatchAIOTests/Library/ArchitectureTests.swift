@@ -5,7 +5,7 @@ import XCTest
 
 /// The kernel's completion ring, which is read in user space, on other machines than this one.
 final class ArchitectureTests: XCTestCase {
-  private static let sources = Compiler.package.appendingPathComponent("Sources/CLinux")
+  private static let sources = Compiler.package.appendingPathComponent("Sources/CKernel")
   private static let check = Compiler.package.appendingPathComponent("Tests/RingCheck/main.c")
 
   private func clang(_ arguments: [String]) throws -> ChildProcess {
@@ -24,7 +24,7 @@ final class ArchitectureTests: XCTestCase {
       ("s390x-linux-gnu", true), ("x86_64-linux-gnu", false), ("aarch64-linux-gnu", false),
       ("riscv64-linux-gnu", false),
     ] {
-      let header = Self.sources.appendingPathComponent("include/CLinux.h").path
+      let header = Self.sources.appendingPathComponent("include/CKernel.h").path
       let run = try clang(["--target=\(target)", "-E", "-x", "c", header, "-o", "/dev/null"])
       XCTAssertEqual(run.errors.contains("64-bit little-endian"), isRefused, target)
     }
@@ -37,27 +37,32 @@ final class ArchitectureTests: XCTestCase {
     let gcc = try ChildProcess.installed("aarch64-linux-gnu-gcc", package: "gcc-aarch64-linux-gnu")
     let qemu = try ChildProcess.installed("qemu-aarch64", package: "qemu-user")
     let directory = try TemporaryDirectory()
-    let object = directory.path.appending("CLinux.o").string
     let program = directory.path.appending("ring-check").string
-    let compiled = try clang([
-      "--target=aarch64-linux-gnu", "--sysroot=/usr/aarch64-linux-gnu", "-O2", "-Wall", "-Werror",
-      "-I", Self.sources.appendingPathComponent("include").path, "-isystem",
-      "/usr/aarch64-linux-gnu/include", "-c", Self.sources.appendingPathComponent("CLinux.c").path,
-      "-o", object,
-    ])
-    XCTAssertEqual(compiled.status, 0, compiled.errors)
+    var objects: [String] = []
+    for source in try FileManager.default.contentsOfDirectory(atPath: Self.sources.path)
+    where source.hasSuffix(".c") {
+      let object = directory.path.appending(source + ".o").string
+      let compiled = try clang([
+        "--target=aarch64-linux-gnu", "--sysroot=/usr/aarch64-linux-gnu", "-O2", "-Wall", "-Werror",
+        "-I", Self.sources.appendingPathComponent("include").path, "-isystem",
+        "/usr/aarch64-linux-gnu/include", "-c", Self.sources.appendingPathComponent(source).path,
+        "-o", object,
+      ])
+      XCTAssertEqual(compiled.status, 0, compiled.errors)
+      objects.append(object)
+    }
     let linked = try ChildProcess.run(
       gcc,
       [
         "-O2", "-static", "-pthread", "-I", Self.sources.appendingPathComponent("include").path,
-        Self.check.path, object, "-o", program,
-      ])
+        Self.check.path, "-o", program,
+      ] + objects)
     XCTAssertEqual(linked.status, 0, linked.errors)
     let run = try ChildProcess.run(qemu, [program], seconds: 120)
     XCTAssertEqual(run.status, 0, run.output + run.errors)
     let code = try ChildProcess.run(
       ChildProcess.installed("llvm-objdump", package: "llvm"),
-      ["--disassemble-symbols=clinux_aio_ring_reap", object]
+      ["--disassemble-symbols=ckernel_aio_ring_reap", program]
     ).output
     XCTAssertNotNil(code.firstMatch(of: #/\b(ldar|ldapr)\s/#), code)
     XCTAssertNotNil(code.firstMatch(of: #/\bstlr\s/#), code)

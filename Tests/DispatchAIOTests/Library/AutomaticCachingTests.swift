@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLinux
+import CKernel
 import Dispatch
 import Foundation
 import SystemPackage
@@ -503,7 +503,7 @@ final class AutomaticCachingTests: XCTestCase {
     XCTAssertEqual(posix_fadvise(file.fileDescriptor.rawValue, 0, 0, POSIX_FADV_RANDOM), 0)
     // The disk wants at least 512: EINVAL.
     let direct = try FileDescriptor.open(
-      path, .readOnly, options: .init(rawValue: clinux_o_direct))
+      path, .readOnly, options: .init(rawValue: ckernel_o_direct))
     file.file.directReads?.opened(direct.rawValue, BlockAlignment(memory: 1, offset: 1))
     try evict(file)
     let buffer = AIOBuffer(count: 3000)
@@ -576,7 +576,7 @@ final class AutomaticCachingTests: XCTestCase {
     XCTAssertEqual(plain.caching, .automatic)
     let direct = try AIOFile(
       adopting: FileDescriptor.open(
-        path, .readOnly, options: .init(rawValue: clinux_o_direct)),
+        path, .readOnly, options: .init(rawValue: ckernel_o_direct)),
       isAutomatic: true)
     XCTAssertEqual(direct.caching, .direct)
     let writing = try AIOFile.open(path, .writeOnly, caching: .automatic)

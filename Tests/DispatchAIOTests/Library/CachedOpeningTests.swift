@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLinux
+import CKernel
 import Dispatch
 import Foundation
 import SystemPackage
@@ -389,8 +389,8 @@ final class CachedOpeningTests: XCTestCase {
     let path = try directory.makeFile(size: 2 << 20)
     try teach(path)
     let file = try AIOFile.open(path, .readOnly)
-    var mount = clinux_file_system()
-    XCTAssertEqual(clinux_file_system(file.fileDescriptor.rawValue, &mount), 0)
+    var mount = ckernel_file_system()
+    XCTAssertEqual(ckernel_file_system(file.fileDescriptor.rawValue, &mount), 0)
     XCTAssertEqual(try AIOFile.openNow(path, .readOnly) == nil, mount.magic == 0xef53)
     XCTAssertNotNil(try AIOFile.openNow(path, .readOnly, caching: .buffered))
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLinux
+import CKernel
 import Dispatch
 import Foundation
 import SystemPackage
@@ -85,7 +85,7 @@ final class ChannelTests: XCTestCase {
   /// write to the same end and the same file. Method: random operations, one by one on both.
   func testAgainstDispatchIO() throws {
     let directory = try temporaryDirectory()
-    for flags in [O_RDWR, O_RDWR | clinux_o_direct] {
+    for flags in [O_RDWR, O_RDWR | ckernel_o_direct] {
       try compare(directory, flags)
     }
   }
@@ -191,7 +191,7 @@ final class ChannelTests: XCTestCase {
     let directory = try temporaryDirectory()
     let path = try makeFile(directory, "file")
     let context = try AIOContext(queueDepth: 4, pendingLimit: 4)
-    for flags in [O_RDWR, O_RDWR | clinux_o_direct] {
+    for flags in [O_RDWR, O_RDWR | ckernel_o_direct] {
       let (channel, closed) = channel(path, flags, context)
       var generator = SeededGenerator(seed: Seeds.one)
       let group = DispatchGroup()

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLibAIO
 import Foundation
 import XCTest
 
@@ -245,7 +244,7 @@ private final class Simulation {
     let number = asks.count
     let file = files.randomElement(using: &generator)!
     guard file.retain() else { throw Violation("an open file cannot be retained") }
-    let (operation, opcode, memory) = randomOperation()
+    let (operation, command, memory) = randomOperation()
     let offset = memory.isEmpty ? 0 : Int64.random(in: 0...1000, using: &generator) * 512
     let mayWait = !generator.oneIn(4)
     let options = randomOptions(operation.verb)
@@ -262,7 +261,7 @@ private final class Simulation {
       Ask(
         id: id, operation: operation, file: file,
         submission: .init(
-          tag: tag, opcode: Int32(opcode.rawValue), descriptor: file.descriptor, offset: offset,
+          tag: tag, command: command, descriptor: file.descriptor, offset: offset,
           memory: memory, event: event, options: options.subtracting(.uncached),
           isUncached: options.contains(.uncached)), mayWait: mayWait))
   }
@@ -276,7 +275,7 @@ private final class Simulation {
   }
 
   private func randomOperation() -> (
-    DispatchAIO.Operation, io_iocb_cmd, [UnsafeMutableRawBufferPointer]
+    DispatchAIO.Operation, Command, [UnsafeMutableRawBufferPointer]
   ) {
     let buffer = buffers.randomElement(using: &generator)!
     let several = (0..<Int.random(in: 0...5, using: &generator)).map { _ in
@@ -284,14 +283,14 @@ private final class Simulation {
     }
     let raws = several.map(\.unsafeBytes)
     switch Int.random(in: 0..<10, using: &generator) {
-    case 0, 1: return (.read(into: .buffer(buffer)), IO_CMD_PREAD, [buffer.unsafeBytes])
-    case 2, 3: return (.write(from: .buffer(buffer)), IO_CMD_PWRITE, [buffer.unsafeBytes])
-    case 4: return (.read(into: .raw(buffer.unsafeBytes)), IO_CMD_PREAD, [buffer.unsafeBytes])
-    case 5: return (.read(into: .buffers(several)), IO_CMD_PREADV, raws)
-    case 6: return (.write(from: .buffers(several)), IO_CMD_PWRITEV, raws)
-    case 7: return (.write(from: .raws(raws)), IO_CMD_PWRITEV, raws)
-    case 8: return (.fsync, IO_CMD_FSYNC, [])
-    default: return (.fdatasync, IO_CMD_FDSYNC, [])
+    case 0, 1: return (.read(into: .buffer(buffer)), .read, [buffer.unsafeBytes])
+    case 2, 3: return (.write(from: .buffer(buffer)), .write, [buffer.unsafeBytes])
+    case 4: return (.read(into: .raw(buffer.unsafeBytes)), .read, [buffer.unsafeBytes])
+    case 5: return (.read(into: .buffers(several)), .readVector, raws)
+    case 6: return (.write(from: .buffers(several)), .writeVector, raws)
+    case 7: return (.write(from: .raws(raws)), .writeVector, raws)
+    case 8: return (.fsync, .fsync, [])
+    default: return (.fdatasync, .fdatasync, [])
     }
   }
 

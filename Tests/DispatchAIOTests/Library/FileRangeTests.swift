@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLinux
+import CKernel
 import Foundation
 import SystemPackage
 import XCTest
@@ -30,8 +30,8 @@ final class FileRangeTests: XCTestCase {
   func testRangesOnTheDisk() throws {
     let directory = try temporaryDirectory()
     let file = try directory.open()
-    var disk = clinux_file_system()
-    guard clinux_file_system(file.fileDescriptor.rawValue, &disk) == 0, disk.magic == 0xef53 else {
+    var disk = ckernel_file_system()
+    guard ckernel_file_system(file.fileDescriptor.rawValue, &disk) == 0, disk.magic == 0xef53 else {
       throw XCTSkip("\(directory.path) is not on ext4")
     }
     try checkRanges(directory, collapses: true)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLinux
+import CKernel
 import Dispatch
 import Foundation
 import SystemPackage
@@ -15,14 +15,14 @@ final class FileTests: XCTestCase {
     XCTAssertEqual(file.path, directory.path.appending("new"))
     XCTAssertEqual(file.caching, .direct)
     let flags = fcntl(file.fileDescriptor.rawValue, F_GETFL)
-    XCTAssertNotEqual(flags & clinux_o_direct, 0)
+    XCTAssertNotEqual(flags & ckernel_o_direct, 0)
     XCTAssertEqual(flags & O_NONBLOCK, 0)
     XCTAssertNotEqual(fcntl(file.fileDescriptor.rawValue, F_GETFD) & FD_CLOEXEC, 0)
     XCTAssertEqual(try file.size(), 0)
 
     let buffered = try directory.open("new", .readOnly, caching: .buffered)
     XCTAssertEqual(buffered.caching, .buffered)
-    XCTAssertEqual(fcntl(buffered.fileDescriptor.rawValue, F_GETFL) & clinux_o_direct, 0)
+    XCTAssertEqual(fcntl(buffered.fileDescriptor.rawValue, F_GETFL) & ckernel_o_direct, 0)
     XCTAssertEqual(buffered.alignment, AIOAlignment(.init(memory: 1, offset: 1)))
   }
 
@@ -31,7 +31,7 @@ final class FileTests: XCTestCase {
     let path = try directory.makeFile(size: 4096)
     for (options, caching) in [
       (FileDescriptor.OpenOptions(), AIOFile.Caching.buffered),
-      (FileDescriptor.OpenOptions(rawValue: clinux_o_direct), .direct),
+      (FileDescriptor.OpenOptions(rawValue: ckernel_o_direct), .direct),
     ] {
       let descriptor = try FileDescriptor.open(path, .readOnly, options: options)
       let file = try AIOFile(adopting: descriptor, path: "given name")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLinux
+import CKernel
 import Dispatch
 import Foundation
 import SystemPackage

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import CKernel
 import CLibAIO
-import CLinux
 import Foundation
 import SystemPackage
 import XCTest
@@ -197,7 +197,7 @@ final class RealDiskTests: XCTestCase {
     let directory = try temporaryDirectory()
     let disk = try SmallDisk(in: directory, megabytes: 16)
     let path = disk.path.appending("file")
-    let descriptor = open(path.string, O_RDWR | O_CREAT | clinux_o_direct, 0o600)
+    let descriptor = open(path.string, O_RDWR | O_CREAT | ckernel_o_direct, 0o600)
     defer { close(descriptor) }
     let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 65536, alignment: 4096)
     defer { memory.deallocate() }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLibAIO
 import Foundation
 import Synchronization
 import XCTest
@@ -38,7 +37,7 @@ final class RingAddressTests: XCTestCase {
     do {
       let kernel = try LinuxKernel(room: 1)
       kernel.wake()
-      withUnsafeTemporaryAllocation(of: io_event.self, capacity: 8) { events in
+      withUnsafeTemporaryAllocation(of: CompletionEvent.self, capacity: 8) { events in
         XCTAssertEqual(
           kernel.reap(into: events.baseAddress!, capacity: 8, waiting: 1_000_000_000), 1)
       }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLibAIO
 import XCTest
 
 @testable import DispatchAIO
@@ -19,11 +18,11 @@ final class WaitTimerTests: XCTestCase {
   ///
   /// - Returns: the tags of what completed.
   private func wait(_ kernel: LinuxKernel, milliseconds: UInt64) -> [UInt64] {
-    withUnsafeTemporaryAllocation(of: io_event.self, capacity: 8) { events in
+    withUnsafeTemporaryAllocation(of: CompletionEvent.self, capacity: 8) { events in
       let count = kernel.reap(
         into: events.baseAddress!, capacity: 8, waiting: milliseconds * 1_000_000)  // Not empty.
       XCTAssertGreaterThanOrEqual(count, 0)
-      let tags = (0..<max(0, count)).map { UInt64(UInt(bitPattern: events[$0].data)) }
+      let tags = (0..<max(0, count)).map { events[$0].data }
       if tags.contains(ReservedTag.timer) { kernel.waitTimerFired() }
       return tags
     }

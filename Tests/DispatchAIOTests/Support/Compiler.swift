@@ -24,7 +24,7 @@ enum Compiler {
       package.appendingPathComponent("Sources/CLibAIO/module.modulemap"),
       scratch.appendingPathComponent(
         "checkouts/swift-system/Sources/CSystem/include/module.modulemap"),
-      products.appendingPathComponent("CLinux.build/module.modulemap"),
+      products.appendingPathComponent("CKernel.build/module.modulemap"),
     ]
     for file in maps where !FileManager.default.fileExists(atPath: file.path) {
       throw XCTSkip("\(file.path) is not there: built in another way than by SwiftPM")

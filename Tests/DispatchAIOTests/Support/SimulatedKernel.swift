@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLibAIO
-import CLinux
+import CKernel
 import Glibc
 
 @testable import DispatchAIO
@@ -19,7 +18,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
   /// What a control block asked for, decoded before `submit` returned.
   struct Submission: Equatable {
     var tag: UInt64
-    var opcode: Int32
+    var command: Command
     var descriptor: Int32
     var offset: Int64
     /// The memory, by element.
@@ -31,7 +30,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
 
     /// The same request, whether it may wait or not, and counts on the eventfd or not.
     static func == (a: Submission, b: Submission) -> Bool {
-      a.tag == b.tag && a.opcode == b.opcode && a.descriptor == b.descriptor
+      a.tag == b.tag && a.command == b.command && a.descriptor == b.descriptor
         && a.offset == b.offset
         && a.memory.map(\.baseAddress) == b.memory.map(\.baseAddress)
         && a.memory.map(\.count) == b.memory.map(\.count) && a.options == b.options
@@ -128,7 +127,9 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
 
   // MARK: Kernel
 
-  func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>, count: Int) -> Int {
+  func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<ControlBlock>?>, count: Int)
+    -> Int
+  {
     precondition(!isDestroyed, "submit after destroy")
     precondition(takesRequests, "submit to a kernel without AIO")
     precondition(count > 0)
@@ -141,7 +142,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
         return taken > 0 ? taken : -Int(EAGAIN)
       }
       if taken > 0, inject(\.shortCount, "short count") { return taken }
-      if requests[taken]!.pointee.aio_lio_opcode == Int16(IO_CMD_POLL.rawValue) {
+      if requests[taken]!.pointee.opcode == Command.pollReadable.rawValue {
         guard hasPoll else {
           note("no poll")
           return taken > 0 ? taken : -Int(EINVAL)
@@ -164,7 +165,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
   }
 
   func reap(
-    into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
+    into events: UnsafeMutablePointer<CompletionEvent>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int {
     precondition(!isDestroyed, "reap after destroy")
     precondition(takesRequests, "reap from a kernel without AIO")
@@ -175,9 +176,9 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     }
     for (index, (tag, result)) in ring.prefix(count).enumerated() {
       if tag == ReservedTag.wake { note("wake") }
-      var event = io_event()
-      event.data = UnsafeMutableRawPointer(bitPattern: UInt(tag))
-      event.res = UInt(bitPattern: result)
+      var event = CompletionEvent()
+      event.data = tag
+      event.result = Int64(result)
       events[index] = event
     }
     ring.removeFirst(count)
@@ -323,8 +324,8 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
       note("NOWAIT unsupported by submit")
       return EOPNOTSUPP
     }
-    if submission.opcode == Int32(IO_CMD_FSYNC.rawValue)
-      || submission.opcode == Int32(IO_CMD_FDSYNC.rawValue), inject(\.noSync, "no sync")
+    if submission.command == .fsync || submission.command == .fdatasync,
+      inject(\.noSync, "no sync")
     {
       return EINVAL
     }
@@ -335,30 +336,34 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
     return nil
   }
 
-  private func decode(_ block: iocb) -> Submission {
+  private func decode(_ block: ControlBlock) -> Submission {
     precondition(block.key == 0, "the key belongs to the kernel")
-    let opcode = Int32(block.aio_lio_opcode)
+    guard let command = Command(rawValue: block.opcode) else {
+      preconditionFailure("opcode \(block.opcode)")
+    }
+    // The engine keeps it until the completion.
+    let start = UnsafeMutableRawPointer(bitPattern: UInt(block.memory))
     var memory: [UnsafeMutableRawBufferPointer] = []
-    switch io_iocb_cmd(rawValue: UInt32(opcode)) {
-    case IO_CMD_PREAD, IO_CMD_PWRITE:
-      memory = [.init(start: block.u.c.buf, count: Int(block.u.c.nbytes))]
-    case IO_CMD_PREADV, IO_CMD_PWRITEV:
-      let vectors = block.u.c.buf.assumingMemoryBound(to: iovec.self)
-      memory = (0..<Int(block.u.c.nbytes)).map {
+    switch command {
+    case .read, .write:
+      memory = [.init(start: start, count: Int(block.count))]
+    case .readVector, .writeVector:
+      let vectors = start!.assumingMemoryBound(to: iovec.self)
+      memory = (0..<Int(block.count)).map {
         .init(start: vectors[$0].iov_base, count: vectors[$0].iov_len)
       }
-    case IO_CMD_FSYNC, IO_CMD_FDSYNC:
-      precondition(block.u.c.buf == nil && block.u.c.nbytes == 0 && block.u.c.offset == 0)
-    default:
-      preconditionFailure("opcode \(opcode)")
+    case .fsync, .fdatasync:
+      precondition(start == nil && block.count == 0 && block.offset == 0)
+    case .pollReadable:
+      preconditionFailure("polls are not requests")
     }
     let options = RequestOptions(
-      rawValue: UInt8(block.aio_rw_flags & ~UInt32(clinux_rwf_nowait)))
+      rawValue: UInt8(block.rw_flags & ~UInt32(ckernel_rwf_nowait)))
     return Submission(
-      tag: UInt64(UInt(bitPattern: block.data)), opcode: opcode, descriptor: block.aio_fildes,
-      offset: block.u.c.offset, memory: memory,
-      event: block.u.c.flags & 1 != 0 ? Int32(block.u.c.resfd) : nil,
-      isNowait: block.aio_rw_flags & UInt32(clinux_rwf_nowait) != 0,
+      tag: block.data, command: command, descriptor: block.descriptor,
+      offset: block.offset, memory: memory,
+      event: block.flags & 1 != 0 ? Int32(block.event) : nil,
+      isNowait: block.rw_flags & UInt32(ckernel_rwf_nowait) != 0,
       options: options.subtracting(.uncached), isUncached: options.contains(.uncached))
   }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Glibc
+internal import PlatformLibc
 
 /// Aligned memory for direct reads whose range or memory is not aligned: a buffer belongs to one
 /// request from its submission until its completion has been copied. The buffers are allocated at

@@ -15,8 +15,8 @@
 // A direct read sees them: the kernel writes their pages back first (refusing RWF_NOWAIT, so that a
 // thread makes the read). A sync of the file's own descriptor covers them, as it is of the inode.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 internal import Synchronization
 
 /// The way of a write of any range to a direct file.
@@ -64,19 +64,19 @@ final class BufferedWrites: Sendable {
   func open(_ file: Int32) -> Int32 {
     let known = descriptor.load(ordering: .acquiring)
     if known >= 0 { return known }
-    let opened = clinux_reopen_buffered(file)
+    let opened = ckernel_reopen_buffered(file)
     guard opened >= 0 else { return opened }
     let (isFirst, other) = descriptor.compareExchange(
       expected: -1, desired: opened, ordering: .acquiringAndReleasing)
     if isFirst { return opened }
     // Another context's thread was faster.
-    Glibc.close(opened)
+    PlatformLibc.close(opened)
     return other
   }
 
   /// Closes the descriptor. The file has been released by every request. May sleep.
   func close() {
     let open = descriptor.exchange(-1, ordering: .acquiring)
-    if open >= 0 { Glibc.close(open) }
+    if open >= 0 { PlatformLibc.close(open) }
   }
 }

@@ -7,8 +7,8 @@
 // device's queue was full, as it allocates pages, may read the map of the file's blocks, and waits
 // for a place in that queue. cachestat(2) is asked first: it takes 0.25 us, and begins nothing.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 
 extension OpenFile {
   /// Whether the page cache may be asked: not for a direct file, and not where others decide how
@@ -25,7 +25,7 @@ extension OpenFile {
   ///   if the read would wait, or might, or failed.
   func readCached(at offset: Int64, into memory: UnsafeMutableRawBufferPointer) -> Int? {
     guard mayBeCached, predictor.hasNowaitReads else { return nil }
-    let cached = clinux_is_cached(
+    let cached = ckernel_is_cached(
       descriptor, offset, Int64(memory.count), predictor.knownEnd)
     let asksFirst = cached >= 0
     if asksFirst ? cached == 0 : !isWorthTrying(at: offset, memory.count) { return nil }
@@ -45,7 +45,7 @@ extension OpenFile {
   func readNowait(at offset: Int64, into memory: UnsafeMutableRawBufferPointer) -> Int {
     // The memory is the caller's, for the duration of the call.
     unsafe Int(
-      clinux_read_at(
+      ckernel_read_at(
         descriptor, memory.baseAddress, UInt(memory.count), offset, traits.isMemory ? 0 : 1))
   }
 

@@ -5,8 +5,8 @@
 // a read of a byte with RWF_NOWAIT tells, for each stretch that the kernel reads ahead at once,
 // whether the last of them has arrived. A page that is evicted in between is waited for.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 
 extension OpenFile {
   /// The most bytes of one call: some 60 us.
@@ -19,7 +19,7 @@ extension OpenFile {
   /// - Returns: The number of bytes sent; `nil` if the file ends before, or the kernel does not
   ///   send such a file; or a negative errno.
   func sendCached(at offset: Int64, count: Int, to socket: Int32) -> Int? {
-    let answer = Int(clinux_sendfile(socket, descriptor, offset, UInt64(count)))
+    let answer = Int(ckernel_sendfile(socket, descriptor, offset, UInt64(count)))
     return [0, -Int(EINVAL), -Int(EOPNOTSUPP)].contains(answer) ? nil : answer
   }
 
@@ -28,7 +28,7 @@ extension OpenFile {
     guard mayBeCached else { return false }
     // Pages that were swapped out are the exception that reads of such a file have, too.
     if traits.isMemory { return true }
-    guard clinux_is_cached(descriptor, offset, Int64(count), predictor.knownEnd) == 1 else {
+    guard ckernel_is_cached(descriptor, offset, Int64(count), predictor.knownEnd) == 1 else {
       return false
     }
     var end = count

@@ -24,8 +24,8 @@
 //     device queue refuse it, and an offload thread reads it through the page cache. So a read sees
 //     what was written before it, by whichever way, and the loop never writes pages back.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 internal import Synchronization
 
 /// The second descriptor of one file, and the blocks read lately through it; shared by every
@@ -121,22 +121,22 @@ final class DirectReads: @unchecked Sendable {
   /// offload thread, which may sleep, and which holds the file.
   func openIfWanted(_ file: Int32) {
     guard state.load(ordering: .relaxed) == Self.unopened, isWanted.load(ordering: .relaxed),
-      nextOpening.load(ordering: .relaxed) <= clinux_monotonic_nanoseconds(),
+      nextOpening.load(ordering: .relaxed) <= ckernel_monotonic_nanoseconds(),
       state.compareExchange(
         expected: Self.unopened, desired: Self.opening, ordering: .acquiring
       ).exchanged
     else { return }
-    let answer = clinux_reopen_direct(file)
+    let answer = ckernel_reopen_direct(file)
     guard answer >= 0 else {
       let isForNow = [EMFILE, ENFILE, ENOMEM].contains(-answer)
       nextOpening.store(
-        clinux_monotonic_nanoseconds() &+ Self.openingInterval, ordering: .relaxed)
+        ckernel_monotonic_nanoseconds() &+ Self.openingInterval, ordering: .relaxed)
       state.store(isForNow ? Self.unopened : Self.unavailable, ordering: .releasing)
       return
     }
     // The kernel would read the map of the file's blocks in `io_submit`, as for a direct file.
-    if !isBlockDevice { _ = clinux_cache_block_map(answer) }
-    let status = (try? clinux_status(of: answer)) ?? clinux_status()
+    if !isBlockDevice { _ = ckernel_cache_block_map(answer) }
+    let status = (try? ckernel_status(of: answer)) ?? ckernel_status()
     opened(
       answer,
       BlockAlignment.of(answer, status, isBlockDevice: isBlockDevice, fileSystem: fileSystem))
@@ -149,7 +149,7 @@ final class DirectReads: @unchecked Sendable {
     guard let alignment, alignment.hasMasks, alignment.memory <= BounceBuffers.alignment,
       alignment.offset <= BounceBuffers.size / 2
     else {
-      Glibc.close(descriptor)
+      PlatformLibc.close(descriptor)
       state.store(Self.unavailable, ordering: .releasing)
       return
     }
@@ -177,7 +177,7 @@ final class DirectReads: @unchecked Sendable {
       state.exchange(Self.unavailable, ordering: .acquiring),
       retired.exchange(-1, ordering: .acquiring),
     ] where descriptor >= 0 {
-      Glibc.close(descriptor)
+      PlatformLibc.close(descriptor)
     }
   }
 

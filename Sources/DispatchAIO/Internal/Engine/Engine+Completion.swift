@@ -2,7 +2,7 @@
 //
 // Completion: the completions that were reaped, and whether each ends its request.
 
-internal import Glibc
+internal import PlatformLibc
 
 extension Engine where Attachment: ~Copyable {
   /// The number of completions to deliver before the requests that their handlers make are

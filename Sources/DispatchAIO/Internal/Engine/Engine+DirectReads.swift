@@ -2,8 +2,8 @@
 //
 // The direct attempts of reads: see DirectReads.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 
 extension Engine where Attachment: ~Copyable {
   /// The most bytes that one turn copies out of bounce buffers.
@@ -110,7 +110,7 @@ extension Engine where Attachment: ~Copyable {
     let asked = Int64(min(left, 4 * NowaitPredictor.longestCopy))
     let wanted = min(asked, file.predictor.knownEnd - offset)
     guard wanted > 0 else { return nil }
-    let cached = clinux_cached_bytes(file.descriptor, offset, asked)
+    let cached = ckernel_cached_bytes(file.descriptor, offset, asked)
     return cached < 0 || cached >= wanted ? nil : routeAfterRefusal(slot)
   }
 

@@ -3,8 +3,8 @@
 // Submission: the pending requests that the kernel gets now, in one call if they fit, and those
 // that the offload queue gets instead.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 
 extension Engine where Attachment: ~Copyable {
   /// Submits pending requests, as many as the kernel has room for, in as few calls as possible,
@@ -282,7 +282,7 @@ extension Memory {
     for index in 0..<elements {
       let bytes = unsafe self[index]
       // This reads nothing of the memory, only whether its pages are resident.
-      if unsafe clinux_is_resident(bytes.baseAddress, UInt(bytes.count)) == 0 { return false }
+      if unsafe ckernel_is_resident(bytes.baseAddress, UInt(bytes.count)) == 0 { return false }
     }
     return true
   }

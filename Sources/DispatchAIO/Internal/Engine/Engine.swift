@@ -29,7 +29,7 @@
 // for which it takes room like any other (see FileShares). A read that the page cache refuses may
 // be submitted as O_DIRECT instead (see DirectReads).
 
-internal import Glibc
+internal import PlatformLibc
 
 struct Engine<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
   /// A request that has ended. Its ID is stale; the receiver owns its slot, and returns it to the

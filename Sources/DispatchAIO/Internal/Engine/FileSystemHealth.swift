@@ -6,7 +6,7 @@
 // it. So the loop sleeps in the first such submission, and offloads the writes of that file system
 // from then on, until they are fast.
 
-internal import CLinux
+internal import CKernel
 internal import Synchronization
 
 /// The health of one file system, shared by all its files and by all contexts. Everything in it is
@@ -41,7 +41,7 @@ final class FileSystemHealth: Sendable {
   /// Whether writes have to be offloaded.
   @inline(__always)
   var isSlow: Bool {
-    slowUntil.load(ordering: .relaxed) != 0 && isStillSlow(now: clinux_monotonic_nanoseconds())
+    slowUntil.load(ordering: .relaxed) != 0 && isStillSlow(now: ckernel_monotonic_nanoseconds())
   }
 
   func isStillSlow(now: UInt64) -> Bool {

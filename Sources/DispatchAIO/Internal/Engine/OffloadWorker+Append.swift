@@ -5,8 +5,8 @@
 // answer is true whatever other threads and processes append meanwhile. The position belongs to the
 // descriptor, hence the lock, which only threads that may sleep take.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 
 extension OffloadWorker where Attachment: ~Copyable {
   /// Appends for several requests of one file, by one call, unless the kernel takes only a part:
@@ -35,7 +35,7 @@ extension OffloadWorker where Attachment: ~Copyable {
     for slot in slots { batch.appendVectors(of: table[request: slot]) }
     let flags = Int32(table[request: slots[0]].options.rawValue)
     return unsafe batch.withVectors { vectors, count in
-      unsafe Int(clinux_append(descriptor, vectors, Int32(count), flags, &start))
+      unsafe Int(ckernel_append(descriptor, vectors, Int32(count), flags, &start))
     }
   }
 

@@ -4,8 +4,8 @@
 // that the loop uses, too, or by the plain system call. A request that the kernel takes completes
 // like any other; every other one is returned to the loop through `table.offloadResults`.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 
 /// The state of one offload thread, not shared.
 struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
@@ -86,7 +86,7 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
     var answer: Int
     repeat {
       answer = unsafe batch.withVectors { vectors, count in
-        unsafe Int(clinux_pwritev(file, vectors, Int32(count), offset, flags))
+        unsafe Int(ckernel_pwritev(file, vectors, Int32(count), offset, flags))
       }
     } while answer == -Int(EINTR) && !table[request: slots[0]].isDurableAppend
     return answer
@@ -125,15 +125,15 @@ struct OffloadWorker<K: Kernel, Attachment: Sendable & ~Copyable>: ~Copyable {
     var answer: Int
     repeat {
       switch request.operation {
-      case .fsync: answer = Glibc.fsync(file) < 0 ? -Int(errno) : 0
-      case .fdatasync: answer = Glibc.fdatasync(file) < 0 ? -Int(errno) : 0
+      case .fsync: answer = Int(ckernel_fsync(file))
+      case .fdatasync: answer = Int(ckernel_fdatasync(file))
       case .read(let memory):
         answer = unsafe batch.withVectors(of: memory, request) { vectors, count in
-          unsafe Int(clinux_preadv(file, vectors, Int32(count), offset, flags))
+          unsafe Int(ckernel_preadv(file, vectors, Int32(count), offset, flags))
         }
       case .write(let memory):
         answer = unsafe batch.withVectors(of: memory, request) { vectors, count in
-          unsafe Int(clinux_pwritev(file, vectors, Int32(count), offset, flags))
+          unsafe Int(ckernel_pwritev(file, vectors, Int32(count), offset, flags))
         }
       }
     } while answer == -Int(EINTR) && !request.isDurableAppend

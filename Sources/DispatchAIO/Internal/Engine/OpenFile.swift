@@ -4,7 +4,7 @@
 // pending request must never be submitted to a number that was closed and given to another file in
 // the meantime), and the predictor of which requests would make the kernel sleep.
 
-internal import Glibc
+internal import PlatformLibc
 internal import Synchronization
 internal import SystemPackage
 

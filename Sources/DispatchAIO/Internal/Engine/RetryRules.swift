@@ -4,7 +4,7 @@
 // resumes where the attempt stopped, or is retried, and by which route. A pure function, which a
 // table of cases tests.
 
-internal import Glibc
+internal import PlatformLibc
 
 /// An attempt of a request, and the answer: from the completion, from `io_submit(2)`, or from a
 /// system call.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
+internal import CKernel
 
 /// The control blocks of one `io_submit(2)`, filled just before the call. The kernel copies them
 /// and the vectors during the call, so that one small set, always in the cache, serves every
@@ -15,7 +15,7 @@ struct SubmissionBatch: ~Copyable {
   /// The most elements of one vectored request: the kernel's UIO_MAXIOV.
   static let maximumElements = 1024
 
-  private static var nowait: UInt32 { UInt32(clinux_rwf_nowait) }
+  private static var nowait: UInt32 { UInt32(ckernel_rwf_nowait) }
 
   private(set) var count = 0
   private var blocks: ControlBlocks

@@ -1,31 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The one place that fills an iocb. It takes numbers and pointers, and knows no requests.
+// The one place that fills a control block. It takes numbers and pointers, and knows no requests.
 
-internal import CLibAIO
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 
-/// An operation of kernel AIO.
-enum Command {
-  case read, readVector, write, writeVector, fsync, fdatasync
+/// A request of kernel AIO, as `io_submit(2)` takes it.
+typealias ControlBlock = ckernel_control_block
+/// A completion of one, as the ring has it.
+typealias CompletionEvent = ckernel_completion
+
+/// An operation of kernel AIO, by its number in linux/aio_abi.h.
+enum Command: UInt16 {
+  case read = 0
+  case write = 1
+  case fsync = 2
+  case fdatasync = 3
   /// Completes once the descriptor is readable.
-  case pollReadable
-
-  @inline(__always)
-  fileprivate var number: Int16 {
-    switch self {
-    case .read: Int16(IO_CMD_PREAD.rawValue)
-    case .readVector: Int16(IO_CMD_PREADV.rawValue)
-    case .write: Int16(IO_CMD_PWRITE.rawValue)
-    case .writeVector: Int16(IO_CMD_PWRITEV.rawValue)
-    case .fsync: Int16(IO_CMD_FSYNC.rawValue)
-    case .fdatasync: Int16(IO_CMD_FDSYNC.rawValue)
-    case .pollReadable: Int16(IO_CMD_POLL.rawValue)
-    }
-  }
+  case pollReadable = 5
+  case readVector = 7
+  case writeVector = 8
 }
 
-extension iocb {
+extension ControlBlock {
   /// A control block that transfers no memory: a sync or a poll.
   ///
   /// - Parameters:
@@ -33,14 +30,14 @@ extension iocb {
   ///   - event: The eventfd that counts the completion; if `nil`, none does.
   @inline(__always)
   init(_ command: Command, _ descriptor: Int32, tag: UInt64, event: Int32?) {
-    unsafe self = unsafe iocb()
-    unsafe data = UnsafeMutableRawPointer(bitPattern: UInt(tag))
-    unsafe aio_fildes = descriptor
-    unsafe aio_lio_opcode = command.number
-    if command == .pollReadable { unsafe u.poll.events = Int32(POLLIN) }
+    self.init()
+    data = tag
+    self.descriptor = descriptor
+    opcode = command.rawValue
+    if command == .pollReadable { memory = UInt64(POLLIN) }
     if let event {
-      unsafe u.c.flags = 1  // IOCB_FLAG_RESFD
-      unsafe u.c.resfd = UInt32(bitPattern: event)
+      flags = 1
+      self.event = UInt32(bitPattern: event)
     }
   }
 
@@ -55,15 +52,15 @@ extension iocb {
   mutating func setTransfer(
     _ memory: UnsafeMutableRawPointer?, _ count: Int, at offset: Int64, flags: UInt32
   ) {
-    unsafe u.c.buf = unsafe memory
-    unsafe u.c.nbytes = UInt(count)
-    unsafe u.c.offset = offset
-    unsafe aio_rw_flags = flags
+    // The address is only a number here: the kernel uses the memory, which the caller keeps.
+    self.memory = UInt64(UInt(bitPattern: memory))
+    self.count = UInt64(count)
+    self.offset = offset
+    rw_flags = flags
   }
 }
 
-/// A piece of memory, as vectored commands take it. The type is one of libaio's for the compiler,
-/// which only this folder imports.
+/// A piece of memory, as vectored commands take it.
 typealias MemoryVector = iovec
 
 extension MemoryVector {
@@ -80,14 +77,14 @@ extension MemoryVector {
 @safe
 struct ControlBlocks: ~Copyable {
   let capacity: Int
-  private let blocks: UnsafeMutablePointer<iocb>
+  private let blocks: UnsafeMutablePointer<ControlBlock>
   /// `blocks[0], blocks[1], …`, never changed.
-  private let pointers: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>
+  private let pointers: UnsafeMutablePointer<UnsafeMutablePointer<ControlBlock>?>
 
   init(capacity: Int) {
     self.capacity = capacity
     unsafe blocks = .allocate(capacity: capacity)
-    unsafe blocks.initialize(repeating: iocb(), count: capacity)
+    unsafe blocks.initialize(repeating: ControlBlock(), count: capacity)
     unsafe pointers = .allocate(capacity: capacity)
     for index in 0..<capacity {
       unsafe (pointers + index).initialize(to: blocks + index)
@@ -105,7 +102,7 @@ struct ControlBlocks: ~Copyable {
     _ index: Int, _ command: Command, _ descriptor: Int32, tag: UInt64, event: Int32?
   ) {
     precondition(index < capacity)
-    unsafe blocks[index] = unsafe iocb(command, descriptor, tag: tag, event: event)
+    unsafe blocks[index] = ControlBlock(command, descriptor, tag: tag, event: event)
   }
 
   /// Fills the block at `index` with a read or a write. The memory must stay until the completion.
@@ -115,16 +112,16 @@ struct ControlBlocks: ~Copyable {
     memory: UnsafeMutableRawPointer?, count: Int, offset: Int64, flags: UInt32
   ) {
     precondition(index < capacity)
-    var block = unsafe iocb(command, descriptor, tag: tag, event: event)
+    var block = ControlBlock(command, descriptor, tag: tag, event: event)
     unsafe block.setTransfer(memory, count, at: offset, flags: flags)
-    unsafe blocks[index] = unsafe block
+    unsafe blocks[index] = block
   }
 
   /// The tag that the block at `index` was filled with.
   @inline(__always)
   func tag(at index: Int) -> UInt64 {
     precondition(index < capacity)
-    return unsafe UInt64(UInt(bitPattern: blocks[index].data))
+    return unsafe blocks[index].data
   }
 
   /// Submits the blocks of a range.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLibAIO
+internal import CKernel
 
 /// Completions that were reaped and have not been taken by the engine.
 ///
@@ -9,7 +9,7 @@ internal import CLibAIO
 @safe
 struct EventBuffer: ~Copyable {
   private let capacity: Int
-  private let events: UnsafeMutablePointer<io_event>
+  private let events: UnsafeMutablePointer<CompletionEvent>
   private var first = 0
   private var end = 0
   /// Whether the poll request has completed; reset by the owner.
@@ -18,7 +18,7 @@ struct EventBuffer: ~Copyable {
   init(capacity: Int) {
     self.capacity = capacity
     unsafe events = .allocate(capacity: capacity)
-    unsafe events.initialize(repeating: io_event(), count: capacity)
+    unsafe events.initialize(repeating: CompletionEvent(), count: capacity)
   }
 
   deinit {
@@ -42,14 +42,14 @@ struct EventBuffer: ~Copyable {
     guard answer > 0 else { return answer }
     for index in 0..<answer {
       let event = unsafe events[index]
-      let tag = unsafe UInt64(UInt(bitPattern: event.data))
+      let tag = event.data
       // The requests that end a wait, and the poll request, have no slot.
       if tag >= ReservedTag.timer {
         if tag == ReservedTag.poll { hasPollEvent = true }
         if tag == ReservedTag.timer { kernel.waitTimerFired() }
         continue
       }
-      if end != index { unsafe events[end] = unsafe event }
+      if end != index { unsafe events[end] = event }
       end += 1
     }
     return end
@@ -59,7 +59,7 @@ struct EventBuffer: ~Copyable {
   @inline(__always)
   func tag(at index: Int) -> UInt64 {
     precondition(first + index < end)
-    return unsafe UInt64(UInt(bitPattern: events[first + index].data))
+    return unsafe events[first + index].data
   }
 
   /// The next completion: the request's tag and its result, a count or a negative errno.
@@ -67,7 +67,6 @@ struct EventBuffer: ~Copyable {
   mutating func removeFirst() -> (tag: UInt64, result: Int)? {
     guard first < end else { return nil }
     defer { first += 1 }
-    // libaio.h declares `res` unsigned; the kernel's is a signed 64-bit number. `res2` is 0.
-    return unsafe (UInt64(UInt(bitPattern: events[first].data)), Int(bitPattern: events[first].res))
+    return unsafe (events[first].data, Int(events[first].result))
   }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 internal import SystemPackage
 
 /// The eventfd that the kernel counts completions on, non-blocking and close-on-exec. The owner
@@ -10,17 +10,17 @@ struct EventDescriptor: Sendable {
   let rawValue: Int32
 
   init() throws(Errno) {
-    rawValue = clinux_eventfd()
+    rawValue = ckernel_event_create()
     guard rawValue >= 0 else { throw Errno(rawValue: -rawValue) }
   }
 
   /// Clears the counter, so that the source fires only for later completions. The counter's value
   /// means nothing: completions can be in the ring and not yet counted, or have been reaped.
   func drain() {
-    _ = clinux_eventfd_drain(rawValue)
+    _ = ckernel_event_drain(rawValue)
   }
 
   func close() {
-    Glibc.close(rawValue)
+    PlatformLibc.close(rawValue)
   }
 }

@@ -4,8 +4,7 @@
 // and `ThreadKernel`, of which `SystemKernel` is the one that a context was made with; the tests
 // have a simulated one that gives every answer that the real one can give, from a seed.
 
-internal import CLibAIO
-internal import CLinux
+internal import CKernel
 
 /// A kernel AIO context: a bounded set of requests in flight and a ring of their completions.
 ///
@@ -20,14 +19,15 @@ protocol Kernel: Sendable {
   /// Submits the first `count` of `requests`, in order. Corresponds to `io_submit(2)`.
   ///
   /// - Returns: The number of requests taken, from the first on; or the first's negative errno.
-  func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>, count: Int) -> Int
+  func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<ControlBlock>?>, count: Int)
+    -> Int
 
   /// Moves up to `capacity` completions out of the ring.
   ///
   /// - Parameter nanoseconds: The longest wait for the first, if there is none; below 1 s.
   /// - Returns: The number of completions; or a negative errno, with none taken.
   func reap(
-    into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
+    into events: UnsafeMutablePointer<CompletionEvent>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int
 
   /// The time by the monotonic clock, in nanoseconds. The tests' kernel has a clock of its own, so
@@ -57,7 +57,7 @@ extension Kernel {
   var takesRequests: Bool { true }
 
   var now: UInt64 {
-    @inline(__always) get { clinux_monotonic_nanoseconds() }
+    @inline(__always) get { ckernel_monotonic_nanoseconds() }
   }
 
   func waitTimerFired() {}

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Glibc
+internal import PlatformLibc
 
-/// The kernel that the environment of the process asks for, by the variable `DISPATCH_AIO_KERNEL`.
-/// A variable, and no trait of the package: one build has both, with sanitizers and without, and a
-/// trait that any package of a program enables would take kernel AIO from all of them.
+/// The kernel that the process uses: by the variable `DISPATCH_AIO_KERNEL` of its environment, for
+/// which one build has both; and without a choice where the build has no kernel AIO.
 enum KernelChoice: Equatable {
   static let variable = "DISPATCH_AIO_KERNEL"
 
@@ -16,7 +15,10 @@ enum KernelChoice: Equatable {
   case unknown(String)
 
   /// Read once, by the first caller.
-  static let ofProcess = KernelChoice(unsafe getenv(variable).map { unsafe String(cString: $0) })
+  static let ofProcess = {
+    let choice = KernelChoice(unsafe getenv(variable).map { unsafe String(cString: $0) })
+    return choice == .best && !LinuxKernel.isBuilt ? .threads : choice
+  }()
 
   init(_ value: String?) {
     switch value {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#if os(Linux) && !ThreadsOnly
 internal import CLibAIO
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 internal import Synchronization
 internal import SystemPackage
 
@@ -12,6 +13,8 @@ internal import SystemPackage
 ///   of a context from any thread at once.
 @safe
 struct LinuxKernel: Kernel, @unchecked Sendable {
+  /// Whether this build has it: see NoKernelAIO.swift.
+  static let isBuilt = true
   /// Room for the poll request, the timer of waits, and completions that `wake` makes: several
   /// threads may be about to, while the loop has stopped waiting already.
   private static let extraRoom = 6
@@ -21,9 +24,9 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
 
   /// The poll of that descriptor, made when it is there. Safe because it does not change.
   nonisolated(unsafe) private static let wakeBlock = {
-    let block = UnsafeMutablePointer<iocb>.allocate(capacity: 1)
+    let block = UnsafeMutablePointer<ControlBlock>.allocate(capacity: 1)
     unsafe block.initialize(
-      to: iocb(
+      to: ControlBlock(
         .pollReadable, readableDescriptor.load(ordering: .relaxed), tag: ReservedTag.wake,
         event: nil))
     return unsafe block
@@ -35,9 +38,9 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   /// Makes what `wake` needs: later there may be no descriptors left.
   private static func prepareWake() throws(Errno) {
     guard readableDescriptor.load(ordering: .relaxed) < 0 else { return }
-    let descriptor = clinux_eventfd()
+    let descriptor = ckernel_event_create()
     guard descriptor >= 0 else { throw Errno(rawValue: -descriptor) }
-    clinux_eventfd_signal(descriptor)
+    ckernel_event_signal(descriptor)
     let (isFirst, _) = readableDescriptor.compareExchange(
       expected: -1, desired: descriptor, ordering: .relaxed)
     if !isFirst { close(descriptor) }
@@ -53,52 +56,56 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
     let answer = unsafe io_setup(Int32(room + Self.extraRoom), &context)
     guard answer == 0, let context = unsafe context else { throw Errno(rawValue: -answer) }
     unsafe self.context = unsafe context
-    clinux_happens_after(identity)
+    ckernel_happens_after(identity)
   }
 
   @inline(__always)
-  func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>, count: Int) -> Int {
+  func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<ControlBlock>?>, count: Int)
+    -> Int
+  {
     // The kernel copies the control blocks and the vectors before it returns; only the data they
     // point to must stay, and the request table keeps that alive until the completion.
-    if clinux_masks_size_signal() != 0 {
-      return Int(unsafe io_submit(context, count, requests))
+    if ckernel_masks_size_signal() != 0 {
+      return Int(unsafe io_submit(context, count, requests.asLibAIO))
     }
     // Neither one of Dispatch's threads nor one that masks SIGXFSZ by itself, as the main thread: a
     // write past RLIMIT_FSIZE would end the process.
-    var signal = clinux_size_signal()
-    unsafe clinux_size_signal_block(&signal)
-    defer { unsafe clinux_size_signal_restore(&signal, 1) }
-    return Int(unsafe io_submit(context, count, requests))
+    var signal = ckernel_size_signal()
+    unsafe ckernel_size_signal_block(&signal)
+    defer { unsafe ckernel_size_signal_restore(&signal, 1) }
+    return Int(unsafe io_submit(context, count, requests.asLibAIO))
   }
 
   /// Submits one request. The kernel copies the block; what watches a program's calls (Valgrind)
   /// looks at it once more when the request has completed, so that it stays until then.
-  func submit(_ block: UnsafeMutablePointer<iocb>) -> Int {
-    var pointer: UnsafeMutablePointer<iocb>? = unsafe block
+  func submit(_ block: UnsafeMutablePointer<ControlBlock>) -> Int {
+    var pointer: UnsafeMutablePointer<ControlBlock>? = unsafe block
     return unsafe submit(&pointer, count: 1)
   }
 
   @inline(__always)
   func reap(
-    into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
+    into events: UnsafeMutablePointer<CompletionEvent>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int {
     // Taken out of the ring in user space, without a system call. -1 says that the ring's layout is
     // unknown.
-    let count = unsafe clinux_aio_ring_reap(
-      UnsafeMutableRawPointer(context), UnsafeMutableRawPointer(events), UInt32(capacity))
+    let count = unsafe ckernel_aio_ring_reap(
+      UnsafeMutableRawPointer(context), events, UInt32(capacity))
     if count > 0 || count == 0 && nanoseconds == 0 { return Int(count) }
     return unsafe call(into: events, capacity: capacity, waiting: nanoseconds)
   }
 
   /// Reaps by `io_getevents(2)`, whatever the ring's layout.
   func call(
-    into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
+    into events: UnsafeMutablePointer<CompletionEvent>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int {
     if nanoseconds > 0, waitTimer.set(nanoseconds, in: self) {
-      return Int(unsafe io_getevents(context, 1, capacity, events, nil))
+      return Int(unsafe io_getevents(context, 1, capacity, events.asLibAIO, nil))
     }
     var timeout = timespec(tv_sec: 0, tv_nsec: Int(nanoseconds))
-    return Int(unsafe io_getevents(context, nanoseconds > 0 ? 1 : 0, capacity, events, &timeout))
+    return Int(
+      unsafe io_getevents(
+        context, nanoseconds > 0 ? 1 : 0, capacity, events.asLibAIO, &timeout))
   }
 
   /// Ends the `reap` in which another thread waits, by a request that completes at once: a poll of
@@ -128,19 +135,19 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   func read(
     _ descriptor: Int32, into memory: UnsafeMutableRawBufferPointer, waiting nanoseconds: UInt64
   ) -> ReadAnswer {
-    let block = UnsafeMutablePointer<iocb>.allocate(capacity: 1)
+    let block = UnsafeMutablePointer<ControlBlock>.allocate(capacity: 1)
     defer { unsafe block.deallocate() }
-    unsafe block.initialize(to: iocb(.read, descriptor, tag: 0, event: nil))
+    unsafe block.initialize(to: ControlBlock(.read, descriptor, tag: 0, event: nil))
     unsafe block.pointee.setTransfer(memory.baseAddress, memory.count, at: 0, flags: 0)
     let submitted = unsafe submit(block)
     guard submitted == 1 else { return .refused(Int32(max(1, -submitted))) }
-    var event = unsafe io_event()
+    var event = CompletionEvent()
     let reaped = unsafe call(into: &event, capacity: 1, waiting: nanoseconds)
     // The other tag is that of the wait's timer.
-    guard reaped == 1, unsafe event.data == nil else {
+    guard reaped == 1, event.data == 0 else {
       return .lost(reaped < 0 ? Int32(-reaped) : ENOSYS)
     }
-    return unsafe .completed(Int(bitPattern: UInt(event.res)))
+    return .completed(Int(event.result))
   }
 
   /// The address of the ring, which another context may get once this one is destroyed. The kernel
@@ -152,8 +159,27 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
   }
 
   func destroy() {
-    clinux_happens_before(identity)
+    ckernel_happens_before(identity)
     unsafe io_destroy(context)
     waitTimer.close()
   }
 }
+
+extension UnsafeMutablePointer<UnsafeMutablePointer<ControlBlock>?> {
+  /// The same for libaio, whose types have the same layout (which the C target checks) and are
+  /// looked at by C only.
+  @inline(__always)
+  fileprivate var asLibAIO: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?> {
+    unsafe UnsafeMutableRawPointer(self).assumingMemoryBound(
+      to: UnsafeMutablePointer<iocb>?.self)
+  }
+}
+
+extension UnsafeMutablePointer<CompletionEvent> {
+  /// As above.
+  @inline(__always)
+  fileprivate var asLibAIO: UnsafeMutablePointer<io_event> {
+    unsafe UnsafeMutableRawPointer(self).assumingMemoryBound(to: io_event.self)
+  }
+}
+#endif

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLibAIO
-
 /// The kernel that a context was made with.
 enum SystemKernel: Kernel {
   case aio(LinuxKernel)
@@ -15,7 +13,9 @@ enum SystemKernel: Kernel {
   }
 
   @inline(__always)
-  func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>, count: Int) -> Int {
+  func submit(_ requests: UnsafeMutablePointer<UnsafeMutablePointer<ControlBlock>?>, count: Int)
+    -> Int
+  {
     switch self {
     case .aio(let kernel): unsafe kernel.submit(requests, count: count)
     case .threads(let kernel): unsafe kernel.submit(requests, count: count)
@@ -24,7 +24,7 @@ enum SystemKernel: Kernel {
 
   @inline(__always)
   func reap(
-    into events: UnsafeMutablePointer<io_event>, capacity: Int, waiting nanoseconds: UInt64
+    into events: UnsafeMutablePointer<CompletionEvent>, capacity: Int, waiting nanoseconds: UInt64
   ) -> Int {
     switch self {
     case .aio(let kernel):

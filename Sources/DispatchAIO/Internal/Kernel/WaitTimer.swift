@@ -6,9 +6,9 @@
 // polls. Set once, it serves every wait until it fires; a server that is busy sets it once in as
 // long as the bound is.
 
-internal import CLibAIO
-internal import CLinux
-internal import Glibc
+#if os(Linux) && !ThreadsOnly
+internal import CKernel
+internal import PlatformLibc
 
 /// - Safety: `@unchecked Sendable` because it is touched by the one who reaps only, a turn of the
 ///   loop; and by the end, when there are no turns any more. `@safe` because nobody else has the
@@ -24,7 +24,7 @@ final class WaitTimer: @unchecked Sendable {
   /// When it fires, by the monotonic clock, in nanoseconds.
   private var deadline: UInt64 = 0
   /// The poll. The timer's own: nobody else has it.
-  private let block = UnsafeMutablePointer<iocb>.allocate(capacity: 1)
+  private let block = UnsafeMutablePointer<ControlBlock>.allocate(capacity: 1)
 
   deinit { unsafe block.deallocate() }
 
@@ -34,12 +34,12 @@ final class WaitTimer: @unchecked Sendable {
   /// - Returns: whether that is so; if not, the wait needs a timeout.
   func set(_ nanoseconds: UInt64, in kernel: borrowing LinuxKernel) -> Bool {
     if isRefused { return false }
-    let end = clinux_monotonic_nanoseconds() &+ nanoseconds
+    let end = ckernel_monotonic_nanoseconds() &+ nanoseconds
     if isSet && deadline <= end { return true }
-    if descriptor < 0 { descriptor = clinux_timerfd() }
+    if descriptor < 0 { descriptor = ckernel_timer_create() }
     // There may be descriptors again before the next wait.
     if descriptor == -EMFILE || descriptor == -ENFILE { return false }
-    guard descriptor >= 0, clinux_timerfd_set(descriptor, end) == 0 else {
+    guard descriptor >= 0, ckernel_timer_set(descriptor, end) == 0 else {
       isRefused = true
       return false
     }
@@ -47,7 +47,7 @@ final class WaitTimer: @unchecked Sendable {
     // In flight already: that ends then, too.
     if isSet { return true }
     unsafe block.initialize(
-      to: iocb(.pollReadable, descriptor, tag: ReservedTag.timer, event: nil))
+      to: ControlBlock(.pollReadable, descriptor, tag: ReservedTag.timer, event: nil))
     let answer = unsafe kernel.submit(block)
     isSet = answer == 1
     // Otherwise the ring has no room now.
@@ -60,8 +60,9 @@ final class WaitTimer: @unchecked Sendable {
 
   /// Frees it. Its poll must be over.
   func close() {
-    if descriptor >= 0 { Glibc.close(descriptor) }
+    if descriptor >= 0 { PlatformLibc.close(descriptor) }
     descriptor = -1
     isRefused = true
   }
 }
+#endif

@@ -6,9 +6,9 @@
 // request would then never complete. So descriptors and watches are checked before Dispatch is
 // used, and then a source and a timer are made whose events are known.
 
-internal import CLinux
+internal import CKernel
 internal import Dispatch
-internal import Glibc
+internal import PlatformLibc
 internal import Synchronization
 internal import SystemPackage
 
@@ -39,21 +39,21 @@ enum DispatchProbe {
   /// - Throws: `EMFILE` or `ENFILE`; `ENOSPC` if the user's epoll watches are used up.
   static func checkDescriptors() throws(Errno) {
     var taken: [Int32] = []
-    defer { for descriptor in taken { Glibc.close(descriptor) } }
+    defer { for descriptor in taken { PlatformLibc.close(descriptor) } }
     let needed = descriptorsNeeded
     for _ in 0..<needed {
-      let descriptor = clinux_eventfd()
+      let descriptor = ckernel_event_create()
       guard descriptor >= 0 else { throw Errno(rawValue: -descriptor) }
       taken.append(descriptor)
     }
     // Its number is for an epoll set.
-    Glibc.close(taken.removeLast())
+    PlatformLibc.close(taken.removeLast())
     if let errno = watchFailure(taken[0]) { throw errno }
   }
 
   /// The errno with which the kernel refuses to watch a descriptor; `nil` if it does not.
   private static func watchFailure(_ descriptor: Int32) -> Errno? {
-    let answer = clinux_epoll_try(descriptor)
+    let answer = ckernel_poll_set_try(descriptor)
     return answer == 0 ? nil : Errno(rawValue: -answer)
   }
 
@@ -63,20 +63,20 @@ enum DispatchProbe {
   /// - Returns: `nil` if they do; or the reason why a source does not, most likely `ENOSPC`;
   ///   `EMFILE` if a timer does not; or the errno of `eventfd(2)`.
   static func failure() -> Errno? {
-    let descriptor = clinux_eventfd()
+    let descriptor = ckernel_event_create()
     guard descriptor >= 0 else { return Errno(rawValue: -descriptor) }
     let queue = DispatchQueue(label: "DispatchAIO.probe")
     let fired = DispatchSemaphore(value: 0)
     let source = DispatchSource.makeReadSource(fileDescriptor: descriptor, queue: queue)
     source.setEventHandler {
       // Drained, or the source would fire repeatedly until it is cancelled.
-      _ = clinux_eventfd_drain(descriptor)
+      _ = ckernel_event_drain(descriptor)
       fired.signal()
     }
-    source.setCancelHandler { Glibc.close(descriptor) }
+    source.setCancelHandler { PlatformLibc.close(descriptor) }
     source.activate()
     defer { source.cancel() }
-    _ = clinux_eventfd_signal(descriptor)
+    _ = ckernel_event_signal(descriptor)
     if fired.wait(timeout: .now() + patience) == .timedOut {
       if let errno = watchFailure(descriptor) { return errno }
       guard fired.wait(timeout: .now() + lastPatience) == .success else { return .noSpace }

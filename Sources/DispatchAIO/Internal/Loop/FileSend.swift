@@ -5,8 +5,8 @@
 // ring. Each step is short, and the send is then waiting for one thing: a read, the socket, or its
 // turn.
 
-internal import CLinux
-internal import Glibc
+internal import CKernel
+internal import PlatformLibc
 internal import Synchronization
 internal import SystemPackage
 
@@ -169,8 +169,8 @@ final class FileSend: @unchecked Sendable {
         // The buffer is this send's.
         let second = unsafe buffer.map { unsafe UnsafeRawPointer($0.base + unsent.lowerBound) }
         return unsafe first.isEmpty
-          ? clinux_send(socket, second, UInt64(unsent.count), nil, 0, 0)
-          : clinux_send(
+          ? ckernel_send(socket, second, UInt64(unsent.count), nil, 0, 0)
+          : ckernel_send(
             socket, first.baseAddress, UInt64(first.count), second, UInt64(unsent.count),
             hasMore ? 1 : 0)
       }

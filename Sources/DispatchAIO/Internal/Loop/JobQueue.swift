@@ -7,9 +7,9 @@
 //
 // `AIOExecutor` and `AIOTaskExecutor` are the face of this for Swift's runtime.
 
-internal import CLinux
+internal import CKernel
 internal import Dispatch
-internal import Glibc
+internal import PlatformLibc
 internal import Synchronization
 
 /// The jobs of a context's queue.
@@ -181,7 +181,7 @@ final class JobQueue: @unchecked Sendable {
       next += 1
       unsafe state.pointee.nextRunning = next
       run(job)
-      if (next - first) & 7 == 0, clinux_monotonic_nanoseconds() > end { break }
+      if (next - first) & 7 == 0, ckernel_monotonic_nanoseconds() > end { break }
     }
     unsafe state.pointee.isRunning = false
     return next - first
@@ -223,9 +223,9 @@ final class JobQueue: @unchecked Sendable {
       unsafe state.pointee.jobs.append(contentsOf: arrived)
       arrived.removeAll(keepingCapacity: true)
     }
-    let end = clinux_monotonic_nanoseconds() &+ Self.longestPass
+    let end = ckernel_monotonic_nanoseconds() &+ Self.longestPass
     var count = 0
-    while hasJobs && count < Self.jobsPerPass && clinux_monotonic_nanoseconds() < end {
+    while hasJobs && count < Self.jobsPerPass && ckernel_monotonic_nanoseconds() < end {
       count += run(until: end)
     }
     leave(outer)
@@ -233,6 +233,6 @@ final class JobQueue: @unchecked Sendable {
   }
 
   private static var thread: UInt {
-    @inline(__always) get { UInt(pthread_self()) }
+    @inline(__always) get { ckernel_thread() }
   }
 }

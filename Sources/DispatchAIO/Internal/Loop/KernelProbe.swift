@@ -5,7 +5,7 @@
 // completed it when `io_submit(2)` returns.
 
 internal import Dispatch
-internal import Glibc
+internal import PlatformLibc
 internal import SystemPackage
 
 enum KernelProbe {

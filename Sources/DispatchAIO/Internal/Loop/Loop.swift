@@ -10,9 +10,9 @@
 // requests of handlers are submitted together, and so are all those of other blocks on the queue
 // before the turn that they scheduled.
 
-internal import CLinux
+internal import CKernel
 internal import Dispatch
-internal import Glibc
+internal import PlatformLibc
 internal import Synchronization
 internal import SystemPackage
 
@@ -201,7 +201,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   }
 
   private static var thread: UInt {
-    @inline(__always) get { UInt(pthread_self()) }
+    @inline(__always) get { ckernel_thread() }
   }
 
   /// Returns a slot that was taken, or whose request has ended. From any thread.
@@ -592,7 +592,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
         inKernel: inKernel, offloaded: offloaded, isPolling: engine.pointee.isPollArmed)
     else { return .nothing }
     if isLate { return .yields }
-    let began = clinux_monotonic_nanoseconds()
+    let began = ckernel_monotonic_nanoseconds()
     let longest = wait.longest(mode)
     var waited: UInt64 = 0
     while waited < longest {
@@ -604,7 +604,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
           if unsafe !engine.pointee.reap(waiting: left) { scheduler.retryLater() }
         }
       }
-      waited = clinux_monotonic_nanoseconds() &- began
+      waited = ckernel_monotonic_nanoseconds() &- began
       if unsafe engine.pointee.hasCompletions || engine.pointee.isPollReady || hasArrivals() {
         wait.waited(waited, successfully: true, mode: mode)
         return .something

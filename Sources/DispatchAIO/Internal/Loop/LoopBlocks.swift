@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
+internal import CKernel
 internal import Synchronization
 
 /// The blocks of `AIOContext.async`, which run in turns, in the order of the calls.
@@ -45,7 +45,7 @@ final class LoopBlocks: @unchecked Sendable {
       next += 1
       count.subtract(1, ordering: .relaxed)
       block.run()
-      if clinux_monotonic_nanoseconds() > end { break }
+      if ckernel_monotonic_nanoseconds() > end { break }
     }
     let count = next - first
     if next == running.count {

@@ -3,7 +3,7 @@
 // The threads of an offload queue. A thread exists while it has work; the queue decides which
 // thread takes which item, and when.
 
-internal import CLinux
+internal import CKernel
 internal import Dispatch
 internal import Synchronization
 
@@ -46,7 +46,7 @@ final class OffloadPool: Sendable {
   ///
   /// - Parameter owner: Is held until the threads that are started have no more work.
   func start(for owner: (any AnyObject & Sendable)?) {
-    while let thread = queue.threadToStart(now: clinux_monotonic_nanoseconds()) {
+    while let thread = queue.threadToStart(now: ckernel_monotonic_nanoseconds()) {
       run(thread, for: owner)
     }
     if queue.isBacklogged { watch(for: owner) }
@@ -59,7 +59,7 @@ final class OffloadPool: Sendable {
       var finished: OffloadQueue.Work?
       while true {
         let step = queue.next(
-          for: number, finished: finished, now: clinux_monotonic_nanoseconds(), more: &thread.more)
+          for: number, finished: finished, now: ckernel_monotonic_nanoseconds(), more: &thread.more)
         if let another = step.threadToStart { run(another, for: owner) }
         if step.isBacklogged { watch(for: owner) }
         guard let work = step.work else { break }

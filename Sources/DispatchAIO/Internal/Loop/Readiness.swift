@@ -8,7 +8,7 @@
 // thread; the system calls made under it are short and do not sleep. Handlers run outside of it, on
 // the loop's queue.
 
-internal import CLinux
+internal import CKernel
 internal import HeapModule
 internal import SystemPackage
 
@@ -429,7 +429,7 @@ final class Readiness: Sendable {
     let failure = state.withLock { state -> Errno? in
       if state.isClosed { return .canceled }
       guard state.timerDescriptor == nil else { return nil }
-      let descriptor = clinux_timerfd()
+      let descriptor = ckernel_timer_create()
       guard descriptor >= 0 else { return Errno(rawValue: -descriptor) }
       do throws(Errno) {
         let set = try Self.set(&state)
@@ -499,11 +499,11 @@ final class Readiness: Sendable {
     guard state.armedDeadline == 0 || first.deadline < state.armedDeadline else { return }
     // 0 would disarm it.
     state.armedDeadline = max(1, first.deadline)
-    _ = clinux_timerfd_set(descriptor, state.armedDeadline)
+    _ = ckernel_timer_set(descriptor, state.armedDeadline)
   }
 
   private func collectTimers(_ state: inout State, into ready: inout [Ready]) {
-    let now = clinux_monotonic_nanoseconds()
+    let now = ckernel_monotonic_nanoseconds()
     state.armedDeadline = 0
     while let first = state.timers.min, first.deadline <= now {
       _ = state.timers.popMin()
@@ -515,7 +515,7 @@ final class Readiness: Sendable {
     }
     // Setting the timerfd ends its readability, also if it is disarmed.
     if state.timers.isEmpty, let descriptor = state.timerDescriptor {
-      _ = clinux_timerfd_set(descriptor, 0)
+      _ = ckernel_timer_set(descriptor, 0)
     }
     arm(&state)
   }

@@ -2,7 +2,7 @@
 //
 // The errors of the public face for the errnos that the engine answers.
 
-internal import Glibc
+internal import PlatformLibc
 
 extension Request<Delivery> {
   /// The subject of the request's error, if it fails.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
+internal import CKernel
 
 /// The work and the time that one turn may take of the queue, and has taken.
 struct TurnBudget {
@@ -27,11 +27,11 @@ struct TurnBudget {
   init(byHand: Bool) {
     self.byHand = byHand
     end =
-      clinux_monotonic_nanoseconds()
+      ckernel_monotonic_nanoseconds()
       &+ (byHand ? Self.longestTurnByHand : Self.longestTurn)
   }
 
-  var isLate: Bool { clinux_monotonic_nanoseconds() > end }
+  var isLate: Bool { ckernel_monotonic_nanoseconds() > end }
 
   var completionsLeft: Int { Self.completionsPerTurn - completions }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
+internal import CKernel
 
 /// The alignment that a file requires of direct requests, in bytes, and the arithmetic of whole
 /// blocks. Every known file system requires powers of two, but nothing here relies on that.
@@ -50,7 +50,7 @@ struct BlockAlignment: Hashable, Sendable {
   /// - Returns: `nil` if the file was opened with `O_DIRECT` but its file system does buffered I/O
   ///   all the same, as ext4 does with `data=journal`.
   static func of(
-    _ descriptor: Int32, _ status: clinux_status, isBlockDevice: Bool, fileSystem: FileSystemKind
+    _ descriptor: Int32, _ status: ckernel_status, isBlockDevice: Bool, fileSystem: FileSystemKind
   ) -> BlockAlignment? {
     // A memory file has no disk beneath, and does not answer or requires nothing. FUSE passes any
     // bytes to the process that serves it.
@@ -61,7 +61,7 @@ struct BlockAlignment: Hashable, Sendable {
         memory: max(1, Int(status.memory_alignment)), offset: Int(status.offset_alignment))
     }
     if isBlockDevice {
-      let sector = clinux_block_device_sector_size(descriptor)
+      let sector = ckernel_block_device_sector_size(descriptor)
       if sector > 0 { return BlockAlignment(memory: Int(sector), offset: Int(sector)) }
     }
     return BlockAlignment(memory: 4096, offset: 4096)

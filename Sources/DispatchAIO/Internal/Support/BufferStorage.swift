@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Glibc
+internal import PlatformLibc
 
 /// Allocated memory, which is freed, or returned to its pool, with the last reference to it.
 ///

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
+internal import CKernel
 internal import SystemPackage
 
-extension clinux_status {
+extension ckernel_status {
   /// What the kernel says of an open file, or of what a descriptor with `O_PATH` names. Corresponds
   /// to `statx(2)`.
   ///
@@ -12,7 +12,7 @@ extension clinux_status {
   init(of descriptor: Int32, asksNobody: Bool = false) throws(Errno) {
     self.init()
     // The structure is filled during the call.
-    let answer = unsafe clinux_status(descriptor, asksNobody ? 1 : 0, &self)
+    let answer = unsafe ckernel_status(descriptor, asksNobody ? 1 : 0, &self)
     guard answer == 0 else { throw Errno(rawValue: -answer) }
   }
 }

@@ -4,7 +4,7 @@
 // handle is invalid, its ring must not be touched, and no Dispatch queue runs a block. So every
 // entry into the library checks first whether it runs in a child.
 
-internal import Glibc
+internal import PlatformLibc
 internal import Synchronization
 
 enum Fork {

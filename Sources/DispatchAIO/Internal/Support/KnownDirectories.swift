@@ -5,7 +5,7 @@
 // system calls more. What is opened at once must not be a file that a process or another machine
 // serves, which might let the caller wait, nor a pipe or a device, which would notice.
 
-internal import CLinux
+internal import CKernel
 
 /// The directories in which regular files of a local file system were found just before. All of it
 /// is a hint.
@@ -53,7 +53,7 @@ enum KnownDirectories {
   }
 
   static func knowledge(of key: UInt64) -> Recent {
-    let now = clinux_monotonic_nanoseconds()
+    let now = ckernel_monotonic_nanoseconds()
     return entries.withLock { entries in
       let entry = entries[Int(key % UInt64(capacity))]
       guard entry.key == key else { return Recent() }
@@ -69,7 +69,7 @@ enum KnownDirectories {
   ///   then.
   static func learn(_ key: UInt64, _ knowledge: Knowledge, before: Recent = Recent()) {
     if before.knowledge == knowledge, before.age < validity / 4 { return }
-    let now = clinux_monotonic_nanoseconds()
+    let now = ckernel_monotonic_nanoseconds()
     entries.withLock { entries in
       let index = Int(key % UInt64(capacity))
       if entries[index].key == key, entries[index].knowledge == .mixed { return }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Glibc
+internal import PlatformLibc
 
 /// A value under a `pthread_mutex_t`, for short sections: the library never holds it across a call
 /// that can sleep, except `OpenFile.position`, which the loop never takes. It has `package`

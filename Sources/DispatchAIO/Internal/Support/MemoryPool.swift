@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Glibc
+internal import PlatformLibc
 
 /// Memory for reads whose buffer the library makes: of sizes that are powers of two, each reused
 /// once the last reference to its buffer is gone, on whichever thread. Its contents are not
@@ -33,7 +33,9 @@ final class MemoryPool: Sendable {
 
   deinit {
     // Nobody refers to the memory.
-    for piece in free.withLock({ $0.pieces.flatMap { $0 } }) { unsafe Glibc.free(piece.base) }
+    for piece in free.withLock({ $0.pieces.flatMap { $0 } }) {
+      unsafe PlatformLibc.free(piece.base)
+    }
   }
 
   /// The number of bytes that are kept, and not in use.
@@ -73,7 +75,7 @@ final class MemoryPool: Sendable {
       return true
     }
     // Nobody refers to the memory.
-    if !isKept { unsafe Glibc.free(piece.base) }
+    if !isKept { unsafe PlatformLibc.free(piece.base) }
   }
 
   /// The place of the size that `count` bytes need; `nil` if that is too large to be kept.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
+internal import CKernel
 
 /// What is known of the file systems that are mounted, so that the kernel is asked once for each.
 enum Mounts {
@@ -18,7 +18,7 @@ enum Mounts {
 
   /// The facts about a mount, if they are known.
   ///
-  /// - Parameter mount: The number in `clinux_status`.
+  /// - Parameter mount: The number in `ckernel_status`.
   static func known(_ mount: UInt64) -> Facts? {
     mount == 0 ? nil : all.withLock { $0[mount] }
   }
@@ -28,10 +28,10 @@ enum Mounts {
   ///
   /// - Parameter isWritable: Whether the file is written to: then the kernel is asked in any case,
   ///   because a mount can be made synchronous at any time.
-  static func facts(_ descriptor: Int32, _ status: clinux_status, isWritable: Bool) -> Facts {
+  static func facts(_ descriptor: Int32, _ status: ckernel_status, isWritable: Bool) -> Facts {
     if !isWritable, let known = known(status.mount) { return known }
-    var answer = clinux_file_system()
-    guard unsafe clinux_file_system(descriptor, &answer) == 0 else { return Facts() }
+    var answer = ckernel_file_system()
+    guard unsafe ckernel_file_system(descriptor, &answer) == 0 else { return Facts() }
     let facts = Facts(
       kind: FileSystemKind(magic: answer.magic), isSynchronous: answer.is_synchronous != 0,
       hasBlockMaps: answer.magic == 0xef53)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLinux
+internal import CKernel
 
 /// The continuation of a suspended task, to be resumed exactly once, on any thread.
 ///
@@ -26,7 +26,7 @@ struct Resumption<Value: Sendable>: Sendable {
 
   /// Resumes the task.
   func resume(returning value: Value) {
-    clinux_happens_before(identity)
+    ckernel_happens_before(identity)
     // Resumed once, by the rule of this type.
     unsafe continuation.resume(returning: value)
   }
@@ -48,6 +48,6 @@ func suspended<Value: Sendable>(
     identity = resumption.identity
     body(resumption)
   }
-  clinux_happens_after(identity)
+  ckernel_happens_after(identity)
   return value
 }

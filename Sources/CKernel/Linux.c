@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#ifdef __linux__
+
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
-#include "CLinux.h"
+#include "CKernel.h"
+#include "Platform.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -27,33 +30,27 @@
 #include <time.h>
 #include <unistd.h>
 
-const int clinux_o_direct = O_DIRECT;
-const int clinux_o_path = O_PATH;
-const int clinux_o_tmpfile = O_TMPFILE;
-const int clinux_rwf_nowait = RWF_NOWAIT;
+const int ckernel_o_direct = O_DIRECT;
+const int ckernel_o_path = O_PATH;
+const int ckernel_o_tmpfile = O_TMPFILE;
+const int ckernel_rwf_nowait = RWF_NOWAIT;
 
 // linux/openat2.h, which distributions with headers older than Linux 5.6 do not have.
 #ifndef SYS_openat2
 #define SYS_openat2 437
 #endif
-const uint64_t clinux_resolve_no_mounts = 0x01;       // RESOLVE_NO_XDEV
-const uint64_t clinux_resolve_no_magic_links = 0x02;  // RESOLVE_NO_MAGICLINKS
-const uint64_t clinux_resolve_beneath = 0x08;         // RESOLVE_BENEATH
-const uint64_t clinux_resolve_cached = 0x20;          // RESOLVE_CACHED
-const int clinux_at_cwd = AT_FDCWD;
+const uint64_t ckernel_resolve_no_mounts = 0x01;       // RESOLVE_NO_XDEV
+const uint64_t ckernel_resolve_no_magic_links = 0x02;  // RESOLVE_NO_MAGICLINKS
+const uint64_t ckernel_resolve_beneath = 0x08;         // RESOLVE_BENEATH
+const uint64_t ckernel_resolve_cached = 0x20;          // RESOLVE_CACHED
+const int ckernel_at_cwd = AT_FDCWD;
 
-uint64_t clinux_monotonic_nanoseconds(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
-int clinux_eventfd(void) {
+int ckernel_event_create(void) {
   int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   return fd < 0 ? -errno : fd;
 }
 
-int clinux_eventfd_drain(int fd) {
+int ckernel_event_drain(int fd) {
   uint64_t count;
   ssize_t got;
   do {
@@ -63,7 +60,7 @@ int clinux_eventfd_drain(int fd) {
   return errno == EAGAIN ? 0 : -errno;
 }
 
-int clinux_eventfd_signal(int fd) {
+int ckernel_event_signal(int fd) {
   const uint64_t one = 1;
   ssize_t put;
   do {
@@ -72,7 +69,7 @@ int clinux_eventfd_signal(int fd) {
   return put < 0 ? -errno : 0;
 }
 
-int clinux_epoll_try(int fd) {
+int ckernel_poll_set_try(int fd) {
   int set = epoll_create1(EPOLL_CLOEXEC);
   if (set < 0) return -errno;
   struct epoll_event event = {.events = EPOLLIN};
@@ -81,26 +78,26 @@ int clinux_epoll_try(int fd) {
   return result;
 }
 
-int clinux_epoll_create(void) {
+int ckernel_poll_set_create(void) {
   int set = epoll_create1(EPOLL_CLOEXEC);
   return set < 0 ? -errno : set;
 }
 
-int clinux_epoll_add(int set, int fd, uint32_t events, uint64_t data) {
+int ckernel_poll_set_add(int set, int fd, uint32_t events, uint64_t data) {
   struct epoll_event event = {.events = events, .data.u64 = data};
   return epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
-int clinux_epoll_modify(int set, int fd, uint32_t events, uint64_t data) {
+int ckernel_poll_set_modify(int set, int fd, uint32_t events, uint64_t data) {
   struct epoll_event event = {.events = events, .data.u64 = data};
   return epoll_ctl(set, EPOLL_CTL_MOD, fd, &event) < 0 ? -errno : 0;
 }
 
-int clinux_epoll_remove(int set, int fd) {
+int ckernel_poll_set_remove(int set, int fd) {
   return epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL) < 0 ? -errno : 0;
 }
 
-int clinux_epoll_ready(int set, struct clinux_readiness *ready, int capacity) {
+int ckernel_poll_set_ready(int set, struct ckernel_readiness *ready, int capacity) {
   struct epoll_event events[64];
   if (capacity > 64) capacity = 64;
   int count;
@@ -115,21 +112,16 @@ int clinux_epoll_ready(int set, struct clinux_readiness *ready, int capacity) {
   return count;
 }
 
-int clinux_timerfd(void) {
+int ckernel_timer_create(void) {
   int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
   return fd < 0 ? -errno : fd;
 }
 
-int clinux_timerfd_set(int fd, uint64_t nanoseconds) {
+int ckernel_timer_set(int fd, uint64_t nanoseconds) {
   struct itimerspec when = {
       .it_value = {.tv_sec = (time_t)(nanoseconds / 1000000000),
                    .tv_nsec = (long)(nanoseconds % 1000000000)}};
   return timerfd_settime(fd, TFD_TIMER_ABSTIME, &when, NULL) < 0 ? -errno : 0;
-}
-
-int64_t clinux_bytes_available(int fd) {
-  int count = 0;
-  return ioctl(fd, FIONREAD, &count) < 0 ? -errno : count;
 }
 
 // struct statx as the kernel lays it out, up to the fields of STATX_DIOALIGN: the headers of
@@ -169,10 +161,10 @@ static uint64_t mount_name(const struct statx_with_dioalign *answer) {
   return (uint64_t)answer->dev_major << 52 ^ (uint64_t)answer->dev_minor << 32 ^ answer->mnt_id;
 }
 
-static int status_by_fstat(int fd, struct clinux_status *status) {
+static int status_by_fstat(int fd, struct ckernel_status *status) {
   struct stat stat;
   if (fstat(fd, &stat) < 0) return -errno;
-  *status = (struct clinux_status){
+  *status = (struct ckernel_status){
       .size = stat.st_size,
       .modified_seconds = stat.st_mtim.tv_sec,
       .changed_seconds = stat.st_ctim.tv_sec,
@@ -186,7 +178,7 @@ static int status_by_fstat(int fd, struct clinux_status *status) {
   return 0;
 }
 
-int clinux_status(int fd, int asks_nobody, struct clinux_status *status) {
+int ckernel_status(int fd, int asks_nobody, struct ckernel_status *status) {
   struct statx_with_dioalign answer = {0};
   const unsigned mask = asks_nobody ? statx_type : statx_basic_stats | statx_dioalign | statx_write_atomic;
   const int flags = AT_EMPTY_PATH | (asks_nobody ? at_statx_dont_sync : 0);
@@ -194,7 +186,7 @@ int clinux_status(int fd, int asks_nobody, struct clinux_status *status) {
     // fstat may ask the file's server.
     return asks_nobody ? -errno : status_by_fstat(fd, status);
   }
-  *status = (struct clinux_status){
+  *status = (struct ckernel_status){
       .size = (int64_t)answer.size,
       .modified_seconds = answer.modified.seconds,
       .changed_seconds = answer.changed.seconds,
@@ -216,27 +208,30 @@ int clinux_status(int fd, int asks_nobody, struct clinux_status *status) {
   return 0;
 }
 
-int64_t clinux_link_count(int fd) {
-  struct stat stat;
-  return fstat(fd, &stat) < 0 ? -errno : (int64_t)stat.st_nlink;
-}
-
-int clinux_openat2(int directory, const char *path, int flags, uint32_t mode, uint64_t resolve) {
+int ckernel_open(int directory, const char *path, int flags, mode_t mode, uint64_t resolve) {
   // struct open_how.
   struct {
     uint64_t flags, mode, resolve;
   } how = {.flags = (uint64_t)flags, .mode = mode, .resolve = resolve};
   int attempts = 0;
   while (1) {
-    long fd = syscall(SYS_openat2, directory, path, &how, sizeof how);
+    const long fd = resolve ? syscall(SYS_openat2, directory, path, &how, sizeof how)
+                            : openat(directory, path, flags, mode);
     if (fd >= 0) return (int)fd;
     if (errno == EINTR) continue;
-    if (errno == EAGAIN && !(resolve & clinux_resolve_cached) && ++attempts < 64) continue;
+    if (errno == EAGAIN && resolve && !(resolve & ckernel_resolve_cached) && ++attempts < 64) {
+      continue;
+    }
     return -errno;
   }
 }
 
-int clinux_file_system(int fd, struct clinux_file_system *answer) {
+int ckernel_set_direct(int fd) {
+  const int flags = fcntl(fd, F_GETFL);
+  return flags < 0 || fcntl(fd, F_SETFL, flags | O_DIRECT) < 0 ? -errno : 0;
+}
+
+int ckernel_file_system(int fd, struct ckernel_file_system *answer) {
   struct statfs status;
   if (fstatfs(fd, &status) < 0) return -errno;
   answer->magic = (uint32_t)status.f_type;
@@ -244,7 +239,7 @@ int clinux_file_system(int fd, struct clinux_file_system *answer) {
   return 0;
 }
 
-int clinux_cache_block_map(int fd) {
+int ckernel_cache_block_map(int fd) {
   const unsigned ext4_super_magic = 0xef53;
   struct statfs status;
   if (fstatfs(fd, &status) < 0) return -errno;
@@ -274,24 +269,18 @@ static int reopen(int fd, int mode, int kept) {
   return -ESTALE;
 }
 
-int clinux_is_among_last(int fd) {
-  const int spare = 16;
-  struct rlimit limit;
-  return getrlimit(RLIMIT_NOFILE, &limit) == 0 && (rlim_t)fd + spare >= limit.rlim_cur;
-}
-
-int clinux_reopen_direct(int fd) {
+int ckernel_reopen_direct(int fd) {
   const int again = reopen(fd, O_RDONLY | O_DIRECT, O_NOATIME);
-  if (again < 0 || !clinux_is_among_last(again)) return again;
+  if (again < 0 || !ckernel_is_among_last(again)) return again;
   close(again);
   return -EMFILE;
 }
 
-int clinux_reopen_buffered(int fd) {
+int ckernel_reopen_buffered(int fd) {
   return reopen(fd, O_WRONLY, O_NOATIME | O_APPEND | O_DSYNC | O_SYNC);
 }
 
-int64_t clinux_cached_bytes(int fd, int64_t offset, int64_t length) {
+int64_t ckernel_cached_bytes(int fd, int64_t offset, int64_t length) {
   // The headers of distributions older than Linux 6.5 do not name them; the number is the same on
   // every architecture.
   struct {
@@ -304,9 +293,9 @@ int64_t clinux_cached_bytes(int fd, int64_t offset, int64_t length) {
   return (int64_t)answer.cached * sysconf(_SC_PAGESIZE);
 }
 
-int clinux_is_cached(int fd, int64_t offset, int64_t length, int64_t known_size) {
+int ckernel_is_cached(int fd, int64_t offset, int64_t length, int64_t known_size) {
   const int64_t page = sysconf(_SC_PAGESIZE);
-  const int64_t cached = clinux_cached_bytes(fd, offset, length);
+  const int64_t cached = ckernel_cached_bytes(fd, offset, length);
   if (cached < 0) return (int)cached;
   int64_t end = offset + length;
   const int64_t start = offset / page * page;
@@ -319,7 +308,7 @@ int clinux_is_cached(int fd, int64_t offset, int64_t length, int64_t known_size)
   return end <= offset || cached >= end - start;
 }
 
-int64_t clinux_read_at(int fd, void *memory, uintptr_t length, int64_t offset, int is_nowait) {
+int64_t ckernel_read_at(int fd, void *memory, uintptr_t length, int64_t offset, int is_nowait) {
   const struct iovec vector = {memory, length};
   ssize_t count;
   do {
@@ -328,143 +317,73 @@ int64_t clinux_read_at(int fd, void *memory, uintptr_t length, int64_t offset, i
   return count < 0 ? -errno : count;
 }
 
-int clinux_check_socket(int fd) {
-  int type;
-  socklen_t size = sizeof type;
-  if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0) return -errno;
-  if (type != SOCK_STREAM) return -EPROTOTYPE;
-  const int flags = fcntl(fd, F_GETFL);
-  if (flags < 0) return -errno;
-  return flags & O_NONBLOCK ? 0 : -EWOULDBLOCK;
-}
-
-static int64_t send_file(int socket, int fd, off_t offset, uint64_t count) {
-  ssize_t result;
-  do {
-    result = sendfile(socket, fd, &offset, count);
-  } while (result < 0 && errno == EINTR);
+int64_t platform_sendfile(int socket, int fd, int64_t offset, uint64_t count) {
+  const ssize_t result = sendfile(socket, fd, &offset, count);
   return result < 0 ? -errno : result;
 }
 
-int64_t clinux_sendfile(int socket, int fd, int64_t offset, uint64_t count) {
-  // Most servers ignore SIGPIPE: to ask is one system call, to block it two.
-  struct sigaction action;
-  if (sigaction(SIGPIPE, NULL, &action) == 0 && !(action.sa_flags & SA_SIGINFO) &&
-      action.sa_handler == SIG_IGN) {
-    return send_file(socket, fd, offset, count);
+void platform_take_signal(const sigset_t *only, int number) {
+  (void)number;
+  const struct timespec now = {0, 0};
+  while (sigtimedwait(only, NULL, &now) < 0 && errno == EINTR) {
   }
-  sigset_t only, mask;
-  sigemptyset(&only);
-  sigaddset(&only, SIGPIPE);
-  pthread_sigmask(SIG_BLOCK, &only, &mask);
-  int64_t answer = send_file(socket, fd, offset, count);
-  if (!sigismember(&mask, SIGPIPE)) {
-    // Where it was not masked, none was pending: this one is ours.
-    const struct timespec now = {0, 0};
-    while (answer == -EPIPE && sigtimedwait(&only, NULL, &now) < 0 && errno == EINTR) {
-    }
-    pthread_sigmask(SIG_SETMASK, &mask, NULL);
-  }
-  return answer;
 }
 
-int64_t clinux_send(int socket, const void *first, uint64_t first_count, const void *second,
-                    uint64_t second_count, int has_more) {
-  const int flags = MSG_NOSIGNAL | MSG_DONTWAIT | (has_more ? MSG_MORE : 0);
-  struct iovec pieces[2] = {{(void *)first, first_count}, {(void *)second, second_count}};
-  const struct msghdr message = {.msg_iov = pieces, .msg_iovlen = second_count ? 2 : 1};
-  ssize_t result;
-  do {
-    result = sendmsg(socket, &message, flags);
-  } while (result < 0 && errno == EINTR);
-  return result < 0 ? -errno : result;
-}
-
-int clinux_block_device_sector_size(int fd) {
+int ckernel_block_device_sector_size(int fd) {
   int size;
   return ioctl(fd, BLKSSZGET, &size) < 0 ? -errno : size;
 }
 
-int64_t clinux_block_device_size(int fd) {
+int64_t ckernel_block_device_size(int fd) {
   uint64_t size;
   if (ioctl(fd, BLKGETSIZE64, &size) < 0) return -errno;
   return size > INT64_MAX ? -EOVERFLOW : (int64_t)size;
 }
 
-static void only_size_signal(sigset_t *set) {
-  sigemptyset(set);
-  sigaddset(set, SIGXFSZ);
+int ckernel_fsync(int fd) { return fsync(fd) < 0 ? -errno : 0; }
+
+int ckernel_fdatasync(int fd) { return fdatasync(fd) < 0 ? -errno : 0; }
+
+int ckernel_advise(int fd, int64_t offset, int64_t length, enum ckernel_advice advice) {
+  static const int numbers[] = {
+      [ckernel_advice_normal] = POSIX_FADV_NORMAL,
+      [ckernel_advice_sequential] = POSIX_FADV_SEQUENTIAL,
+      [ckernel_advice_random] = POSIX_FADV_RANDOM,
+      [ckernel_advice_no_reuse] = POSIX_FADV_NOREUSE,
+      [ckernel_advice_will_need] = POSIX_FADV_WILLNEED,
+      [ckernel_advice_dont_need] = POSIX_FADV_DONTNEED,
+  };
+  return -posix_fadvise(fd, offset, length, numbers[advice]);
 }
 
-// Once found masked: Dispatch's threads mask it for good.
-static _Thread_local int is_size_signal_masked;
+const int ckernel_falloc_punch_hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+const int ckernel_falloc_zero_range = FALLOC_FL_ZERO_RANGE;
+const int ckernel_falloc_collapse_range = FALLOC_FL_COLLAPSE_RANGE;
 
-int clinux_masks_size_signal(void) {
-  if (is_size_signal_masked) return 1;
-  sigset_t mask;
-  pthread_sigmask(SIG_BLOCK, NULL, &mask);
-  is_size_signal_masked = sigismember(&mask, SIGXFSZ);
-  return is_size_signal_masked;
-}
-
-void clinux_size_signal_block(struct clinux_size_signal *signal) {
-  sigset_t only, pending;
-  only_size_signal(&only);
-  pthread_sigmask(SIG_BLOCK, &only, &signal->mask);
-  sigpending(&pending);
-  signal->was_pending = sigismember(&pending, SIGXFSZ);
-}
-
-void clinux_size_signal_restore(const struct clinux_size_signal *signal, int may_be_raised) {
-  if (may_be_raised && !signal->was_pending) {
-    const struct timespec now = {0, 0};
-    sigset_t only;
-    only_size_signal(&only);
-    while (sigtimedwait(&only, NULL, &now) < 0 && errno == EINTR) {
-    }
-  }
-  pthread_sigmask(SIG_SETMASK, &signal->mask, NULL);
-}
-
-const int clinux_falloc_punch_hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-const int clinux_falloc_zero_range = FALLOC_FL_ZERO_RANGE;
-const int clinux_falloc_collapse_range = FALLOC_FL_COLLAPSE_RANGE;
-
-int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) {
-  struct clinux_size_signal signal;
-  clinux_size_signal_block(&signal);
+int ckernel_fallocate(int fd, int mode, int64_t offset, int64_t length) {
+  struct ckernel_size_signal signal;
+  ckernel_size_signal_block(&signal);
   int result;
   do {
     result = fallocate(fd, mode, offset, length) < 0 ? -errno : 0;
   } while (result == -EINTR);
-  clinux_size_signal_restore(&signal, result == -EFBIG);
+  ckernel_size_signal_restore(&signal, result == -EFBIG);
   return result;
 }
 
-int clinux_ftruncate(int fd, int64_t size) {
-  struct clinux_size_signal signal;
-  clinux_size_signal_block(&signal);
-  int result;
-  do {
-    result = ftruncate(fd, size) < 0 ? -errno : 0;
-  } while (result == -EINTR);
-  clinux_size_signal_restore(&signal, result == -EFBIG);
-  return result;
-}
-
-int64_t clinux_preadv(int fd, const void *vectors, int count, int64_t offset, int flags) {
+int64_t ckernel_preadv(int fd, const void *vectors, int count, int64_t offset, int flags) {
   const ssize_t answer = flags ? preadv2(fd, vectors, count, offset, flags)
                                : preadv(fd, vectors, count, offset);
   return answer < 0 ? -errno : answer;
 }
 
-int64_t clinux_pwritev(int fd, const void *vectors, int count, int64_t offset, int flags) {
+int64_t ckernel_pwritev(int fd, const void *vectors, int count, int64_t offset, int flags) {
   const ssize_t answer = flags ? pwritev2(fd, vectors, count, offset, flags)
                                : pwritev(fd, vectors, count, offset);
   return answer < 0 ? -errno : answer;
 }
 
-int64_t clinux_append(int fd, const void *vectors, int count, int flags, int64_t *start) {
+int64_t ckernel_append(int fd, const void *vectors, int count, int flags, int64_t *start) {
   // The offset -1 asks for the file position to be used, and moved.
   const ssize_t answer = pwritev2(fd, vectors, count, -1, flags | RWF_APPEND);
   if (answer < 0) return -errno;
@@ -474,7 +393,7 @@ int64_t clinux_append(int fd, const void *vectors, int count, int flags, int64_t
   return answer;
 }
 
-int64_t clinux_copy_range(int from, int64_t from_offset, int to, int64_t to_offset,
+int64_t ckernel_copy_range(int from, int64_t from_offset, int to, int64_t to_offset,
                           int64_t length) {
   off64_t in = from_offset, out = to_offset;
   ssize_t answer;
@@ -484,7 +403,7 @@ int64_t clinux_copy_range(int from, int64_t from_offset, int to, int64_t to_offs
   return answer < 0 ? -errno : answer;
 }
 
-int clinux_clone_range(int from, int64_t from_offset, int64_t length, int to, int64_t to_offset) {
+int ckernel_clone_range(int from, int64_t from_offset, int64_t length, int to, int64_t to_offset) {
   struct file_clone_range range = {.src_fd = from,
                                    .src_offset = (uint64_t)from_offset,
                                    .src_length = (uint64_t)length,
@@ -492,92 +411,22 @@ int clinux_clone_range(int from, int64_t from_offset, int64_t length, int to, in
   return ioctl(to, FICLONERANGE, &range) < 0 ? -errno : 0;
 }
 
-int64_t clinux_seek(int fd, int64_t offset, int hole) {
-  const off_t answer = lseek(fd, offset, hole ? SEEK_HOLE : SEEK_DATA);
-  return answer < 0 ? -errno : answer;
-}
-
-int clinux_lock(int fd, int type, int64_t start, int64_t length) {
+int ckernel_lock(int fd, int type, int64_t start, int64_t length) {
   struct flock lock = {
       .l_type = (short)type, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
   if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
   return errno == EACCES ? -EAGAIN : -errno;
 }
 
-int clinux_rename(int from, const char *old_name, int to, const char *new_name, int exclusive) {
+int ckernel_rename(int from, const char *old_name, int to, const char *new_name, int exclusive) {
   return renameat2(from, old_name, to, new_name, exclusive ? RENAME_NOREPLACE : 0) < 0 ? -errno
                                                                                        : 0;
 }
 
-int clinux_link(int fd, int directory, const char *name) {
+int ckernel_link(int fd, int directory, const char *name) {
   char path[32];
   snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
   return linkat(AT_FDCWD, path, directory, name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
 }
 
-// What io_setup maps (fs/aio.c, struct aio_ring). The kernel adds completions at the tail, and
-// takes the head, which is the reaper's, to know how much room there is.
-struct ring {
-  uint32_t id;
-  uint32_t slots;
-  uint32_t head;
-  uint32_t tail;
-  uint32_t magic;
-  uint32_t compatible_features;
-  uint32_t incompatible_features;
-  uint32_t header_length;
-  struct {
-    uint64_t words[4];
-  } events[];
-};
-
-int clinux_aio_ring_reap(void *context, void *events, uint32_t capacity) {
-  struct ring *ring = context;
-  if (ring->magic != 0xa10a10a1 || ring->incompatible_features != 0) return -1;
-  // Ours: nobody else moves the head.
-  uint32_t head = ring->head;
-  // Acquire: what lies before the tail was written before it was moved.
-  uint32_t tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
-  if (head == tail) return 0;
-  uint32_t count = 0;
-  while (head != tail && count < capacity) {
-    memcpy((char *)events + count * sizeof ring->events[0], &ring->events[head],
-           sizeof ring->events[0]);
-    count++;
-    head = head + 1 == ring->slots ? 0 : head + 1;
-  }
-  // Release: the kernel may write there again once it sees the new head.
-  __atomic_store_n(&ring->head, head, __ATOMIC_RELEASE);
-  return (int)count;
-}
-
-#if __has_feature(thread_sanitizer)
-void __tsan_acquire(void *);
-void __tsan_release(void *);
-void clinux_happens_before(uintptr_t identity) { __tsan_release((void *)identity); }
-void clinux_happens_after(uintptr_t identity) { __tsan_acquire((void *)identity); }
-#else
-void clinux_happens_before(uintptr_t identity) { (void)identity; }
-void clinux_happens_after(uintptr_t identity) { (void)identity; }
 #endif
-
-int clinux_is_resident(const void *base, uintptr_t length) {
-  if (length == 0) return 1;
-  // To look would take long, and to hand so much over takes little beside it.
-  if (length > (uintptr_t)8 << 20) return 0;
-  const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-  uintptr_t at = (uintptr_t)base & ~(page - 1);
-  const uintptr_t end = (uintptr_t)base + length;
-  unsigned char pages[256];
-  while (at < end) {
-    uintptr_t count = (end - at + page - 1) / page;
-    if (count > sizeof pages) count = sizeof pages;
-    // ENOMEM: not mapped at all, which the kernel will answer with EFAULT.
-    if (mincore((void *)at, count * page, pages) < 0) return 1;
-    for (uintptr_t index = 0; index < count; index++) {
-      if (!(pages[index] & 1)) return 0;
-    }
-    at += count * page;
-  }
-  return 1;
-}
