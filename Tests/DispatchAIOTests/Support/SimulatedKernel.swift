@@ -142,7 +142,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
         return taken > 0 ? taken : -Int(EAGAIN)
       }
       if taken > 0, inject(\.shortCount, "short count") { return taken }
-      if requests[taken]!.pointee.opcode == Command.pollReadable.rawValue {
+      if requests[taken]!.pointee.opcode == Command.pollReadable.number {
         guard hasPoll else {
           note("no poll")
           return taken > 0 ? taken : -Int(EINVAL)
@@ -338,7 +338,7 @@ final class SimulatedKernel: Kernel, @unchecked Sendable {
 
   private func decode(_ block: ControlBlock) -> Submission {
     precondition(block.key == 0, "the key belongs to the kernel")
-    guard let command = Command(rawValue: block.opcode) else {
+    guard let command = Command.allCases.first(where: { $0.number == block.opcode }) else {
       preconditionFailure("opcode \(block.opcode)")
     }
     // The engine keeps it until the completion.

@@ -10,16 +10,26 @@ typealias ControlBlock = ckernel_control_block
 /// A completion of one, as the ring has it.
 typealias CompletionEvent = ckernel_completion
 
-/// An operation of kernel AIO, by its number in linux/aio_abi.h.
-enum Command: UInt16 {
-  case read = 0
-  case write = 1
-  case fsync = 2
-  case fdatasync = 3
+/// An operation of kernel AIO.
+enum Command: CaseIterable {
+  case read, readVector, write, writeVector, fsync, fdatasync
   /// Completes once the descriptor is readable.
-  case pollReadable = 5
-  case readVector = 7
-  case writeVector = 8
+  case pollReadable
+
+  /// Its number in linux/aio_abi.h.
+  var number: UInt16 {
+    @inline(__always) get {
+      switch self {
+      case .read: 0
+      case .write: 1
+      case .fsync: 2
+      case .fdatasync: 3
+      case .pollReadable: 5
+      case .readVector: 7
+      case .writeVector: 8
+      }
+    }
+  }
 }
 
 extension ControlBlock {
@@ -33,7 +43,7 @@ extension ControlBlock {
     self.init()
     data = tag
     self.descriptor = descriptor
-    opcode = command.rawValue
+    opcode = command.number
     if command == .pollReadable { memory = UInt64(POLLIN) }
     if let event {
       flags = 1
