@@ -77,6 +77,8 @@ let package = Package(
       swiftSettings: strict + [.enableExperimentalFeature("Lifetimes")]),
 
     // Plugs
+    // What servers of files know of HTTP.
+    .target(name: "HTTPRules", swiftSettings: strict),
     .target(
       name: "DispatchAIONIO",
       dependencies: [
@@ -106,7 +108,7 @@ let package = Package(
     .target(
       name: "DispatchAIOFlyingFox",
       dependencies: [
-        "CKernel", "DispatchAIO",
+        "CKernel", "DispatchAIO", "HTTPRules",
         .product(name: "FlyingFox", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
         .product(
           name: "FlyingSocks", package: "FlyingFox", condition: .when(traits: ["FlyingFox"])),
@@ -188,7 +190,7 @@ let package = Package(
     .executableTarget(
       name: "FileServer",
       dependencies: [
-        "CServedFiles", "DispatchAIO", "ServerSupport",
+        "CServedFiles", "DispatchAIO", "HTTPRules", "ServerSupport",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "HTTPTypes", package: "swift-http-types"),
         .product(name: "Logging", package: "swift-log"),
@@ -220,7 +222,7 @@ let package = Package(
       name: "DispatchAIOTests",
       dependencies: [
         "BlockServer", "CopyFile", "CProbe", "DispatchAIO", "dispatch-aio-probe", "EchoToDisk",
-        "FileServer", "first-write", "one-queue", "ring-check", "ServerSupport",
+        "FileServer", "first-write", "HTTPRules", "one-queue", "ring-check", "ServerSupport",
         .product(name: "Logging", package: "swift-log"),
       ]),
     .testTarget(

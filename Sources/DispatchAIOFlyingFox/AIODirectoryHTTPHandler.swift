@@ -4,6 +4,7 @@
 public import DispatchAIO
 public import FlyingFox
 internal import Foundation
+internal import HTTPRules
 internal import SystemPackage
 
 /// Serves the files beneath a directory, in place of FlyingFox's `DirectoryHTTPHandler`.
@@ -72,7 +73,7 @@ public struct AIODirectoryHTTPHandler: HTTPHandler {
     switch facts.condition(request.headers) {
     case .notModified: return HTTPResponse(statusCode: .notModified, headers: headers)
     case .failed: return HTTPResponse(statusCode: .preconditionFailed, headers: headers)
-    case .met: break
+    case .proceed: break
     }
     headers[.contentType] = MediaType.of(name)
     // A range is one of what GET gives (RFC 9110, 14.2).
@@ -81,11 +82,11 @@ public struct AIODirectoryHTTPHandler: HTTPHandler {
     case .unsatisfiable:
       headers[.contentRange] = "bytes */\(facts.size)"
       return HTTPResponse(statusCode: .rangeNotSatisfiable, headers: headers)
-    case .part(let range):
+    case .one(let range):
       headers[.contentRange] = "bytes \(range.lowerBound)-\(range.upperBound - 1)/\(facts.size)"
       return HTTPResponse(
         statusCode: .partialContent, headers: headers, body: try await body(file, range))
-    case .whole:
+    case .whole, .several:
       if request.method == .HEAD {
         headers[.contentLength] = String(facts.size)
         return HTTPResponse(statusCode: .ok, headers: headers)

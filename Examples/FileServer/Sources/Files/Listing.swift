@@ -2,6 +2,7 @@
 
 import CServedFiles
 import Glibc
+import HTTPRules
 
 /// The page that lists a directory that has no index.html.
 enum Listing {

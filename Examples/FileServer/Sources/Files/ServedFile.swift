@@ -3,6 +3,7 @@
 import CServedFiles
 import DispatchAIO
 import Glibc
+import HTTPRules
 import SystemPackage
 
 /// A regular file that is open for reading. It is closed with the last reference.

@@ -5,6 +5,7 @@
 
 import DispatchAIO
 import Glibc
+import HTTPRules
 import SystemPackage
 
 /// What is needed to begin an upload.

@@ -20,6 +20,9 @@ func lowercased(_ byte: UInt8) -> UInt8 {
 }
 
 extension UnsafeRawBufferPointer {
+  /// The same, as numbers.
+  var octets: UnsafeBufferPointer<UInt8> { assumingMemoryBound(to: UInt8.self) }
+
   /// Whether the bytes are these.
   func equals(_ text: StaticString) -> Bool {
     // A buffer that is not empty has an address.

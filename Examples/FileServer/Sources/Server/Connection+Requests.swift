@@ -4,6 +4,7 @@
 
 import DispatchAIO
 import Glibc
+import HTTPRules
 
 extension Connection {
   /// For how long a file is waited for that cannot be opened for want of descriptors.
@@ -142,7 +143,7 @@ extension Connection {
       // Most have none, and no validator is made for them.
       head.ifRange == nil || Conditions.rangeCounts(head, bytes, file.validator)
     {
-      switch ByteRanges.parse(field.of(bytes), size: file.size) {
+      switch ByteRanges.parse(field.of(bytes).octets.span, size: file.size) {
       case .whole: break
       case .one(let range):
         reply.range = range
@@ -179,7 +180,8 @@ extension Connection {
   private func appendValidators(of file: ServedFile, to head: ResponseHead) {
     head.output.append("Last-Modified: ")
     // It must not be later than the answer's Date.
-    HTTPDate.append(min(file.status.modificationTime.seconds, loop.seconds), to: head.output)
+    let modified = HTTPDate.bytes(min(file.status.modificationTime.seconds, loop.seconds))
+    modified.span.withUnsafeBytes { head.output.append($0) }
     head.output.append("\r\nETag: ")
     file.appendTag(to: head.output)
     head.output.append("\r\n")

@@ -4,6 +4,7 @@
 // written, nothing is received.
 
 import DispatchAIO
+import HTTPRules
 
 /// An upload, and what of it has been received.
 struct UploadInProgress {

@@ -8,6 +8,7 @@ import CServedFiles
 import Dispatch
 import DispatchAIO
 import Glibc
+import HTTPRules
 import Logging
 import ServerSupport
 

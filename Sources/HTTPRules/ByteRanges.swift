@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// What a Range field asks for of a file (RFC 9110, 14).
-enum ByteRanges: Equatable {
+package enum ByteRanges: Equatable {
   /// All of it: there is no field, or one that means nothing here, or that asks for more than there
   /// is.
   case whole
@@ -11,30 +11,38 @@ enum ByteRanges: Equatable {
   case unsatisfiable
 
   /// More ranges than this are nobody's need, and each costs a read.
-  static let limit = 32
+  package static let limit = 32
 
-  static func parse(_ field: Bytes, size: Int64) -> ByteRanges {
-    guard let equals = field.firstIndex(of: UInt8(ascii: "=")),
-      Bytes(rebasing: field[..<equals]).trimmed.equalsIgnoringCase("bytes")
+  /// - Parameters:
+  ///   - field: The field's value.
+  ///   - size: The file's, in bytes.
+  package static func parse(_ field: Span<UInt8>, size: Int64) -> ByteRanges {
+    let all = 0..<field.count
+    guard let equals = field.firstIndex(of: UInt8(ascii: "="), in: all),
+      field.hasIgnoringCase("bytes", at: field.trimmed(0..<equals))
     else { return .whole }
-    let set = Bytes(rebasing: field[(equals + 1)...])
+    let set = (equals + 1)..<field.count
     // The common case makes no array.
-    if set.firstIndex(of: UInt8(ascii: ",")) == nil {
-      switch range(set.trimmed, size: size) {
+    if field.firstIndex(of: UInt8(ascii: ","), in: set) == nil {
+      switch range(field, field.trimmed(set), size: size) {
       case .range(let range): return .one(range)
       case .beyond: return .unsatisfiable
       case .malformed: return .whole
       }
     }
+    return several(field, set, size: size)
+  }
+
+  private static func several(_ field: Span<UInt8>, _ set: Range<Int>, size: Int64) -> ByteRanges {
     var ranges: [Range<Int64>] = []
     var (isMalformed, total, count) = (false, Int64(0), 0)
-    set.forEachElement { element in
+    field.forEachElement(in: set) { element in
       count += 1
       guard count <= limit, !isMalformed else {
         isMalformed = true
         return
       }
-      switch range(element, size: size) {
+      switch range(field, element, size: size) {
       case .range(let range):
         ranges.append(range)
         total += range.upperBound - range.lowerBound
@@ -56,28 +64,20 @@ enum ByteRanges: Equatable {
     case beyond, malformed
   }
 
-  private static func range(_ text: Bytes, size: Int64) -> One {
-    guard let dash = text.firstIndex(of: UInt8(ascii: "-")) else { return .malformed }
-    let (first, last) = (
-      Bytes(rebasing: text[..<dash]).trimmed, Bytes(rebasing: text[(dash + 1)...]).trimmed
-    )
+  private static func range(_ field: Span<UInt8>, _ place: Range<Int>, size: Int64) -> One {
+    guard let dash = field.firstIndex(of: UInt8(ascii: "-"), in: place) else { return .malformed }
+    let first = field.trimmed(place.lowerBound..<dash)
+    let last = field.trimmed((dash + 1)..<place.upperBound)
     if first.isEmpty {
-      guard let suffix = number(last) else { return .malformed }
+      guard let suffix = field.decimal(last) else { return .malformed }
       return suffix == 0 || size == 0 ? .beyond : .range(max(0, size - suffix)..<size)
     }
-    guard let start = number(first) else { return .malformed }
+    guard let start = field.decimal(first) else { return .malformed }
     var end = size
     if !last.isEmpty {
-      guard let given = number(last), given >= start else { return .malformed }
+      guard let given = field.decimal(last), given >= start else { return .malformed }
       if given < size { end = given + 1 }
     }
     return start < size ? .range(start..<end) : .beyond
-  }
-
-  /// A number of digits; one that is too large for any file is as large as there is.
-  private static func number(_ text: Bytes) -> Int64? {
-    if let number = text.decimal { return number }
-    guard text.count > 18, text.allSatisfy({ (0x30...0x39).contains($0) }) else { return nil }
-    return .max
   }
 }

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whether what a client has is what there is (RFC 9110, 13).
+
+/// What tells a version of a file from another.
+package struct Validator: Equatable {
+  /// With its quotes.
+  package var tag: [UInt8]
+  /// In seconds since 1970.
+  package var modified: Int64
+
+  package init(tag: [UInt8], modified: Int64) {
+    (self.tag, self.modified) = (tag, modified)
+  }
+}
+
+/// The fields of a request that decide whether a file is sent, and what of it.
+package protocol ConditionFields {
+  /// Calls `body` with the value of a field, if the request has it.
+  func with<Result>(_ field: Conditions.Field, _ body: (Span<UInt8>) -> Result) -> Result?
+}
+
+package enum Conditions {
+  package enum Field {
+    case ifMatch, ifNoneMatch, ifModifiedSince, ifUnmodifiedSince, ifRange
+  }
+
+  package enum Outcome { case proceed, notModified, failed }
+
+  /// What becomes of a request, in the order of RFC 9110, 13.2.2.
+  ///
+  /// - Parameters:
+  ///   - isRead: Whether it is a GET or a HEAD.
+  ///   - validator: That of the file there is; `nil` if there is none.
+  package static func evaluate(
+    _ fields: some ConditionFields, isRead: Bool, _ validator: Validator?
+  ) -> Outcome {
+    if let matches = fields.with(.ifMatch, { lists($0, validator, isStrong: true) }) {
+      guard matches else { return .failed }
+    } else if let date = fields.with(.ifUnmodifiedSince, HTTPDate.parse) ?? nil {
+      guard let validator, validator.modified <= date else { return .failed }
+    }
+    if let matches = fields.with(.ifNoneMatch, { lists($0, validator, isStrong: false) }) {
+      guard !matches else { return isRead ? .notModified : .failed }
+    } else if isRead, let validator,
+      let date = fields.with(.ifModifiedSince, HTTPDate.parse) ?? nil, validator.modified <= date
+    {
+      return .notModified
+    }
+    return .proceed
+  }
+
+  /// Whether a Range field counts, given what If-Range says.
+  package static func rangeCounts(
+    _ fields: some ConditionFields, _ validator: Validator
+  ) -> Bool {
+    fields.with(.ifRange) { value in
+      let all = 0..<value.count
+      if value.count > 0, value[0] == UInt8(ascii: "\"") {
+        return value.has(validator.tag, at: all)
+      }
+      // A weak tag does not do for parts; a date has to be the very same.
+      return HTTPDate.parse(value) == validator.modified
+    } ?? true
+  }
+
+  /// Whether a list of entity tags has that of the file there is.
+  private static func lists(_ list: Span<UInt8>, _ validator: Validator?, isStrong: Bool) -> Bool {
+    guard let validator else { return false }
+    if list.has("*", at: 0..<list.count) { return true }
+    var found = false
+    list.forEachElement(in: 0..<list.count) { element in
+      var tag = element
+      if tag.count > 2, list.has("W/", at: tag.lowerBound..<tag.lowerBound + 2) {
+        if isStrong { return }
+        tag = tag.lowerBound + 2..<tag.upperBound
+      }
+      if list.has(validator.tag, at: tag) { found = true }
+    }
+    return found
+  }
+}
