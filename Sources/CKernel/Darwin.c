@@ -26,9 +26,10 @@
 #include "CKernel.h"
 #include "Platform.h"
 
-// Numbers that open(2) does not use, and ckernel_open takes out.
-const int ckernel_o_direct = 0x02000000;
-const int ckernel_o_tmpfile = 0x04000000;
+// FNOCACHE, by which F_GETFL tells that F_NOCACHE was set (bsd/sys/fcntl.h), and a number that
+// open(2) does not use; ckernel_open takes both out.
+const int ckernel_o_direct = 0x00040000;
+const int ckernel_o_tmpfile = 0x10000000;
 const int ckernel_o_path = O_EVTONLY;
 const int ckernel_rwf_nowait = 0x08;
 
@@ -52,8 +53,10 @@ int ckernel_open(int directory, const char *path, int flags, mode_t mode, uint64
   int asked = flags & ~ckernel_o_direct;
   if (resolve & ckernel_resolve_beneath) asked |= O_RESOLVE_BENEATH;
   if (flags & ckernel_o_path) {
-    // Nobody is waited for at the other end of a FIFO; and a link itself is what is looked up.
-    asked |= O_NONBLOCK;
+    // Nobody is waited for at the other end of a FIFO, and no terminal becomes the process's.
+    asked |= O_NONBLOCK | O_NOCTTY;
+    // To search a directory is not to read it; and a link itself is what is looked up.
+    if (flags & O_DIRECTORY) asked = (asked & ~O_EVTONLY) | O_SEARCH;
     if (flags & O_NOFOLLOW) asked = (asked & ~O_NOFOLLOW) | O_SYMLINK;
   }
   int fd;
@@ -107,16 +110,10 @@ int ckernel_rename(int from, const char *old_name, int to, const char *new_name,
 
 // MARK: What a file is
 
-// A mount, as a number. 0 is for those that are not known.
-static uint64_t number(fsid_t mount) {
-  return (uint64_t)(uint32_t)mount.val[0] | (uint64_t)(uint32_t)mount.val[1] << 32;
-}
-
 int ckernel_status(int fd, int asks_nobody, struct ckernel_status *status) {
   (void)asks_nobody;
   struct stat stat;
-  struct statfs mount;
-  if (fstat(fd, &stat) < 0 || fstatfs(fd, &mount) < 0) return -errno;
+  if (fstat(fd, &stat) < 0) return -errno;
   *status = (struct ckernel_status){
       .size = stat.st_size,
       .modified_seconds = stat.st_mtimespec.tv_sec,
@@ -127,7 +124,6 @@ int ckernel_status(int fd, int asks_nobody, struct ckernel_status *status) {
       .links = stat.st_nlink,
       .device = (uint64_t)stat.st_dev,
       .represented_device = (uint64_t)stat.st_rdev,
-      .mount = number(mount.f_fsid),
       .mode = stat.st_mode,
       // F_NOCACHE copies what is not aligned.
       .has_alignment = 1,
@@ -238,11 +234,24 @@ int64_t ckernel_pwritev(int fd, const void *vectors, int count, int64_t offset, 
   return synced < 0 ? synced : answer;
 }
 
+// O_APPEND finds the end and writes in one step, and its description's position tells where. A
+// description without it gets one beside it for the call.
 int64_t ckernel_append(int fd, const void *vectors, int count, int flags, int64_t *start) {
-  struct stat status;
-  if (fstat(fd, &status) < 0) return -errno;
-  const int64_t answer = ckernel_pwritev(fd, vectors, count, status.st_size, flags);
-  if (answer >= 0) *start = status.st_size;
+  if (flags & ~(rwf_dsync | rwf_sync)) return -EOPNOTSUPP;
+  const int own = fcntl(fd, F_GETFL);
+  if (own < 0) return -errno;
+  const int file = own & O_APPEND ? fd : reopen(fd, O_WRONLY | O_APPEND | (own & ckernel_o_direct));
+  if (file < 0) return file;
+  int64_t answer = writev(file, vectors, count);
+  if (answer < 0) {
+    answer = -errno;
+  } else {
+    const off_t end = lseek(file, 0, answer > 0 ? SEEK_CUR : SEEK_END);
+    const int synced = flags ? ckernel_fsync(file) : 0;
+    *start = end - answer;
+    if (end < 0 || synced < 0) answer = end < 0 ? -errno : synced;
+  }
+  if (file != fd) close(file);
   return answer;
 }
 
@@ -260,7 +269,9 @@ int64_t platform_sendfile(int socket, int fd, int64_t offset, uint64_t count) {
   if (count == 0) return 0;
   off_t sent = (off_t)count;
   // What was sent before a signal, or before the socket had no more room, counts.
-  if (sendfile(fd, socket, offset, &sent, NULL, 0) < 0 && sent == 0) return -errno;
+  if (sendfile(fd, socket, offset, &sent, NULL, 0) < 0 && sent == 0) {
+    return errno == ENOTSUP ? -EOPNOTSUPP : -errno;
+  }
   return sent;
 }
 
@@ -277,31 +288,15 @@ int ckernel_clone_range(int from, int64_t from_offset, int64_t length, int to, i
 
 // MARK: Ranges
 
+// F_PREALLOCATE does not cover holes, and whole blocks are all that F_PUNCHHOLE takes: neither is
+// what fallocate(2) promises.
 const int ckernel_falloc_punch_hole = 1;
 const int ckernel_falloc_zero_range = 2;
 const int ckernel_falloc_collapse_range = 4;
 
-static int punch_hole(int fd, int64_t offset, int64_t length) {
-  struct fpunchhole range = {.fp_offset = offset, .fp_length = length};
-  return fcntl(fd, F_PUNCHHOLE, &range) < 0 ? -errno : 0;
-}
-
-static int preallocate(int fd, int64_t offset, int64_t length) {
-  int64_t end;
-  struct stat status;
-  if (__builtin_add_overflow(offset, length, &end)) return -EFBIG;
-  if (fstat(fd, &status) < 0) return -errno;
-  if (end <= status.st_size) return 0;
-  struct fstore room = {.fst_flags = F_ALLOCATEALL,
-                        .fst_posmode = F_PEOFPOSMODE,
-                        .fst_length = end - status.st_size};
-  if (fcntl(fd, F_PREALLOCATE, &room) < 0) return -errno;
-  return ckernel_ftruncate(fd, end);
-}
-
 int ckernel_fallocate(int fd, int mode, int64_t offset, int64_t length) {
-  if (mode == 0) return preallocate(fd, offset, length);
-  return mode == ckernel_falloc_punch_hole ? punch_hole(fd, offset, length) : -EOPNOTSUPP;
+  (void)fd, (void)mode, (void)offset, (void)length;
+  return -EOPNOTSUPP;
 }
 
 int ckernel_lock(int fd, int type, int64_t start, int64_t length) {

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stddef.h>
 #include <sys/event.h>
@@ -81,27 +82,48 @@ int ckernel_timer_set(int fd, uint64_t nanoseconds) {
   if (taken < 0) return taken;
   if (nanoseconds == 0) return 0;
   const uint64_t now = ckernel_monotonic_nanoseconds();
-  const int64_t left = nanoseconds > now ? (int64_t)(nanoseconds - now) : 0;
-  return change(fd, 0, EVFILT_TIMER, EV_ADD | EV_ONESHOT, NOTE_NSECONDS, left, 0);
+  uint64_t left = nanoseconds > now ? nanoseconds - now : 0;
+  if (left > INT64_MAX) left = INT64_MAX;
+  // Critical: not delayed to fire together with others.
+  return change(fd, 0, EVFILT_TIMER, EV_ADD | EV_ONESHOT, NOTE_NSECONDS | NOTE_CRITICAL,
+                (int64_t)left, 0);
 }
 
 // MARK: Sets
 
 int ckernel_poll_set_create(void) { return create(); }
 
-// The filter of reading is there for hang-ups, too, which a set reports unasked.
-static int waits_for_reading(uint32_t events) {
-  return (events & (POLLIN | POLLPRI | read_hang_up)) != 0;
+static int set_filter(int set, int fd, int filter, int flags, unsigned notes, int64_t data,
+                      uint64_t name) {
+  const int answer = change(set, (uintptr_t)fd, filter, flags, notes, data, name);
+  return answer == -ENOENT && flags == EV_DELETE ? 0 : answer;
 }
 
-static int set_filter(int set, int fd, int filter, int wanted, uint64_t data) {
-  const int answer = change(set, (uintptr_t)fd, filter, wanted ? EV_ADD : EV_DELETE, 0, 0, data);
-  return answer == -ENOENT && !wanted ? 0 : answer;
+static void remove_filters(int set, int fd) {
+  const int filters[] = {EVFILT_READ, EVFILT_WRITE, EVFILT_EXCEPT};
+  for (unsigned index = 0; index < sizeof filters / sizeof filters[0]; index++) {
+    set_filter(set, fd, filters[index], EV_DELETE, 0, 0, 0);
+  }
 }
 
-static int set_filters(int set, int fd, uint32_t events, uint64_t data) {
-  const int answer = set_filter(set, fd, EVFILT_READ, waits_for_reading(events), data);
-  return answer < 0 ? answer : set_filter(set, fd, EVFILT_WRITE, (events & POLLOUT) != 0, data);
+static int set_filters(int set, int fd, uint32_t events, uint64_t name) {
+  int answer = 0;
+  if (events & POLLIN) {
+    answer = set_filter(set, fd, EVFILT_READ, EV_ADD, 0, 0, name);
+  } else {
+    // For the end of the stream alone: no number of bytes is enough, and it is told once.
+    answer = set_filter(set, fd, EVFILT_READ, EV_ADD | EV_CLEAR, NOTE_LOWAT, INT_MAX, name);
+  }
+  if (answer == 0) {
+    answer = set_filter(set, fd, EVFILT_WRITE, events & POLLOUT ? EV_ADD : EV_DELETE, 0, 0, name);
+  }
+  if (answer == 0) {
+    answer = set_filter(set, fd, EVFILT_EXCEPT, events & POLLPRI ? EV_ADD : EV_DELETE, NOTE_OOB, 0,
+                        name);
+  }
+  // Half of it would be told under a name that nobody knows.
+  if (answer < 0) remove_filters(set, fd);
+  return answer;
 }
 
 int ckernel_poll_set_add(int set, int fd, uint32_t events, uint64_t data) {
@@ -116,7 +138,10 @@ int ckernel_poll_set_modify(int set, int fd, uint32_t events, uint64_t data) {
   return ckernel_poll_set_add(set, fd, events, data);
 }
 
-int ckernel_poll_set_remove(int set, int fd) { return set_filters(set, fd, 0, 0); }
+int ckernel_poll_set_remove(int set, int fd) {
+  remove_filters(set, fd);
+  return 0;
+}
 
 int ckernel_poll_set_try(int fd) {
   const int set = create();
@@ -130,6 +155,7 @@ int ckernel_poll_set_try(int fd) {
 static uint32_t meaning(const struct kevent *event) {
   if (event->flags & EV_ERROR) return POLLERR;
   if (event->filter == EVFILT_WRITE) return event->flags & EV_EOF ? POLLOUT | POLLHUP : POLLOUT;
+  if (event->filter == EVFILT_EXCEPT) return POLLPRI;
   return event->flags & EV_EOF ? POLLIN | read_hang_up : POLLIN;
 }
 

@@ -58,7 +58,8 @@ public final class AIOContext: Sendable {
 
     /// The behaviour of a context where kernel AIO does not work.
     public enum WithoutKernelAIO: Sendable, Hashable {
-      /// Making the context throws ``AIOError/Code/unavailable``.
+      /// Making the context throws ``AIOError/Code/unavailable``; unless the build has no kernel
+      /// AIO at all (the trait `ThreadsOnly`, or macOS), or the environment says to do without.
       case fail
       /// Every request is a system call on an offload thread, which is much slower.
       case threads
@@ -122,11 +123,11 @@ public final class AIOContext: Sendable {
 
   /// Whether requests go to kernel AIO. If `false`, each is a system call on an offload thread: see
   /// ``Options/WithoutKernelAIO/threads``, and <doc:Operating> for the environment variable
-  /// `DISPATCH_AIO_KERNEL`.
+  /// `DISPATCH_AIO_KERNEL` and the trait `ThreadsOnly`.
   public var usesKernelAIO: Bool { loop.kernel.takesRequests }
 
-  /// The serial queue that the context works on. One that the library made serves another context
-  /// once this one has closed and is gone.
+  /// The serial queue that the context works on. One of the library's serves another context once
+  /// this one has closed and is gone, if nobody holds it then; a Dispatch source on it does not.
   public var queue: DispatchQueue { loop.queue }
 
   /// An executor that runs actors on the context's ``queue``.
@@ -151,9 +152,9 @@ public final class AIOContext: Sendable {
   ///   - queueDepth: The number of requests of one file that the kernel may work on at once; 1 to
   ///     65536. The kernel is asked for half as many again, for several files together. All
   ///     contexts of the machine share `fs.aio-max-nr`, 65536 unless it was raised.
-  ///   - queue: The serial queue to work on, and to run completion handlers on; a new one of the
-  ///     context's own unless given. A concurrent queue is a programmer error, and traps as soon as
-  ///     two turns of the loop overlap.
+  ///   - queue: The serial queue to work on, and to run completion handlers on; one of the
+  ///     library's, for this context only, unless given. A concurrent queue is a programmer error,
+  ///     and traps as soon as two turns of the loop overlap.
   ///   - pendingLimit: The number of requests to accept beyond `queueDepth`; 0 to 524288. A verb
   ///     throws ``AIOError/Code/full`` once `queueDepth + pendingLimit` requests have been accepted
   ///     whose completion handlers have not begun.

@@ -39,7 +39,7 @@ extension AIOFile {
     public let linkCount: Int
 
     init(_ status: ckernel_status) {
-      kind = Kind(mode: mode_t(status.mode))
+      kind = Kind(mode: status.mode)
       permissions = FilePermissions(rawValue: CInterop.Mode(status.mode & 0o7777))
       size = status.size
       modificationTime = Time(

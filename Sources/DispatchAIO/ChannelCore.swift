@@ -50,6 +50,7 @@ final class ChannelCore: Sendable {
   let position: Int64
   private let cleanup: @Sendable (Int32) -> Void
   private let state = Lock(State())
+  private let barriers = DispatchQueue(label: "DispatchAIO.barrier")
 
   init(position: Int64, cleanup: @escaping @Sendable (Int32) -> Void) {
     self.position = position
@@ -129,7 +130,7 @@ final class ChannelCore: Sendable {
       switch step {
       case .operation(let operation, let opened): operation.start(opened)
       case .barrier(let body):
-        DispatchQueue(label: "DispatchAIO.barrier").async { [self] in
+        barriers.async { [self] in
           body()
           state.withLock { $0.isHeldBack = false }
           advance()

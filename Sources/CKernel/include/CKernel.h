@@ -27,7 +27,8 @@ extern const int ckernel_rwf_nowait;
 // The calling thread, as a number.
 static inline uintptr_t ckernel_thread(void) { return (uintptr_t)pthread_self(); }
 
-// clock_gettime(CLOCK_MONOTONIC), in nanoseconds; takes some 20 of them.
+// clock_gettime(CLOCK_MONOTONIC), on Darwin CLOCK_UPTIME_RAW, in nanoseconds; takes some 20 of
+// them.
 uint64_t ckernel_monotonic_nanoseconds(void);
 
 // A descriptor that is readable once it was signalled, until it is drained; non-blocking and
@@ -48,7 +49,9 @@ int ckernel_poll_set_try(int fd);
 int ckernel_poll_set_create(void);
 
 // Adds a descriptor to a set, level-triggered, with what it waits for (poll(2)'s masks) and what it
-// is called; changes both; removes it. -EPERM for a regular file and a directory.
+// is called; changes both; removes it. -EPERM for a regular file and a directory. Linux also takes
+// EPOLLONESHOT, and tells what is in the set already and what is not. On Darwin a hang-up of both
+// sides is told where writing is waited for.
 int ckernel_poll_set_add(int set, int fd, uint32_t events, uint64_t data);
 int ckernel_poll_set_modify(int set, int fd, uint32_t events, uint64_t data);
 int ckernel_poll_set_remove(int set, int fd);
@@ -82,8 +85,9 @@ extern const int ckernel_at_cwd;
 
 // openat(2), or with a `resolve` openat2(2) (Linux 5.6; resolve_cached 5.12). Repeats what a signal
 // interrupts, and, up to 64 times, what somebody's rename of a directory made uncertain. On Darwin
-// O_RESOLVE_BENEATH, and -EAGAIN for resolve_cached; O_DIRECT is F_NOCACHE, which cannot be asked
-// for later.
+// O_RESOLVE_BENEATH (EACCES, not EXDEV, for what leaves the directory), -EAGAIN for resolve_cached,
+// and nothing for the two others; O_DIRECT is F_NOCACHE; O_PATH is O_EVTONLY, which takes the right
+// to read, and opens a device.
 int ckernel_open(int directory, const char *path, int flags, mode_t mode, uint64_t resolve);
 
 // Adds O_DIRECT to the flags of an open file, or F_NOCACHE.
@@ -98,7 +102,8 @@ struct ckernel_status {
   uint64_t device;              // st_dev
   uint64_t represented_device;  // st_rdev
   // Names the mount: no other has had the number since the machine started (STATX_MNT_ID_UNIQUE,
-  // Linux 6.8). Before that made of the mount's number and the disk's. 0 when neither is known.
+  // Linux 6.8). Before that made of the mount's number and the disk's. 0 when neither is known, as
+  // on Darwin.
   uint64_t mount;
   mode_t mode;
   // STATX_DIOALIGN (Linux 6.1), if has_alignment. On Darwin nothing has to be aligned.
@@ -178,7 +183,8 @@ int64_t ckernel_block_device_size(int fd);
 // Keeps SIGXFSZ, which ends the process unless somebody handles it, from the calling thread between
 // the two calls. The kernel sends it to the thread that grows a file past RLIMIT_FSIZE, beside the
 // answer -EFBIG. `ckernel_size_signal_restore` takes back the one that was raised, if it
-// `may_be_raised`; one that was pending before stays, and so does the thread's own mask.
+// `may_be_raised`; one that was pending before stays, and so does the thread's own mask. Darwin
+// sends it to the process, which has to ignore it there.
 struct ckernel_size_signal {
   sigset_t mask;
   int was_pending;
@@ -221,7 +227,7 @@ int64_t ckernel_pwritev(int fd, const void *vectors, int count, int64_t offset, 
 
 // pwritev2(2) with RWF_APPEND, which moves the descriptor's file position behind what it wrote.
 // Says in `start` where it began; when there is nothing to write, where the file ends. On Darwin
-// the end of the file is asked for before, so that what another process appends between is lost.
+// writev(2) with O_APPEND, for which the file is opened once more by its path.
 int64_t ckernel_append(int fd, const void *vectors, int count, int flags, int64_t *start);
 
 // copy_file_range(2).
@@ -271,10 +277,10 @@ struct ckernel_completion {
   int64_t reserved;
 };
 
-// Moves up to `capacity` completions from the ring of a kernel AIO context (what io_setup gave) to
-// `events`, in user space, as the kernel allows to the one thread that
-// reaps. Answers how many, or -1 when the ring is not of the make that is known here.
 #ifdef __linux__
+// Moves up to `capacity` completions from the ring of a kernel AIO context (what io_setup gave) to
+// `events`, in user space, as the kernel allows to the one thread that reaps. Answers how many, or
+// -1 when the ring is not of the make that is known here.
 int ckernel_aio_ring_reap(void *context, struct ckernel_completion *events, uint32_t capacity);
 #endif
 

@@ -495,4 +495,29 @@ final class ContextTests: XCTestCase {
       eventually { (try? kernelRequests()) ?? .max <= before.1 },
       "fs.aio-nr leaks: \(before.1) before")
   }
+
+  // MARK: The library's own queues
+
+  /// Goal: a queue that nobody holds is used again, with its mark; one that somebody holds is not.
+  /// That a context's parts do not hold its queue, DispatchProbeTests see.
+  func testQueuesAreUsedAgain() throws {
+    // Those of contexts that are just ending may come between.
+    func queues() -> [MarkedQueue] { (0..<64).map { _ in MarkedQueue(nil) } }
+    var marked: MarkedQueue? = MarkedQueue(nil)
+    let number = try ObjectIdentifier(XCTUnwrap(marked).queue)
+    marked = nil
+    let again = queues().first { ObjectIdentifier($0.queue) == number }
+    marked = try XCTUnwrap(again, "not used again")
+    try XCTUnwrap(marked).queue.sync { XCTAssertTrue(again?.isCurrent == true) }
+  }
+
+  func testAQueueThatSomebodyHoldsIsNotUsedAgain() throws {
+    var marked: MarkedQueue? = MarkedQueue(nil)
+    let held = try XCTUnwrap(marked).queue
+    marked = nil
+    for other in (0..<64).map({ _ in MarkedQueue(nil) }) {
+      XCTAssertFalse(other.queue === held)
+      held.sync { XCTAssertFalse(other.isCurrent) }
+    }
+  }
 }

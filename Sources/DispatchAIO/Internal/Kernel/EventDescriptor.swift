@@ -4,7 +4,8 @@ internal import CKernel
 internal import PlatformLibc
 internal import SystemPackage
 
-/// The eventfd that the kernel counts completions on, non-blocking and close-on-exec. The owner
+/// The eventfd that the kernel counts completions on (on Darwin a kqueue, which offload threads
+/// signal), non-blocking and close-on-exec. The owner
 /// closes it.
 struct EventDescriptor: Sendable {
   let rawValue: Int32

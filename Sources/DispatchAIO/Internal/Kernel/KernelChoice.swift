@@ -2,8 +2,8 @@
 
 internal import PlatformLibc
 
-/// The kernel that the process uses: by the variable `DISPATCH_AIO_KERNEL` of its environment, for
-/// which one build has both; and without a choice where the build has no kernel AIO.
+/// The kernel that the process uses. The variable `DISPATCH_AIO_KERNEL` of its environment chooses;
+/// a build without kernel AIO has only threads.
 enum KernelChoice: Equatable {
   static let variable = "DISPATCH_AIO_KERNEL"
 

@@ -166,8 +166,8 @@ struct LinuxKernel: Kernel, @unchecked Sendable {
 }
 
 extension UnsafeMutablePointer<UnsafeMutablePointer<ControlBlock>?> {
-  /// The same for libaio, whose types have the same layout (which the C target checks) and are
-  /// looked at by C only.
+  /// The same for libaio, whose types are the kernel's, against which the C target checks ours, and
+  /// are looked at by C only.
   @inline(__always)
   fileprivate var asLibAIO: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?> {
     unsafe UnsafeMutableRawPointer(self).assumingMemoryBound(

@@ -7,8 +7,8 @@
 internal import PlatformLibc
 internal import SystemPackage
 
-/// Kernel AIO that cannot be had, so that there are no values: every request is a system call on
-/// a thread.
+/// Kernel AIO that cannot be had: no value can be made, and what one would answer is what a kernel
+/// without it does. Every request is a system call on a thread.
 struct LinuxKernel: Kernel {
   static let isBuilt = false
 

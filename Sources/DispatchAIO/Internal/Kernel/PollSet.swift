@@ -3,8 +3,8 @@
 internal import CKernel
 internal import SystemPackage
 
-/// An epoll set, level-triggered. Any thread may change it; the loop asks it for events. The owner
-/// closes it.
+/// An epoll set, or a kqueue, level-triggered. Any thread may change it; the loop asks it for
+/// events. The owner closes it.
 struct PollSet: Sendable {
   /// An event of a descriptor: the number that it was added with, and the mask of `poll(2)`.
   typealias Event = ckernel_readiness

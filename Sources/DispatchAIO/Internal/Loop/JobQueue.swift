@@ -23,7 +23,7 @@ final class JobQueue: @unchecked Sendable {
   /// The time after which they do so, in nanoseconds; the clock is read after each eight jobs.
   static let longestPass: UInt64 = 100_000
 
-  let queue: DispatchQueue
+  var queue: DispatchQueue { marked.queue }
 
   private let marked: MarkedQueue
   /// The thread that runs a turn of the loop, or a pass of this queue, either of which looks for
@@ -80,7 +80,6 @@ final class JobQueue: @unchecked Sendable {
 
   init(_ marked: MarkedQueue) {
     self.marked = marked
-    queue = marked.queue
     unsafe state = .allocate(capacity: 1)
     unsafe state.initialize(to: State())
   }

@@ -36,7 +36,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// The most waiters that get a slot, or are ended, in one iteration.
   static let admissionsPerPass = 1024
 
-  let queue: DispatchQueue
+  private let marked: MarkedQueue
+  var queue: DispatchQueue { marked.queue }
   let settings: Settings
   let table: RequestTable<Delivery>
   /// Descriptors and timers.
@@ -98,8 +99,8 @@ final class Loop: SlotOwner, @unchecked Sendable {
   init(_ settings: Settings, kernel: SystemKernel, queue: DispatchQueue?) throws(Errno) {
     self.settings = settings
     pollsByDispatch = !kernel.takesRequests
-    jobs = JobQueue(MarkedQueue(queue))
-    self.queue = jobs.queue
+    marked = MarkedQueue(queue)
+    jobs = JobQueue(marked)
     self.kernel = kernel
     let event: EventDescriptor
     do {
@@ -126,7 +127,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
     // Nobody can sleep in a kernel that completes nothing.
     if !kernel.takesRequests { wait.sleepBound = 0 }
     self.wait = AdaptiveWait(wait)
-    let scheduler = TurnScheduler(queue: self.queue, event: event, kernel: kernel)
+    let scheduler = TurnScheduler(queue: marked, event: event, kernel: kernel)
     self.scheduler = scheduler
     offloadPool = OffloadPool(queue: offloadQueue, limit: limit) {
       let worker = WorkerBox(OffloadWorker(kernel: kernel, table: table, event: event.rawValue))

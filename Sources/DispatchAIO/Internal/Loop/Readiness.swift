@@ -317,7 +317,7 @@ final class Readiness: Sendable {
       }
       settle(fd, watched, &state)
     }
-    if ready.count == before {
+    if ready.count == before, !events.isDisjoint(with: ends) {
       // A hang-up or an error, which the set reports unasked, of a descriptor for which nobody
       // waits now: it leaves the set until a source of it runs.
       set.remove(fd)

@@ -12,7 +12,7 @@ final class TurnScheduler: @unchecked Sendable {
   /// The first and the longest delay before a retry, after the kernel has refused, in milliseconds.
   private static let retryDelays = (first: 1, longest: 16)
 
-  private let queue: DispatchQueue
+  private let marked: MarkedQueue
   private let event: EventDescriptor
   private let source: any DispatchSourceRead
   private let kernel: SystemKernel
@@ -41,11 +41,11 @@ final class TurnScheduler: @unchecked Sendable {
   /// The number of times that the eventfd has woken the queue.
   private(set) var wakeups = 0
 
-  init(queue: DispatchQueue, event: EventDescriptor, kernel: SystemKernel) {
-    self.queue = queue
+  init(queue: MarkedQueue, event: EventDescriptor, kernel: SystemKernel) {
+    marked = queue
     self.event = event
     self.kernel = kernel
-    source = DispatchSource.makeReadSource(fileDescriptor: event.rawValue, queue: queue)
+    source = DispatchSource.makeReadSource(fileDescriptor: event.rawValue, queue: queue.queue)
   }
 
   /// Starts.
@@ -86,6 +86,8 @@ final class TurnScheduler: @unchecked Sendable {
   }
 
   // MARK: From any thread
+
+  private var queue: DispatchQueue { marked.queue }
 
   /// Schedules a turn unless one is scheduled, and ends its wait in the ring.
   @inline(__always)
