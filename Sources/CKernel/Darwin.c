@@ -71,32 +71,10 @@ int ckernel_open(int directory, const char *path, int flags, mode_t mode, uint64
   return answer;
 }
 
-// Opens the file of a descriptor once more, by its path, which must still lead to it.
-static int reopen(int fd, int flags) {
+int ckernel_platform_reopen(int fd, int flags) {
   char path[MAXPATHLEN];
   if (fcntl(fd, F_GETPATH, path) < 0) return -errno;
-  const int again = ckernel_open(AT_FDCWD, path, flags | O_CLOEXEC | O_NOFOLLOW, 0, 0);
-  if (again < 0) return again;
-  struct stat old_status, new_status;
-  if (fstat(fd, &old_status) == 0 && fstat(again, &new_status) == 0 &&
-      old_status.st_dev == new_status.st_dev && old_status.st_ino == new_status.st_ino) {
-    return again;
-  }
-  close(again);
-  return -ESTALE;
-}
-
-int ckernel_reopen_direct(int fd) {
-  const int again = reopen(fd, O_RDONLY | ckernel_o_direct);
-  if (again < 0 || !ckernel_is_among_last(again)) return again;
-  close(again);
-  return -EMFILE;
-}
-
-int ckernel_reopen_buffered(int fd) {
-  const int flags = fcntl(fd, F_GETFL);
-  if (flags < 0) return -errno;
-  return reopen(fd, O_WRONLY | (flags & (O_APPEND | O_DSYNC | O_SYNC)));
+  return ckernel_open(AT_FDCWD, path, flags | O_NOFOLLOW, 0, 0);
 }
 
 int ckernel_link(int fd, int directory, const char *name) {
@@ -240,7 +218,7 @@ int64_t ckernel_append(int fd, const void *vectors, int count, int flags, int64_
   if (flags & ~(rwf_dsync | rwf_sync)) return -EOPNOTSUPP;
   const int own = fcntl(fd, F_GETFL);
   if (own < 0) return -errno;
-  const int file = own & O_APPEND ? fd : reopen(fd, O_WRONLY | O_APPEND | (own & ckernel_o_direct));
+  const int file = own & O_APPEND ? fd : ckernel_reopen(fd, O_WRONLY | O_APPEND, ckernel_o_direct);
   if (file < 0) return file;
   int64_t answer = writev(file, vectors, count);
   if (answer < 0) {
@@ -264,7 +242,7 @@ int ckernel_fsync(int fd) {
 
 int ckernel_fdatasync(int fd) { return ckernel_fsync(fd); }
 
-int64_t platform_sendfile(int socket, int fd, int64_t offset, uint64_t count) {
+int64_t ckernel_platform_sendfile(int socket, int fd, int64_t offset, uint64_t count) {
   // 0 would be up to the end of the file.
   if (count == 0) return 0;
   off_t sent = (off_t)count;
@@ -299,16 +277,9 @@ int ckernel_fallocate(int fd, int mode, int64_t offset, int64_t length) {
   return -EOPNOTSUPP;
 }
 
-int ckernel_lock(int fd, int type, int64_t start, int64_t length) {
-  struct flock lock = {
-      .l_type = (short)type, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
-  if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
-  return errno == EACCES ? -EAGAIN : -errno;
-}
-
 // MARK: Signals
 
-void platform_take_signal(const sigset_t *only, int number) {
+void ckernel_platform_take_signal(const sigset_t *only, int number) {
   sigset_t pending;
   if (sigpending(&pending) == 0 && sigismember(&pending, number)) {
     int taken;

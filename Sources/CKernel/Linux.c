@@ -248,36 +248,10 @@ int ckernel_cache_block_map(int fd) {
   return ioctl(fd, _IO('f', 18)) < 0 ? -errno : 0;
 }
 
-// Opens the file of a descriptor once more, with those of its flags that are `kept`.
-static int reopen(int fd, int mode, int kept) {
+int ckernel_platform_reopen(int fd, int flags) {
   char path[32];
   snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-  const int flags = fcntl(fd, F_GETFL);
-  if (flags < 0) return -errno;
-  int again;
-  do {
-    again = open(path, mode | O_CLOEXEC | (flags & kept));
-  } while (again < 0 && errno == EINTR);
-  if (again < 0) return -errno;
-  // What is mounted at /proc may be something else.
-  struct stat old_status, new_status;
-  if (fstat(fd, &old_status) == 0 && fstat(again, &new_status) == 0 &&
-      old_status.st_dev == new_status.st_dev && old_status.st_ino == new_status.st_ino) {
-    return again;
-  }
-  close(again);
-  return -ESTALE;
-}
-
-int ckernel_reopen_direct(int fd) {
-  const int again = reopen(fd, O_RDONLY | O_DIRECT, O_NOATIME);
-  if (again < 0 || !ckernel_is_among_last(again)) return again;
-  close(again);
-  return -EMFILE;
-}
-
-int ckernel_reopen_buffered(int fd) {
-  return reopen(fd, O_WRONLY, O_NOATIME | O_APPEND | O_DSYNC | O_SYNC);
+  return ckernel_open(AT_FDCWD, path, flags, 0, 0);
 }
 
 int64_t ckernel_cached_bytes(int fd, int64_t offset, int64_t length) {
@@ -317,12 +291,12 @@ int64_t ckernel_read_at(int fd, void *memory, uintptr_t length, int64_t offset, 
   return count < 0 ? -errno : count;
 }
 
-int64_t platform_sendfile(int socket, int fd, int64_t offset, uint64_t count) {
+int64_t ckernel_platform_sendfile(int socket, int fd, int64_t offset, uint64_t count) {
   const ssize_t result = sendfile(socket, fd, &offset, count);
   return result < 0 ? -errno : result;
 }
 
-void platform_take_signal(const sigset_t *only, int number) {
+void ckernel_platform_take_signal(const sigset_t *only, int number) {
   (void)number;
   const struct timespec now = {0, 0};
   while (sigtimedwait(only, NULL, &now) < 0 && errno == EINTR) {
@@ -409,13 +383,6 @@ int ckernel_clone_range(int from, int64_t from_offset, int64_t length, int to, i
                                    .src_length = (uint64_t)length,
                                    .dest_offset = (uint64_t)to_offset};
   return ioctl(to, FICLONERANGE, &range) < 0 ? -errno : 0;
-}
-
-int ckernel_lock(int fd, int type, int64_t start, int64_t length) {
-  struct flock lock = {
-      .l_type = (short)type, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
-  if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
-  return errno == EACCES ? -EAGAIN : -errno;
 }
 
 int ckernel_rename(int from, const char *old_name, int to, const char *new_name, int exclusive) {

@@ -45,6 +45,35 @@ int ckernel_is_among_last(int fd) {
   return getrlimit(RLIMIT_NOFILE, &limit) == 0 && (rlim_t)fd + spare >= limit.rlim_cur;
 }
 
+int ckernel_reopen(int fd, int mode, int kept) {
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return -errno;
+  const int again = ckernel_platform_reopen(fd, mode | O_CLOEXEC | (flags & kept));
+  if (again < 0) return again;
+  struct stat old_status, new_status;
+  if (fstat(fd, &old_status) == 0 && fstat(again, &new_status) == 0 &&
+      old_status.st_dev == new_status.st_dev && old_status.st_ino == new_status.st_ino) {
+    return again;
+  }
+  close(again);
+  return -ESTALE;
+}
+
+#ifndef O_NOATIME
+#define O_NOATIME 0  // Darwin has none
+#endif
+
+int ckernel_reopen_direct(int fd) {
+  const int again = ckernel_reopen(fd, O_RDONLY | ckernel_o_direct, O_NOATIME);
+  if (again < 0 || !ckernel_is_among_last(again)) return again;
+  close(again);
+  return -EMFILE;
+}
+
+int ckernel_reopen_buffered(int fd) {
+  return ckernel_reopen(fd, O_WRONLY, O_NOATIME | O_APPEND | O_DSYNC | O_SYNC);
+}
+
 int ckernel_check_socket(int fd) {
   int type;
   socklen_t size = sizeof type;
@@ -58,7 +87,7 @@ int ckernel_check_socket(int fd) {
 static int64_t send_file(int socket, int fd, int64_t offset, uint64_t count) {
   int64_t result;
   do {
-    result = platform_sendfile(socket, fd, offset, count);
+    result = ckernel_platform_sendfile(socket, fd, offset, count);
   } while (result == -EINTR);
   return result;
 }
@@ -77,7 +106,7 @@ int64_t ckernel_sendfile(int socket, int fd, int64_t offset, uint64_t count) {
   int64_t answer = send_file(socket, fd, offset, count);
   if (!sigismember(&mask, SIGPIPE)) {
     // Where it was not masked, none was pending: this one is ours.
-    if (answer == -EPIPE) platform_take_signal(&only, SIGPIPE);
+    if (answer == -EPIPE) ckernel_platform_take_signal(&only, SIGPIPE);
     pthread_sigmask(SIG_SETMASK, &mask, NULL);
   }
   return answer;
@@ -127,7 +156,7 @@ void ckernel_size_signal_restore(const struct ckernel_size_signal *signal, int m
   if (may_be_raised && !signal->was_pending) {
     sigset_t only;
     only_size_signal(&only);
-    platform_take_signal(&only, SIGXFSZ);
+    ckernel_platform_take_signal(&only, SIGXFSZ);
   }
   pthread_sigmask(SIG_SETMASK, &signal->mask, NULL);
 }
@@ -141,6 +170,13 @@ int ckernel_ftruncate(int fd, int64_t size) {
   } while (result == -EINTR);
   ckernel_size_signal_restore(&signal, result == -EFBIG);
   return result;
+}
+
+int ckernel_lock(int fd, int type, int64_t start, int64_t length) {
+  struct flock lock = {
+      .l_type = (short)type, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
+  if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
+  return errno == EACCES ? -EAGAIN : -errno;
 }
 
 int64_t ckernel_seek(int fd, int64_t offset, int hole) {
@@ -165,7 +201,7 @@ int ckernel_is_resident(const void *base, uintptr_t length) {
   const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
   uintptr_t at = (uintptr_t)base & ~(page - 1);
   const uintptr_t end = (uintptr_t)base + length;
-  platform_page pages[256];
+  ckernel_platform_page pages[256];
   while (at < end) {
     uintptr_t count = (end - at + page - 1) / page;
     if (count > sizeof pages) count = sizeof pages;
