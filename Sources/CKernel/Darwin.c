@@ -90,23 +90,11 @@ int ckernel_rename(int from, const char *old_name, int to, const char *new_name,
 
 int ckernel_status(int fd, int asks_nobody, struct ckernel_status *status) {
   (void)asks_nobody;
-  struct stat stat;
-  if (fstat(fd, &stat) < 0) return -errno;
-  *status = (struct ckernel_status){
-      .size = stat.st_size,
-      .modified_seconds = stat.st_mtimespec.tv_sec,
-      .changed_seconds = stat.st_ctimespec.tv_sec,
-      .modified_nanoseconds = (uint32_t)stat.st_mtimespec.tv_nsec,
-      .changed_nanoseconds = (uint32_t)stat.st_ctimespec.tv_nsec,
-      .inode = stat.st_ino,
-      .links = stat.st_nlink,
-      .device = (uint64_t)stat.st_dev,
-      .represented_device = (uint64_t)stat.st_rdev,
-      .mode = stat.st_mode,
-      // F_NOCACHE copies what is not aligned.
-      .has_alignment = 1,
-      .memory_alignment = 1,
-      .offset_alignment = 1};
+  const int answer = ckernel_status_by_fstat(fd, status);
+  if (answer < 0) return answer;
+  // F_NOCACHE copies what is not aligned.
+  status->has_alignment = 1;
+  status->memory_alignment = status->offset_alignment = 1;
   return 0;
 }
 
@@ -212,23 +200,25 @@ int64_t ckernel_pwritev(int fd, const void *vectors, int count, int64_t offset, 
   return synced < 0 ? synced : answer;
 }
 
-// O_APPEND finds the end and writes in one step, and its description's position tells where. A
-// description without it gets one beside it for the call.
+// O_APPEND finds the end and writes in one step, and its description's position tells where.
+static int64_t append(int fd, const void *vectors, int count, int flags, int64_t *start) {
+  const ssize_t answer = writev(fd, vectors, count);
+  if (answer < 0) return -errno;
+  const off_t end = lseek(fd, 0, answer > 0 ? SEEK_CUR : SEEK_END);
+  if (end < 0) return -errno;
+  *start = end - answer;
+  const int synced = flags ? ckernel_fsync(fd) : 0;
+  return synced < 0 ? synced : answer;
+}
+
+// A description without O_APPEND gets one beside it for the call.
 int64_t ckernel_append(int fd, const void *vectors, int count, int flags, int64_t *start) {
   if (flags & ~(rwf_dsync | rwf_sync)) return -EOPNOTSUPP;
   const int own = fcntl(fd, F_GETFL);
   if (own < 0) return -errno;
   const int file = own & O_APPEND ? fd : ckernel_reopen(fd, O_WRONLY | O_APPEND, ckernel_o_direct);
   if (file < 0) return file;
-  int64_t answer = writev(file, vectors, count);
-  if (answer < 0) {
-    answer = -errno;
-  } else {
-    const off_t end = lseek(file, 0, answer > 0 ? SEEK_CUR : SEEK_END);
-    const int synced = flags ? ckernel_fsync(file) : 0;
-    *start = end - answer;
-    if (end < 0 || synced < 0) answer = end < 0 ? -errno : synced;
-  }
+  const int64_t answer = append(file, vectors, count, flags, start);
   if (file != fd) close(file);
   return answer;
 }

@@ -93,34 +93,34 @@ int ckernel_timer_set(int fd, uint64_t nanoseconds) {
 
 int ckernel_poll_set_create(void) { return create(); }
 
-static int set_filter(int set, int fd, int filter, int flags, unsigned notes, int64_t data,
-                      uint64_t name) {
-  const int answer = change(set, (uintptr_t)fd, filter, flags, notes, data, name);
-  return answer == -ENOENT && flags == EV_DELETE ? 0 : answer;
-}
-
+// Those that are not there are no error.
 static void remove_filters(int set, int fd) {
   const int filters[] = {EVFILT_READ, EVFILT_WRITE, EVFILT_EXCEPT};
   for (unsigned index = 0; index < sizeof filters / sizeof filters[0]; index++) {
-    set_filter(set, fd, filters[index], EV_DELETE, 0, 0, 0);
+    change(set, (uintptr_t)fd, filters[index], EV_DELETE, 0, 0, 0);
   }
 }
 
+static int add_filters(int set, int fd, uint32_t events, uint64_t name) {
+  const uintptr_t identity = (uintptr_t)fd;
+  // Without POLLIN for the end of the stream alone: no number of bytes is enough, and it is told
+  // once.
+  int answer = events & POLLIN ? change(set, identity, EVFILT_READ, EV_ADD, 0, 0, name)
+                               : change(set, identity, EVFILT_READ, EV_ADD | EV_CLEAR, NOTE_LOWAT,
+                                        INT_MAX, name);
+  if (answer == 0 && events & POLLOUT) {
+    answer = change(set, identity, EVFILT_WRITE, EV_ADD, 0, 0, name);
+  }
+  if (answer == 0 && events & POLLPRI) {
+    answer = change(set, identity, EVFILT_EXCEPT, EV_ADD, NOTE_OOB, 0, name);
+  }
+  return answer;
+}
+
 static int set_filters(int set, int fd, uint32_t events, uint64_t name) {
-  int answer = 0;
-  if (events & POLLIN) {
-    answer = set_filter(set, fd, EVFILT_READ, EV_ADD, 0, 0, name);
-  } else {
-    // For the end of the stream alone: no number of bytes is enough, and it is told once.
-    answer = set_filter(set, fd, EVFILT_READ, EV_ADD | EV_CLEAR, NOTE_LOWAT, INT_MAX, name);
-  }
-  if (answer == 0) {
-    answer = set_filter(set, fd, EVFILT_WRITE, events & POLLOUT ? EV_ADD : EV_DELETE, 0, 0, name);
-  }
-  if (answer == 0) {
-    answer = set_filter(set, fd, EVFILT_EXCEPT, events & POLLPRI ? EV_ADD : EV_DELETE, NOTE_OOB, 0,
-                        name);
-  }
+  // One that is there keeps its EV_CLEAR, or its lack, when it is added again.
+  remove_filters(set, fd);
+  const int answer = add_filters(set, fd, events, name);
   // Half of it would be told under a name that nobody knows.
   if (answer < 0) remove_filters(set, fd);
   return answer;

@@ -161,30 +161,13 @@ static uint64_t mount_name(const struct statx_with_dioalign *answer) {
   return (uint64_t)answer->dev_major << 52 ^ (uint64_t)answer->dev_minor << 32 ^ answer->mnt_id;
 }
 
-static int status_by_fstat(int fd, struct ckernel_status *status) {
-  struct stat stat;
-  if (fstat(fd, &stat) < 0) return -errno;
-  *status = (struct ckernel_status){
-      .size = stat.st_size,
-      .modified_seconds = stat.st_mtim.tv_sec,
-      .changed_seconds = stat.st_ctim.tv_sec,
-      .modified_nanoseconds = (uint32_t)stat.st_mtim.tv_nsec,
-      .changed_nanoseconds = (uint32_t)stat.st_ctim.tv_nsec,
-      .inode = stat.st_ino,
-      .links = stat.st_nlink,
-      .device = stat.st_dev,
-      .represented_device = stat.st_rdev,
-      .mode = stat.st_mode};
-  return 0;
-}
-
 int ckernel_status(int fd, int asks_nobody, struct ckernel_status *status) {
   struct statx_with_dioalign answer = {0};
   const unsigned mask = asks_nobody ? statx_type : statx_basic_stats | statx_dioalign | statx_write_atomic;
   const int flags = AT_EMPTY_PATH | (asks_nobody ? at_statx_dont_sync : 0);
   if (syscall(SYS_statx, fd, "", flags, mask | statx_mount | statx_unique_mount, &answer) < 0) {
     // fstat may ask the file's server.
-    return asks_nobody ? -errno : status_by_fstat(fd, status);
+    return asks_nobody ? -errno : ckernel_status_by_fstat(fd, status);
   }
   *status = (struct ckernel_status){
       .size = (int64_t)answer.size,

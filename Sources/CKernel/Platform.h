@@ -8,12 +8,17 @@
 #include <signal.h>
 #include <stdint.h>
 
+#include "CKernel.h"
+
 // Opens the file of a descriptor once more, by the path that names it: a descriptor or -errno.
 int ckernel_platform_reopen(int fd, int flags);
 
 // The same, with those of the descriptor's flags that are `kept`. -ESTALE if the path leads to
 // something else.
 int ckernel_reopen(int fd, int mode, int kept);
+
+// What fstat(2) says of an open file.
+int ckernel_status_by_fstat(int fd, struct ckernel_status *status);
 
 // sendfile(2), once: a count or -errno. May raise SIGPIPE.
 int64_t ckernel_platform_sendfile(int socket, int fd, int64_t offset, uint64_t count);

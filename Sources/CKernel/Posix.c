@@ -39,6 +39,28 @@ int64_t ckernel_link_count(int fd) {
   return fstat(fd, &stat) < 0 ? -errno : (int64_t)stat.st_nlink;
 }
 
+#ifdef __APPLE__
+#define st_mtim st_mtimespec
+#define st_ctim st_ctimespec
+#endif
+
+int ckernel_status_by_fstat(int fd, struct ckernel_status *status) {
+  struct stat stat;
+  if (fstat(fd, &stat) < 0) return -errno;
+  *status = (struct ckernel_status){
+      .size = stat.st_size,
+      .modified_seconds = stat.st_mtim.tv_sec,
+      .changed_seconds = stat.st_ctim.tv_sec,
+      .modified_nanoseconds = (uint32_t)stat.st_mtim.tv_nsec,
+      .changed_nanoseconds = (uint32_t)stat.st_ctim.tv_nsec,
+      .inode = stat.st_ino,
+      .links = stat.st_nlink,
+      .device = (uint64_t)stat.st_dev,
+      .represented_device = (uint64_t)stat.st_rdev,
+      .mode = stat.st_mode};
+  return 0;
+}
+
 int ckernel_is_among_last(int fd) {
   const int spare = 16;
   struct rlimit limit;

@@ -193,7 +193,7 @@ extension AIODirectory {
   func openBeneath(
     _ path: FilePath, _ flags: Int32, _ subject: AIOError.Subject
   ) throws(AIOError) -> Int32 {
-    let answer = FileOpening.openat2(path, flags | O_CLOEXEC, beneath: self)
+    let answer = FileOpening.open(path, flags | O_CLOEXEC, beneath: self)
     if answer >= 0 { return answer }
     throw answer == -ENOSYS ? .noOpenat2(subject) : AIOError(errno: -answer, subject)
   }

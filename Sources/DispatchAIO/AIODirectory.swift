@@ -37,7 +37,7 @@ public final class AIODirectory: Sendable {
   ///   ``AIOError/Code/permissionDenied``, ``AIOError/Code/descriptorLimit``, or
   ///   ``AIOError/Code/system``, as for what is no directory (`ENOTDIR`).
   public static func open(_ path: FilePath) throws(AIOError) -> AIODirectory {
-    let answer = FileOpening.open(path, ckernel_o_path | O_DIRECTORY | O_CLOEXEC, [])
+    let answer = FileOpening.open(path, ckernel_o_path | O_DIRECTORY | O_CLOEXEC)
     let subject = AIOError.Subject(operation: .open, path: path)
     guard answer >= 0 else { throw AIOError(errno: -answer, subject) }
     do {

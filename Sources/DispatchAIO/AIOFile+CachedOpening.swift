@@ -74,7 +74,7 @@ extension FileOpening {
   ) throws(AIOError) -> AtOnce {
     // Beneath a directory, a link leads to no other mount.
     let noFollow = directory == nil || options.contains(.noFollow) ? O_NOFOLLOW : 0
-    let answer = Self.openat2(
+    let answer = Self.open(
       path, cachedFlags | noFollow, beneath: directory, resolve: cachedRules)
     if answer == -ENOENT { throw AIOError(errno: ENOENT, subject) }
     if answer == -ELOOP, !options.contains(.noFollow) { return .isLink }
@@ -120,7 +120,7 @@ extension FileOpening {
     noFollow: Bool
   ) throws(AIOError) -> (descriptor: Int32, mode: mode_t, mount: UInt64)? {
     let flags = ckernel_o_path | O_CLOEXEC | (noFollow ? O_NOFOLLOW : 0)
-    let place = Self.openat2(path, flags, beneath: directory, resolve: cachedRules)
+    let place = Self.open(path, flags, beneath: directory, resolve: cachedRules)
     if place == -ENOENT { throw AIOError(errno: ENOENT, subject) }
     guard place >= 0 else { return nil }
     guard let status = try? ckernel_status(of: place, asksNobody: true) else {

@@ -232,19 +232,18 @@ struct FileOpening {
   ///
   /// - Returns: The descriptor, or a negative errno.
   private func call(_ path: FilePath, _ flags: Int32) -> Int32 {
-    guard directory != nil else { return Self.open(path, flags, permissions) }
-    return Self.openat2(path, flags, beneath: directory, permissions)
+    Self.open(path, flags, beneath: directory, permissions)
   }
 
-  /// Calls openat2(2).
+  /// Calls open(2), or openat2(2) beneath a directory and where there are rules.
   ///
   /// - Parameters:
   ///   - directory: The directory that the path must stay beneath, if any.
   ///   - permissions: Those of a file that is created.
   ///   - resolve: The rules beside those that keep the path beneath the directory.
   /// - Returns: The descriptor, which the caller closes, or a negative errno.
-  static func openat2(
-    _ path: FilePath, _ flags: Int32, beneath directory: AIODirectory?,
+  static func open(
+    _ path: FilePath, _ flags: Int32, beneath directory: AIODirectory? = nil,
     _ permissions: FilePermissions = [], resolve: UInt64 = 0
   ) -> Int32 {
     var resolve = resolve
@@ -255,16 +254,6 @@ struct FileOpening {
       unsafe ckernel_open(
         directory?.descriptor ?? ckernel_at_cwd, $0, flags, creates ? permissions.rawValue : 0,
         resolve)
-    }
-  }
-
-  /// Calls open(2), and repeats it when a signal interrupts it.
-  ///
-  /// - Returns: The descriptor, or a negative errno.
-  static func open(_ path: FilePath, _ flags: Int32, _ permissions: FilePermissions) -> Int32 {
-    // The path's bytes are used during the call only.
-    unsafe path.withPlatformString {
-      unsafe ckernel_open(ckernel_at_cwd, $0, flags, permissions.rawValue, 0)
     }
   }
 

@@ -291,7 +291,7 @@ public final class AIOReplacement: Sendable {
     if let directory {
       return try directory.openBeneath(parent.isEmpty ? "." : parent, flags, subject)
     }
-    let answer = FileOpening.open(parent.isEmpty ? "." : parent, flags | O_CLOEXEC, [])
+    let answer = FileOpening.open(parent.isEmpty ? "." : parent, flags | O_CLOEXEC)
     guard answer >= 0 else { throw AIOError(errno: -answer, subject) }
     return answer
   }

@@ -12,20 +12,19 @@ struct FileFacts {
   let size: Int64
   /// A strong validator: the time of the last change, to the nanosecond, and the size.
   let eTag: String
+  private let validator: Validator
   /// The time of the last change in whole seconds since 1970.
-  let modified: Int64
+  var modified: Int64 { validator.modified }
 
   init(_ status: AIOFile.Status) {
     let time = status.modificationTime
     size = status.size
-    modified = time.seconds
     eTag = """
       "\(String(time.seconds, radix: 16)).\(String(time.nanoseconds, radix: 16))-\
       \(String(status.size, radix: 16))"
       """
+    validator = Validator(tag: Array(eTag.utf8), modified: time.seconds)
   }
-
-  private var validator: Validator { Validator(tag: Array(eTag.utf8), modified: modified) }
 
   /// What becomes of a request that reads.
   func condition(_ headers: HTTPHeaders) -> Conditions.Outcome {

@@ -4,7 +4,7 @@
 
 extension Span<UInt8> {
   /// A place without the blanks at its ends.
-  func trimmed(_ place: Range<Int>) -> Range<Int> {
+  package func trimmed(_ place: Range<Int>) -> Range<Int> {
     var (start, end) = (place.lowerBound, place.upperBound)
     while start < end, isBlank(start) { start += 1 }
     while end > start, isBlank(end - 1) { end -= 1 }
@@ -58,7 +58,7 @@ extension Span<UInt8> {
 
   /// Calls `body` for each element of a list with commas, trimmed; those that are empty are left
   /// out. No comma in quotes is a separator.
-  func forEachElement(in list: Range<Int>, _ body: (Range<Int>) -> Void) {
+  package func forEachElement(in list: Range<Int>, _ body: (Range<Int>) -> Void) {
     var (start, isQuoted) = (list.lowerBound, false)
     for index in list.lowerBound...list.upperBound {
       if index < list.upperBound {

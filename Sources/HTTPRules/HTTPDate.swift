@@ -18,13 +18,7 @@ package enum HTTPDate {
     var text = Text()
     text.append(days[moment.weekday])
     text.append(", ")
-    text.append(two: moment.date)
-    text.append(" ")
-    text.append(months[moment.month - 1])
-    text.append(" ")
-    text.append(year: moment.year)
-    text.append(" ")
-    text.append(time: moment.time)
+    text.append(moment, between: " ", beforeTime: " ")
     text.append(" GMT")
     return text.bytes
   }
@@ -37,15 +31,8 @@ package enum HTTPDate {
 
   /// `06/Nov/1994:08:49:37 +0000`, as access logs have it.
   package static func logText(_ seconds: Int64) -> String {
-    let moment = Moment(seconds)
     var text = Text()
-    text.append(two: moment.date)
-    text.append("/")
-    text.append(months[moment.month - 1])
-    text.append("/")
-    text.append(year: moment.year)
-    text.append(":")
-    text.append(time: moment.time)
+    text.append(Moment(seconds), between: "/", beforeTime: ":")
     text.append(" +0000")
     return String(decoding: (0..<text.count).map { text.bytes[$0] }, as: UTF8.self)
   }
@@ -137,22 +124,27 @@ package enum HTTPDate {
       for index in 0..<text.utf8CodeUnitCount { append(unsafe text.utf8Start[index]) }
     }
 
+    /// The date, what is between its parts, and the time.
+    mutating func append(
+      _ moment: Moment, between separator: StaticString, beforeTime: StaticString
+    ) {
+      append(two: moment.date)
+      append(separator)
+      append(months[moment.month - 1])
+      append(separator)
+      append(two: moment.year / 100)
+      append(two: moment.year % 100)
+      append(beforeTime)
+      append(two: moment.time / 3600)
+      append(":")
+      append(two: moment.time / 60 % 60)
+      append(":")
+      append(two: moment.time % 60)
+    }
+
     mutating func append(two number: Int64) {
       append(UInt8(ascii: "0") + UInt8(number / 10))
       append(UInt8(ascii: "0") + UInt8(number % 10))
-    }
-
-    mutating func append(year: Int64) {
-      append(two: year / 100)
-      append(two: year % 100)
-    }
-
-    mutating func append(time: Int64) {
-      append(two: time / 3600)
-      append(":")
-      append(two: time / 60 % 60)
-      append(":")
-      append(two: time % 60)
     }
   }
 }

@@ -3,6 +3,7 @@
 // Bytes as they are on the wire: no String is made of a request.
 
 import Glibc
+import HTTPRules
 
 typealias Bytes = UnsafeRawBufferPointer
 
@@ -46,28 +47,12 @@ extension UnsafeRawBufferPointer {
   }
 
   /// Without the spaces and tabs around it.
-  var trimmed: Bytes {
-    var (first, end) = (0, count)
-    while first < end, Self.isBlank(self[first]) { first += 1 }
-    while end > first, Self.isBlank(self[end - 1]) { end -= 1 }
-    return Bytes(rebasing: self[first..<end])
-  }
-
-  private static func isBlank(_ byte: UInt8) -> Bool { byte == 0x20 || byte == 0x09 }
+  var trimmed: Bytes { Bytes(rebasing: self[octets.span.trimmed(0..<count)]) }
 
   /// Calls `body` for each element of a list with commas, trimmed; those that are empty are left
   /// out. No comma in quotes is a separator.
   func forEachElement(_ body: (Bytes) -> Void) {
-    var (start, isQuoted) = (0, false)
-    for index in 0...count {
-      if index < count {
-        if self[index] == UInt8(ascii: "\"") { isQuoted.toggle() }
-        guard self[index] == UInt8(ascii: ","), !isQuoted else { continue }
-      }
-      let element = Bytes(rebasing: self[start..<index]).trimmed
-      if !element.isEmpty { body(element) }
-      start = index + 1
-    }
+    octets.span.forEachElement(in: 0..<count) { body(Bytes(rebasing: self[$0])) }
   }
 
   /// The number that the bytes are in decimal digits, if they are nothing else, and it fits.

@@ -36,8 +36,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   /// The most waiters that get a slot, or are ended, in one iteration.
   static let admissionsPerPass = 1024
 
-  private let marked: MarkedQueue
-  var queue: DispatchQueue { marked.queue }
+  var queue: DispatchQueue { jobs.queue }
   let settings: Settings
   let table: RequestTable<Delivery>
   /// Descriptors and timers.
@@ -99,7 +98,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
   init(_ settings: Settings, kernel: SystemKernel, queue: DispatchQueue?) throws(Errno) {
     self.settings = settings
     pollsByDispatch = !kernel.takesRequests
-    marked = MarkedQueue(queue)
+    let marked = MarkedQueue(queue)
     jobs = JobQueue(marked)
     self.kernel = kernel
     let event: EventDescriptor
