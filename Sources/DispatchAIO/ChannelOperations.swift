@@ -36,6 +36,8 @@ class ChannelTransfer: @unchecked Sendable {
   /// The most bytes of one request.
   var chunkSize: Int { min(limits.high, 1 << 20) }
 
+  /// Whether it asks for no bytes, and so ends without a look at the offset or the file's mode.
+  var isEmpty: Bool { false }
   /// Whether it is one request, which may be made on any thread.
   var isShort: Bool { false }
   /// Makes the first requests.
@@ -51,6 +53,7 @@ class ChannelTransfer: @unchecked Sendable {
     switch result {
     case .failure(let error): end(error.rawValue, inPlace: false)
     case .success(let opened):
+      guard !isEmpty else { return end(0, inPlace: false) }
       guard offset != nil else { return end(EINVAL, inPlace: false) }
       self.opened = opened
       if isShort && limits.interval == nil { return begin(opened) }
@@ -121,13 +124,12 @@ final class ChannelRead: ChannelTransfer, @unchecked Sendable {
     next = 0
     super.init(core, offset, queue, handler)
     next = self.offset ?? 0
-    left = Int(min(Int64(left), Int64.max - next))
   }
 
+  override var isEmpty: Bool { left == 0 }
   override var isShort: Bool { left <= chunkSize }
 
   override func begin(_ opened: ChannelCore.Opened) {
-    guard left > 0 else { return end(0, inPlace: false) }
     if isShort { issueOne(opened) } else { issue(opened) }
   }
 
@@ -141,7 +143,8 @@ final class ChannelRead: ChannelTransfer, @unchecked Sendable {
     let chunk = Chunk(min(left, chunkSize))
     chunks.append(chunk)
     let offset = next
-    (next, left) = (next + Int64(chunk.count), left - chunk.count)
+    // A chunk that ends behind the last offset is refused, and with it the read ends.
+    (next, left) = (next &+ Int64(chunk.count), left - chunk.count)
     opened.context.readData(opened.file, from: offset, count: chunk.count) { [self] result in
       chunk.result = result
       drain(opened)
@@ -206,12 +209,10 @@ final class ChannelWrite: ChannelTransfer, @unchecked Sendable {
     next = self.offset ?? 0
   }
 
+  override var isEmpty: Bool { data.count == 0 }
   override var isShort: Bool { data.count <= chunkSize }
 
-  override func begin(_ opened: ChannelCore.Opened) {
-    guard data.count > 0 else { return end(0, inPlace: false) }
-    write(opened)
-  }
+  override func begin(_ opened: ChannelCore.Opened) { write(opened) }
 
   private func write(_ opened: ChannelCore.Opened) {
     let chunk = data.subdata(in: 0..<min(data.count, chunkSize))

@@ -146,6 +146,47 @@ final class ChannelTests: XCTestCase {
     XCTAssertEqual(try directory.contents("ours"), try directory.contents("theirs"))
   }
 
+  /// Goal: offsets that no file has, and the ends of what an offset can be, lead to the same end,
+  /// and nothing is wrong with an operation of no bytes wherever it is.
+  func testEdgesAgainstDispatchIO() throws {
+    let directory = try temporaryDirectory()
+    let paths = try [makeFile(directory, "ours"), makeFile(directory, "theirs")]
+    let descriptors = paths.map { open($0, O_RDWR) }
+    defer { for descriptor in descriptors { close(descriptor) } }
+    for descriptor in descriptors { lseek(descriptor, 1000, SEEK_SET) }
+    let (closed, otherClosed) = (Promise<Int32>(), Promise<Int32>())
+    let ours = AIOChannel(type: .random, fileDescriptor: descriptors[0], queue: queue) {
+      closed.fulfil($0)
+    }
+    let theirs = DispatchIO(type: .random, fileDescriptor: descriptors[1], queue: queue) {
+      otherClosed.fulfil($0)
+    }
+    let offsets: [off_t] = [
+      .min, -1001, -1000, 0, off_t(Self.size) - 1000, .max / 2, .max - 1010, .max - 1001,
+      .max - 1000,
+    ]
+    for offset in offsets {
+      for length in [0, 1, 10, 100_000, .max] {
+        let (a, b) = (Calls(), Calls())
+        theirs.read(offset: offset, length: length, queue: queue, ioHandler: b.handle)
+        ours.read(offset: offset, length: length, queue: queue, ioHandler: a.handle)
+        XCTAssertEqual(try a.done.wait(), try b.done.wait(), "read of \(length) at \(offset)")
+      }
+      for length in [0, 1, 10, 100_000] {
+        let (a, b) = (Calls(), Calls())
+        let data = data(blockContents[..<length])
+        theirs.write(offset: offset, data: data, queue: queue, ioHandler: b.handle)
+        ours.write(offset: offset, data: data, queue: queue, ioHandler: a.handle)
+        XCTAssertEqual(
+          try a.done.wait().last, try b.done.wait().last, "write of \(length) at \(offset)")
+      }
+    }
+    ours.close()
+    theirs.close()
+    XCTAssertEqual(try closed.wait(), try otherClosed.wait())
+    XCTAssertEqual(try directory.contents("ours"), try directory.contents("theirs"))
+  }
+
   /// Goal: what cannot be is told by the same numbers.
   func testErrorsAgainstDispatchIO() throws {
     let directory = try temporaryDirectory()
