@@ -13,11 +13,16 @@ final class FileWindow {
 
   /// The size of the blocks that are read one by one where the disk has an error.
   static let block = 4096
+  /// How far the first call reads ahead: most files are opened for the sake of their beginning.
+  static let beginning = 16 << 10
+  /// How far the others do.
+  static let readAhead = 1 << 20
 
   let descriptor: FileDescriptor
   let size: Int
   private let read: Read
-  private var window: UnsafeMutableRawBufferPointer
+  /// Allocated as it is needed.
+  private var window = UnsafeMutableRawBufferPointer(start: nil, count: 0)
   private var start = 0
   private var count = 0
   /// The blocks that are unreadable, by their numbers.
@@ -26,7 +31,6 @@ final class FileWindow {
   /// Takes over the descriptor.
   init(_ descriptor: FileDescriptor, size: Int, read: @escaping Read = FileWindow.systemRead) {
     (self.descriptor, self.size, self.read) = (descriptor, size, read)
-    window = .allocate(byteCount: 1 << 20, alignment: Self.block)
   }
 
   deinit {
@@ -49,12 +53,7 @@ final class FileWindow {
     guard offset >= 0, length >= 0, length <= size, offset <= size - length else { return nil }
     if offset < start || offset + length > start + count {
       let first = offset & ~(Self.block - 1)
-      if offset + length - first > window.count {
-        window.deallocate()
-        window = .allocate(
-          byteCount: (offset + length - first + (1 << 20)) & ~(Self.block - 1),
-          alignment: Self.block)
-      }
+      reserve(offset + length - first, upTo: size - first)
       fill(from: first)
       guard offset + length <= start + count else { return nil }
     }
@@ -71,6 +70,16 @@ final class FileWindow {
       }
     }
     return nil
+  }
+
+  /// Makes room for a number of bytes, and what is read ahead of them.
+  private func reserve(_ needed: Int, upTo most: Int) {
+    let ahead = window.isEmpty ? Self.beginning : Self.readAhead
+    guard window.count < max(needed, min(ahead, most)) else { return }
+    window.deallocate()
+    let count = min(needed + ahead, most)
+    window = .allocate(
+      byteCount: (count + Self.block - 1) & ~(Self.block - 1), alignment: Self.block)
   }
 
   private func fill(from first: Int) {
