@@ -80,7 +80,6 @@ extension AIOFile {
     from offset: Int64, count: Int, allocator: ByteBufferAllocator = .init()
   ) throws(AIOError) -> ByteBuffer? {
     guard count >= 0, count <= Int(Int32.max) else { throw .rangeTooLarge(self, offset, count) }
-    guard count > 0 else { return ByteBuffer() }
     var buffer = allocator.buffer(capacity: count)
     // The bytes are written during the call only.
     let result = unsafe buffer.withUnsafeMutableWritableBytes { bytes in

@@ -53,6 +53,89 @@ final class FileHandleTests: XCTestCase {
     await context.close()
   }
 
+  /// What becomes of calls at the edges of what an offset and a length can be.
+  private func edges(
+    _ handle: some ReadableFileHandleProtocol & WritableFileHandleProtocol
+  ) async -> [String] {
+    var outcomes: [String] = []
+    func add(_ name: String, _ body: () async throws -> String) async {
+      do {
+        outcomes.append("\(name): \(try await body())")
+      } catch let error as FileSystemError {
+        outcomes.append("\(name): \(error.code)")
+      } catch {
+        outcomes.append("\(name): \(error)")
+      }
+    }
+    for offset: Int64 in [.min, -1, 0, 299_990, 400_000, .max - 10, .max] {
+      for length: Int64 in [0, 1, 100_000] {
+        await add("read of \(length) at \(offset)") {
+          let buffer = try await handle.readChunk(
+            fromAbsoluteOffset: offset, length: .bytes(length))
+          return "\(buffer.readableBytes)"
+        }
+      }
+      for length in [0, 1, 100] {
+        await add("write of \(length) at \(offset)") {
+          let count = try await handle.write(
+            contentsOf: testBytes(length), toAbsoluteOffset: offset)
+          return "\(count)"
+        }
+      }
+      // NIO's own code, beneath which the handles are, traps behind that.
+      guard 0...400_000 ~= offset else { continue }
+      await add("to the end from \(offset)") {
+        let buffer = try await handle.readToEnd(
+          fromAbsoluteOffset: offset, maximumSizeAllowed: .mebibytes(1))
+        return "\(buffer.readableBytes)"
+      }
+    }
+    for size: Int64 in [-1, .max, 300_001] {
+      await add("size \(size)") {
+        try await handle.resize(to: .bytes(size))
+        return "\(try await handle.info().size)"
+      }
+    }
+    return outcomes
+  }
+
+  /// Goal: what succeeds with NIO's handle succeeds, and what fails fails; with a code where NIO
+  /// knows none. Method: one table of both, and the three answers that differ, with the reason.
+  func testEdgesAsNIODoes() async throws {
+    let directory = try TemporaryDirectory(self)
+    let context = try AIOContext(queueDepth: 8)
+    let bytes = testBytes(300_001)
+    let paths = try [directory.file("ours", bytes), directory.file("nios", bytes)]
+    let options = OpenOptions.Write.modifyFile(createIfNecessary: false)
+    let expected = try await FileSystem.shared.withFileHandle(
+      forReadingAndWritingAt: paths[1], options: options
+    ) { await edges($0) }
+    let got = try await AIOFileSystem(context).withFileHandle(
+      forReadingAndWritingAt: paths[0], options: options
+    ) { await edges($0) }
+    let others = [
+      // A negative offset is a mistake, whatever is written there.
+      "write of 0 at \(Int64.min): Invalid argument", "write of 0 at -1: Invalid argument",
+      // It is a limit: of the file system, or of the process (`ulimit -f`).
+      "size \(Int64.max): Resource exhausted",
+    ]
+    for (got, expected) in zip(got, expected) where !others.contains(got) {
+      if expected.hasSuffix(": Unknown") {
+        XCTAssertTrue(
+          got.hasSuffix(": Invalid argument") || got.hasSuffix(": Resource exhausted"),
+          "\(got) and \(expected)")
+      } else {
+        XCTAssertEqual(got, expected)
+      }
+    }
+    XCTAssertEqual(got.count, expected.count)
+    XCTAssertEqual(Set(got).intersection(others).count, others.count)
+    XCTAssertEqual(
+      FileManager.default.contents(atPath: paths[0].string),
+      FileManager.default.contents(atPath: paths[1].string))
+    await context.close()
+  }
+
   /// A file that is written appears under its name when its handle is closed.
   func testWriting() async throws {
     let directory = try TemporaryDirectory(self)
