@@ -202,15 +202,3 @@ public final class AIOChannel: Sendable {
     core.close(stops: flags.contains(.stop))
   }
 }
-
-extension DispatchTimeInterval {
-  fileprivate var isPositive: Bool {
-    switch self {
-    case .seconds(let count), .milliseconds(let count), .microseconds(let count),
-      .nanoseconds(let count):
-      count > 0
-    case .never: false
-    @unknown default: false
-    }
-  }
-}

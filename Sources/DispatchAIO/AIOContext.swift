@@ -153,8 +153,9 @@ public final class AIOContext: Sendable {
   ///     65536. The kernel is asked for half as many again, for several files together. All
   ///     contexts of the machine share `fs.aio-max-nr`, 65536 unless it was raised.
   ///   - queue: The serial queue to work on, and to run completion handlers on; one of the
-  ///     library's, for this context only, unless given. A concurrent queue is a programmer error,
-  ///     and traps as soon as two turns of the loop overlap.
+  ///     library's, for this context only, unless given. One of Dispatch's global queues is refused; any
+  ///     other concurrent queue is a programmer error, and traps as soon as two turns of the loop
+  ///     overlap.
   ///   - pendingLimit: The number of requests to accept beyond `queueDepth`; 0 to 524288. A verb
   ///     throws ``AIOError/Code/full`` once `queueDepth + pendingLimit` requests have been accepted
   ///     whose completion handlers have not begun.
@@ -173,6 +174,8 @@ public final class AIOContext: Sendable {
     try Self.check("minimumQueueDepth", options.minimumQueueDepth ?? queueDepth, 1...queueDepth)
     try Self.check("offloadThreads", options.offloadThreads, 1...64)
     let wait = try Self.waitSettings(options.waiting)
+    // Any other concurrent queue is known by two turns that overlap.
+    if let queue, queue.label.hasPrefix("com.apple.root.") { throw .concurrentQueue(queue.label) }
     if case .unknown(let value) = KernelChoice.ofProcess { throw .unknownKernel(value) }
     // Before anything is made: in a child, to destroy it could wait for a lock of the runtime's
     // that another thread held at the fork.

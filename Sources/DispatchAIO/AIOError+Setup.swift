@@ -69,6 +69,16 @@ extension AIOError {
         """))
   }
 
+  static func concurrentQueue(_ label: String) -> AIOError {
+    AIOError(
+      .invalidOption, Subject(operation: .createContext),
+      .text(
+        """
+        the queue '\(label)' was given, which is concurrent; give a serial queue, or none for one of \
+        the library's
+        """))
+  }
+
   /// A number under `/proc/sys/fs`.
   private static func sysctl(_ name: String) -> Int? {
     guard

@@ -219,6 +219,7 @@ public final class AIOTimerSource: AIOSource, @unchecked Sendable {
   /// Sets the time of the next event, and the interval of those after it, in place of those set
   /// before. May be called at any time, from any thread.
   ///
+  /// - Precondition: The interval is a nanosecond or more.
   /// - Parameters:
   ///   - deadline: The time of the first event; a time in the past makes it due at once, and
   ///     `.distantFuture` never.
@@ -230,11 +231,13 @@ public final class AIOTimerSource: AIOSource, @unchecked Sendable {
     deadline: DispatchTime, repeating: DispatchTimeInterval = .never,
     leeway: DispatchTimeInterval = .nanoseconds(0)
   ) {
-    let interval: UInt64 =
-      switch repeating {
-      case .never: 0
-      default: (DispatchTime(uptimeNanoseconds: 1) + repeating).uptimeNanoseconds - 1
-      }
+    guard repeating == .never || repeating.isPositive else {
+      fatalError(
+        "AIOTimerSource: repeating: \(repeating); it must be a nanosecond or more, or .never")
+    }
+    let interval =
+      repeating == .never
+      ? 0 : (DispatchTime(uptimeNanoseconds: 1) + repeating).uptimeNanoseconds - 1
     loop.readiness.unlessForked { state in
       guard !hasEnded else { return }
       self.deadline = deadline == .distantFuture ? 0 : max(1, deadline.uptimeNanoseconds)

@@ -56,6 +56,8 @@ enum Command: String {
   case trapNegativeBuffer = "trap-negative-buffer"
   case trapOddAlignment = "trap-odd-alignment"
   case trapSlice = "trap-slice"
+  case trapInterval = "trap-interval"
+  case trapIntervalInSeconds = "trap-interval-in-seconds"
   case trapOffExecutor = "trap-off-executor"
   case trapOtherExecutor = "trap-other-executor"
   case actorThreads = "actor-threads"
@@ -390,6 +392,13 @@ case .trapOddAlignment:
   _ = AIOBuffer(count: 512, alignment: 3)
 case .trapSlice:
   _ = AIOBuffer(count: 512)[256..<1024]
+
+case .trapInterval:
+  try AIOContext(queueDepth: 4).makeTimerSource().schedule(
+    deadline: .now(), repeating: .seconds(-1))
+
+case .trapIntervalInSeconds:
+  try AIOContext(queueDepth: 4).makeTimerSource().schedule(deadline: .now(), repeating: .nan)
 
 case .trapProcessInTask:
   let context = try AIOContext(queueDepth: 4)

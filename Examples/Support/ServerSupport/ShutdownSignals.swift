@@ -8,8 +8,9 @@ import Glibc
 ///
 /// The first is given to the program. A second SIGTERM, SIGINT or SIGQUIT ends the process at once,
 /// with the status 128 + its number, even while the program's queue is busy. A second SIGHUP does
-/// not, because a terminal that is closed sends one, and its shell another. A SIGHUP that is
-/// ignored when the process starts (`nohup`) stays so.
+/// not, because a terminal that is closed sends one, and its shell another. Nor does the same signal
+/// within a tenth of a second: who signals a program and then its process group (`timeout(1)`)
+/// sends two, and means one. A SIGHUP that is ignored when the process starts (`nohup`) stays so.
 public final class ShutdownSignals {
   private static let signals = [
     (SIGTERM, "SIGTERM"), (SIGINT, "SIGINT"), (SIGQUIT, "SIGQUIT"), (SIGHUP, "SIGHUP"),
@@ -21,7 +22,8 @@ public final class ShutdownSignals {
   private final class State: @unchecked Sendable {
     let queue = DispatchQueue(label: "signals")
     var missing: Int
-    var hasBegun = false
+    /// The first signal, and until when it counts once.
+    var first: (number: Int32, until: DispatchTime)?
     init(_ count: Int) { missing = count }
   }
 
@@ -44,12 +46,11 @@ public final class ShutdownSignals {
       // A queue of its own, which nothing but these handlers can keep busy.
       let source = DispatchSource.makeSignalSource(signal: number, queue: state.queue)
       source.setEventHandler {
-        if !state.hasBegun {
-          state.hasBegun = true
-          queue.async { handler(number, name) }
-        } else if number != SIGHUP {
-          _exit(128 + number)
+        guard let first = state.first else {
+          state.first = (number, .now() + .milliseconds(100))
+          return queue.async { handler(number, name) }
         }
+        if number != SIGHUP, number != first.number || .now() > first.until { _exit(128 + number) }
       }
       source.setRegistrationHandler {
         state.missing -= 1

@@ -192,6 +192,32 @@ final class BlockServerTests: XCTestCase {
     XCTAssertEqual(server.stop(), 0)
   }
 
+  /// Goal: what somebody has cut off the file is not taken for zeros: neither a read of it nor its
+  /// block status says so, and the log says what is wrong.
+  func testAFileThatIsCut() throws {
+    let mebibyte = Self.megabyte
+    let server = try serve([UInt8](repeating: 1, count: 4 * mebibyte))
+    let client = try NBDClient(server)
+    let path = server.directory.path.appending("disk").string
+    XCTAssertEqual(truncate(path, off_t(2 * mebibyte + 777)), 0)
+    func status(_ range: Range<Int>) throws -> [[UInt32]] {
+      try client.call(.blockStatus, at: range.lowerBound, count: range.count).extents
+        .map { [$0.length, $0.flags] }
+    }
+    let extents = try status(0..<4 * mebibyte)
+    XCTAssertEqual(extents.map { $0[0] }.reduce(0, +), UInt32(4 * mebibyte))
+    XCTAssertTrue(extents.allSatisfy { $0[1] == 0 }, "\(extents)")
+    XCTAssertEqual(try status(3 * mebibyte..<4 * mebibyte), [[UInt32(mebibyte), 0]])
+    XCTAssertEqual(try client.call(.read, at: 3 * mebibyte, count: 4096).error, 5)
+    XCTAssertTrue(
+      eventually {
+        server.logged.contains(
+          "read of 4096 bytes at offset \(3 * mebibyte) of disk: the file ends before; it "
+            + "had \(4 * mebibyte) bytes")
+      }, server.logged)
+    XCTAssertEqual(server.stop(), 0, server.logged)
+  }
+
   /// A file whose end falls into a page: nothing of it keeps its room.
   func testTheLastPageIsTrimmedToo() throws {
     let size = 3 * 4096 + 777

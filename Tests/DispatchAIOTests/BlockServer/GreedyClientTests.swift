@@ -152,11 +152,11 @@ final class GreedyClientTests: XCTestCase {
     kill(server.process.processIdentifier, SIGTERM)
     XCTAssertTrue(eventually { server.logged.contains("SIGTERM") })
     XCTAssertTrue(server.process.isRunning)
-    kill(server.process.processIdentifier, SIGTERM)
+    kill(server.process.processIdentifier, SIGINT)
     // It has ended, except for the thread in the kernel.
     files.release()
     server.process.waitForEnd()
-    XCTAssertEqual(server.process.terminationStatus, 128 + SIGTERM)
+    XCTAssertEqual(server.process.terminationStatus, 128 + SIGINT)
     let next = try serve()
     try { _ = try NBDClient(next).ask(.read, at: 0, count: 4096) }()
     XCTAssertTrue(eventually { (try? NBDClient(next).read(0..<1)) == [0] })

@@ -430,10 +430,10 @@ final class FileServerLoadTests: XCTestCase {
       kill(server.process.processIdentifier, SIGTERM)
       if isSecond {
         XCTAssertTrue(eventually { server.logged.contains("SIGTERM: answering") })
-        kill(server.process.processIdentifier, SIGTERM)
+        kill(server.process.processIdentifier, SIGINT)
       }
       server.process.waitForEnd()
-      XCTAssertEqual(server.process.terminationStatus, isSecond ? 128 + SIGTERM : 0)
+      XCTAssertEqual(server.process.terminationStatus, isSecond ? 128 + SIGINT : 0)
     }
   }
 

@@ -251,6 +251,29 @@ final class FileServerTests: XCTestCase {
     XCTAssertEqual(try client.get("/only.html", "Accept-Encoding: gzip").status, 404)
   }
 
+  /// Goal: what was uploaded, or written by hand, is what everybody gets from then on, though there
+  /// is a compressed file of what was before; and that again once it has been made anew.
+  func testAnOutdatedCompressedFile() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--writable"])
+    try server.make("a.html", "first")
+    try server.make("a.html.gz", "first, compressed")
+    let client = try HTTPClient(server)
+    func compressed() throws -> String { try client.get("/a.html", "Accept-Encoding: gzip").text }
+    XCTAssertEqual(try compressed(), "first, compressed")
+    // As `gzip -k` leaves the two: of the same time.
+    let times = [timespec(tv_sec: 1000, tv_nsec: 7), timespec(tv_sec: 1000, tv_nsec: 7)]
+    for name in ["a.html", "a.html.gz"] {
+      utimensat(AT_FDCWD, server.root.appending(name).string, times, 0)
+    }
+    XCTAssertEqual(try compressed(), "first, compressed")
+    try client.send("PUT /a.html HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nsecond")
+    XCTAssertEqual(try client.answer().status, 204)
+    XCTAssertEqual(try compressed(), "second")
+    try server.make("a.html.gz", "second, compressed")
+    XCTAssertEqual(try compressed(), "second, compressed")
+  }
+
   // MARK: Uploads
 
   func testUploads() throws {

@@ -19,6 +19,8 @@ final class MisuseTests: XCTestCase {
       ("trap-negative-buffer", "a count of -7 bytes; it must be 0 or more"),
       ("trap-odd-alignment", "an alignment of 3; it must be a power of two"),
       ("trap-slice", "slice 256..<1024 of a buffer of 512 bytes"),
+      ("trap-interval", "repeating: seconds(-1); it must be a nanosecond or more, or .never"),
+      ("trap-interval-in-seconds", "repeating: nan; it must be more than 0, or .infinity"),
       ("trap-off-executor", "Expected same executor as"),
       ("trap-other-executor", "an actor of the type Resident gave a completion handler of its own"),
     ] {

@@ -213,7 +213,13 @@ final class ProgramTests: XCTestCase {
       XCTAssertTrue(eventually { daemon.logged.contains("finishing what is in flight") })
       // A terminal that is closed says so to everybody, and more than once.
       kill(daemon.id, SIGHUP)
-      XCTAssertEqual(daemon.end(second), code)
+      // The same one counts after a tenth of a second.
+      XCTAssertTrue(
+        eventually {
+          kill(daemon.id, second)
+          return !daemon.process.isRunning
+        })
+      XCTAssertEqual(daemon.process.terminationStatus, code)
     }
     let daemon = try start("aio-nbd")
     let client = try NBDClient(
@@ -226,6 +232,20 @@ final class ProgramTests: XCTestCase {
     daemon.process.waitForEnd()
     XCTAssertTrue([143, 130].contains(daemon.process.terminationStatus))
     withExtendedLifetime(client) {}
+  }
+
+  /// `timeout(1)` signals the program, and then its process group: the program ends as after one.
+  func testASignalThatIsSentTwice() throws {
+    for name in Self.daemons {
+      for signal in ["TERM", "INT"] {
+        let daemon = try start(
+          name, by: "exec timeout --preserve-status -s \(signal) 1000 \"$@\" 2>log")
+        kill(daemon.id, SIGTERM)
+        daemon.process.waitForEnd()
+        XCTAssertEqual(daemon.process.terminationStatus, 0, "\(name): \(daemon.logged)")
+        XCTAssertTrue(daemon.logged.contains("done"), daemon.logged)
+      }
+    }
   }
 
   /// The log's reader dies, and the daemon has something to say.

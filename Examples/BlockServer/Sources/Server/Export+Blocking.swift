@@ -89,8 +89,12 @@ extension Export {
       var end = range.upperBound
       let isHole: Bool
       if data == -Int64(ENXIO) {
-        // Nothing but a hole up to the end.
-        isHole = true
+        // Nothing but a hole up to the file's end. If somebody has cut the file, what is missing is
+        // no hole, which nobody would read: a read of it fails, and says so.
+        let fileEnd =
+          isBlockDevice ? range.upperBound : UInt64(max(0, lseek(plain.rawValue, 0, SEEK_END)))
+        isHole = fileEnd > position
+        if isHole { end = min(end, fileEnd) }
       } else if data > Int64(position) {
         isHole = true
         end = min(end, UInt64(data))

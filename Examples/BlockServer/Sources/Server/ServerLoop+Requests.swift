@@ -115,13 +115,11 @@ extension ServerLoop {
     }
     if command.isShort {
       unlock(command)
-      return fail(command, .inputOutput, "the file is shorter than it was")
+      return failBehindTheEnd(command)
     }
     if command.request.command == .read {
       unlock(command)
-      guard command.isComplete(connection.export) else {
-        return fail(command, .inputOutput, "the file is shorter than it was")
-      }
+      guard command.isComplete(connection.export) else { return failBehindTheEnd(command) }
       connection.finish(command)
     } else {
       finishWrite(command)
@@ -160,6 +158,17 @@ extension ServerLoop {
     }
     command.setExtra(bytes)
     command.connection!.finish(command)
+  }
+
+  private func failBehindTheEnd(_ command: Command) {
+    let request = command.request
+    let export: Export = command.connection!.export
+    fail(
+      command, .inputOutput,
+      """
+      \(request.command) of \(request.length) bytes at offset \(request.offset) of \(export.path): \
+      the file ends before; it had \(export.size) bytes when it was opened
+      """)
   }
 
   /// Answers with an error.

@@ -101,9 +101,13 @@ final class Root: Sendable {
           contentsOf: Bytes(start: coding.suffix.utf8Start, count: coding.suffix.utf8CodeUnitCount))
         compressed.append(0)
         switch open(compressed, type, coding, varies, mayWait) {
-        // It is beside a file, and no substitute for one.
+        // It is beside a file, and no substitute for one; nor for one that was written since.
         case .file(let file):
-          if case .file = open(path, type, nil, varies, mayWait) { return .file(file) }
+          if case .file(let plain) = open(path, type, nil, varies, mayWait),
+            !file.isOlder(than: plain)
+          {
+            return .file(file)
+          }
         case .wouldBlock: return .wouldBlock
         default: break
         }

@@ -33,6 +33,12 @@ final class ServedFile: Sendable {
       && now.links == status.linkCount && now.size == status.size
   }
 
+  /// Whether it was last written to before another was.
+  func isOlder(than other: ServedFile) -> Bool {
+    let (own, others) = (status.modificationTime, other.status.modificationTime)
+    return (own.seconds, own.nanoseconds) < (others.seconds, others.nanoseconds)
+  }
+
   /// Whether bytes may be taken from the page cache without asking the library.
   var isInPageCache: Bool { file.caching != .direct }
 
