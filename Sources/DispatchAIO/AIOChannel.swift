@@ -174,7 +174,8 @@ public final class AIOChannel: Sendable {
     }
   }
 
-  /// Sets the most bytes that a handler is called with, for operations that are made from now on.
+  /// Sets the most bytes that a read's handler is called with, and that one request of an operation
+  /// transfers, for operations that are made from now on.
   /// It lowers the low-water mark to it.
   public func setLimit(highWater: Int) {
     core.limits.withLock {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import PlatformLibc
+
 extension AIOContext {
   /// Reads a file in order, in chunks, with read-ahead: see ``AIOChunks``. Corresponds to
   /// `pread(2)` for each chunk.
@@ -14,7 +16,8 @@ extension AIOContext {
   ///   - file: The file, open for reading.
   ///   - size: The size of a chunk in bytes, 1 or more; for a direct file a multiple of its
   ///     ``AIOFile/alignment``.
-  ///   - readAhead: The number of chunks that may be read at once, 1 or more.
+  ///   - readAhead: The number of chunks that may be read at once, 1 or more; no more than the
+  ///     context accepts are, and of what is behind the file's end one.
   ///   - range: The bytes to read; all of the file unless given. For a direct file its lower bound
   ///     is a multiple of the alignment.
   /// - Returns: The sequence. Nothing is read before its iterator's first `next()`, which throws
@@ -129,8 +132,13 @@ public struct AIOChunks: AsyncSequence, Sendable {
     private var offset: Int64
     private let end: Int64
     private var reads: [Read] = []
+    private let mostReads: Int
     private let transfers = Transfers()
+    private var hasBegun = false
     private var isOver = false
+    private var lacksMemory = false
+    /// Where the file ended when the iteration began; behind that, one chunk is read at a time.
+    private var knownEnd = Int64.max
 
     init(_ source: AIOChunks) {
       self.source = source
@@ -141,12 +149,16 @@ public struct AIOChunks: AsyncSequence, Sendable {
           both must be 1 or more
           """)
       }
-      // The consumer, for example a writer, may hold as many as are being read.
-      let (twice, overflow) = source.readAhead.multipliedReportingOverflow(by: 2)
-      pool = BufferPool(
-        size: source.file.alignment.roundUp(source.size), limit: overflow ? .max : twice + 1)
+      let context = source.context
+      mostReads = Swift.min(source.readAhead, context.queueDepth + context.pendingLimit)
       offset = source.range?.lowerBound ?? 0
       end = source.range?.upperBound ?? .max
+      let alignment = source.file.alignment
+      let size = Swift.min(
+        source.size, source.range?.clamped(to: 0..<(.max)).count ?? .max,
+        alignment.roundDown(.max))
+      // The consumer, for example a writer, may hold as many as are being read.
+      pool = BufferPool(size: alignment.roundUp(size), limit: 2 * mostReads + 1)
     }
 
     deinit { cancel() }
@@ -162,10 +174,7 @@ public struct AIOChunks: AsyncSequence, Sendable {
         cancel()
         throw .cancelled(subject, transferred: 0)
       }
-      if !isOver && offset < 0 {
-        cancel()
-        throw .negative(subject)
-      }
+      if !hasBegun { try begin() }
       // The handler surrounds everything that makes a request, so that none is made, and none goes
       // to the kernel, once the task has been cancelled.
       let transfers = transfers
@@ -177,6 +186,27 @@ public struct AIOChunks: AsyncSequence, Sendable {
       return try result.get()
     }
 
+    /// Checks the arguments, and looks how long the file is, where that needs no waiting.
+    private func begin() throws(AIOError) {
+      hasBegun = true
+      let unit = source.file.alignment.offset
+      if offset < 0 {
+        cancel()
+        throw .negative(subject)
+      }
+      if source.size % unit != 0 {
+        cancel()
+        throw AIOError(
+          .misaligned, subject,
+          .text(
+            """
+            a chunk of \(source.size) bytes is no multiple of \(unit) (AIOFile.alignment); choose \
+            another size, or open the file with caching: .buffered
+            """))
+      }
+      if source.file.file.traits.isLocal { knownEnd = (try? source.file.size()) ?? .max }
+    }
+
     private func nextResult(
       isolation: isolated (any Actor)?
     ) async -> Result<AIOBuffer?, AIOError> {
@@ -185,6 +215,7 @@ public struct AIOChunks: AsyncSequence, Sendable {
         // Nothing is left to read, or the task has been cancelled since the check above.
         guard !isOver && offset < end else { return .success(nil) }
         cancel()
+        if lacksMemory { return .failure(AIOError(errno: ENOMEM, subject)) }
         return .failure(.cancelled(subject, transferred: 0))
       }
       let read = reads[0]
@@ -212,10 +243,14 @@ public struct AIOChunks: AsyncSequence, Sendable {
     /// Makes requests until as many as the read-ahead allows are under way.
     private func fill() {
       let alignment = source.file.alignment
-      while !isOver, reads.count < source.readAhead, offset < end {
+      while !isOver, reads.count < mostReads, offset < end, offset < knownEnd || reads.isEmpty {
         // `offset` is at least 0 and below `end`: neither the difference nor the sum overflows.
         let count = Int(Swift.min(Int64(source.size), end - offset))
-        let buffer = AIOBuffer(pool.take(), count: pool.size)
+        guard let storage = pool.take() else {
+          lacksMemory = true
+          return
+        }
+        let buffer = AIOBuffer(storage, 0..<pool.size)
         // A direct read has an aligned length, also at the end of the range.
         let length = alignment.roundUp(count)
         let transfer = transfers.start {

@@ -189,10 +189,7 @@ extension OpenFile {
       throw AIOError(
         .invalidOffset, subject, .text("\(count) bytes cannot be sent; 0 or more can"))
     }
-    // A part may be read up to the next block's end.
-    guard offset <= Int64.max - Int64(count) - Int64(FileSends.large) else {
-      throw .pastLargestOffset(subject)
-    }
+    guard offset <= Int64.max - Int64(count) else { throw .pastLargestOffset(subject) }
     guard traits.isReadable else { throw .notReadable(subject) }
     if isStream { return subject }
     switch -ckernel_check_socket(socket) {

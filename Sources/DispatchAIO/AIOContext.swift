@@ -27,7 +27,7 @@ internal import SystemPackage
 ///   read shorter. An error says how many bytes were transferred before it
 ///   (``AIOError/transferred``).
 /// - Every method may be called from any thread, and from inside completion handlers, except
-///   ``process()``.
+///   ``process()``, and ``beforeSubmit(_:)``, which is for the context's queue.
 /// - Completion handlers run on the context's queue, or on the queue that the request named, never
 ///   inside the call that made the request.
 /// - The requests of a file go to the kernel in the order in which they were accepted, except those
@@ -153,9 +153,9 @@ public final class AIOContext: Sendable {
   ///     65536. The kernel is asked for half as many again, for several files together. All
   ///     contexts of the machine share `fs.aio-max-nr`, 65536 unless it was raised.
   ///   - queue: The serial queue to work on, and to run completion handlers on; one of the
-  ///     library's, for this context only, unless given. One of Dispatch's global queues is refused; any
-  ///     other concurrent queue is a programmer error, and traps as soon as two turns of the loop
-  ///     overlap.
+  ///     library's, for this context only, unless given. One of Dispatch's global queues is
+  ///     refused; any other concurrent queue is a programmer error, and traps as soon as two turns
+  ///     of the loop overlap.
   ///   - pendingLimit: The number of requests to accept beyond `queueDepth`; 0 to 524288. A verb
   ///     throws ``AIOError/Code/full`` once `queueDepth + pendingLimit` requests have been accepted
   ///     whose completion handlers have not begun.

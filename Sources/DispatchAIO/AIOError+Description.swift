@@ -13,7 +13,8 @@ extension AIOError: CustomStringConvertible {
       case .misaligned(let what, let needed):
         """
         \(what) is not a multiple of \(needed), which the file needs for direct I/O; \
-        align it (AIOFile.alignment), or open the file with caching: .buffered
+        align it (AIOFile.alignment), use read(_:from:count:) or write(_:contentsOf:at:), which take \
+        any range, or open the file with caching: .buffered
         """
       case .full(let limit):
         """
@@ -55,6 +56,8 @@ extension AIOError: CustomStringConvertible {
     case .notSupported where operation != .fsync && operation != .fdatasync:
       return "the kernel or the file system does not have it for this file"
     case .directUnsupported: return "open it with caching: .buffered"
+    case .system where errno == .noMemory && length != nil:
+      return "memory is used up, or limited (`ulimit -v`, a container's); ask for less at a time"
     case .descriptorLimit:
       return "close files that are not needed, or raise the limit (`ulimit -n`, or fs.file-max)"
     default: return nil

@@ -116,7 +116,7 @@ public struct AIOError: Error, Sendable {
     public static var createContext: Operation { Operation(name: .createContext) }
     /// Opening an ``AIOFile``.
     public static var open: Operation { Operation(name: .open) }
-    /// Taking ownership of a descriptor: `AIOFile(adopting:path:)`.
+    /// Taking ownership of a descriptor, by an `init(adopting:…)`.
     public static var adopt: Operation { Operation(name: .adopt) }
     /// Asking for a file's size.
     public static var size: Operation { Operation(name: .size) }
@@ -242,7 +242,8 @@ public struct AIOError: Error, Sendable {
   /// The kind of the error.
   public var code: Code { storage.code }
 
-  /// The errno that the kernel answered; `nil` if the library refused without asking it.
+  /// The errno that the kernel answered, or would have; `nil` if the library refused what the
+  /// kernel has none for.
   public var errno: Errno? { storage.errno }
 
   /// The operation that was refused or failed.
@@ -259,8 +260,8 @@ public struct AIOError: Error, Sendable {
   /// there were too many buffers to add up.
   public var length: Int? { storage.subject.length }
 
-  /// The number of bytes that a read, a write or a send had transferred before it failed, counted
-  /// from its ``offset``; 0 for everything else. The bytes after those are unspecified.
+  /// The number of bytes that a read, a write, a send or a copy had transferred before it failed,
+  /// counted from its ``offset``; 0 for everything else. The bytes after those are unspecified.
   public var transferred: Int { storage.transferred }
 
   var detail: Detail { storage.detail }
@@ -304,6 +305,7 @@ extension AIOError: Hashable {
   /// Hashes what `==` compares.
   public func hash(into hasher: inout Hasher) {
     hasher.combine(code)
+    hasher.combine(errno)
     hasher.combine(storage.subject)
   }
 }

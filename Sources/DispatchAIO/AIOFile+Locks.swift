@@ -100,9 +100,10 @@ extension AIOFile {
   private func setLock(
     _ type: Int32, _ range: Range<Int64>?, _ subject: AIOError.Subject
   ) throws(AIOError) {
-    // For the kernel a length of 0 means up to any end.
-    if let range, range.isEmpty { return }
     let (start, length) = range.map { ($0.lowerBound, $0.count) } ?? (0, 0)
-    try call(subject) { Int64(ckernel_lock($0, type, start, Int64(length))) }
+    try call(subject) {
+      // For the kernel a length of 0 means up to any end.
+      range?.isEmpty == true ? 0 : Int64(ckernel_lock($0, type, start, Int64(length)))
+    }
   }
 }

@@ -53,6 +53,12 @@ struct FileOpening {
   mutating func run() throws(AIOError) -> FileDescriptor {
     if options.rawValue & ckernel_o_tmpfile == ckernel_o_tmpfile {
       // O_TMPFILE: a file without a name, in the directory that the path names.
+      guard flags & O_ACCMODE != O_RDONLY else {
+        throw AIOError(
+          .wrongAccessMode, subject,
+          .text("a file without a name (O_TMPFILE) is opened for writing, too; it has nothing else")
+        )
+      }
       return try orThrow(call(path, openFlags), isDirect: isDirect)
     }
     for _ in 0..<Self.attemptLimit {

@@ -88,14 +88,15 @@ extension AIOFile {
   public func copy(
     _ range: Range<Int64>, to destination: AIOFile, at offset: Int64
   ) throws(AIOError) -> Int64 {
-    _ = try checkTransfer(.copyRange, range, to: destination, at: offset)
+    let (from, _) = try checkTransfer(.copyRange, range, to: destination, at: offset)
     var done: Int64 = 0
     // Where the file ends now, as a copy to itself may move its end; a file of size 0 may have
     // bytes.
-    let size = try size()
+    let size: Int64
+    do throws(AIOError) { size = try self.size() } catch { throw error.with(from, transferred: 0) }
     let length = Int64(size > 0 ? range.clamped(to: 0..<size).count : range.count)
-    // A gigabyte at a time.
-    while done < length {
+    // A gigabyte at a time; once in any case, which looks whether both are open.
+    repeat {
       let count = min(length - done, 1 << 30)
       let (from, to) = (range.lowerBound + done, offset + done)
       do throws(AIOError) {
@@ -107,7 +108,7 @@ extension AIOFile {
       } catch {
         throw copyFailure(error, destination, transferred: Int(done))
       }
-    }
+    } while done < length
     if done > 0 { destination.file.predictor.extended(to: offset + done) }
     return done
   }
@@ -140,12 +141,12 @@ extension AIOFile {
   public func clone(
     _ range: Range<Int64>, to destination: AIOFile, at offset: Int64
   ) throws(AIOError) {
-    // For the kernel 0 means up to the end.
-    if range.isEmpty { return }
     _ = try transfer(.cloneRange, range, to: destination, at: offset) {
-      Int64(ckernel_clone_range($0, range.lowerBound, Int64(range.count), $1, offset))
+      // For the kernel 0 means up to the end.
+      range.isEmpty
+        ? 0 : Int64(ckernel_clone_range($0, range.lowerBound, Int64(range.count), $1, offset))
     }
-    destination.file.predictor.extended(to: offset + Int64(range.count))
+    if !range.isEmpty { destination.file.predictor.extended(to: offset + Int64(range.count)) }
   }
 
   private func transfer(
@@ -230,10 +231,12 @@ extension AIOFile {
   ///   - range: The bytes, in offsets from 0 on; all of the file unless given.
   public func advise(_ advice: Advice, _ range: Range<Int64>? = nil) throws(AIOError) {
     let subject = try subject(.advise, range)
-    // For the kernel a length of 0 means up to the end.
-    if let range, range.isEmpty { return }
     let (start, length) = range.map { ($0.lowerBound, $0.count) } ?? (0, 0)
-    try call(subject) { Int64(ckernel_advise($0, start, Int64(length), advice.kernels)) }
+    try call(subject) {
+      // For the kernel a length of 0 means up to the end.
+      range?.isEmpty == true
+        ? 0 : Int64(ckernel_advise($0, start, Int64(length), advice.kernels))
+    }
   }
 
   /// The subject of a call on a range, which has to begin at 0 or later, or on all of the file.

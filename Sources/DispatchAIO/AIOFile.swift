@@ -295,7 +295,10 @@ public final class AIOFile: Sendable {
   ///   device.
   public func truncate(to size: Int64) throws(AIOError) {
     let subject = subject(.truncate, offset: size)
-    guard size >= 0 else { throw .negative(subject) }
+    guard size >= 0 else {
+      throw AIOError(
+        .invalidOffset, subject, .text("a size of \(size) bytes; 0 or more can be set"))
+    }
     try call(subject, writes: true) { Int64(ckernel_ftruncate($0, size)) }
   }
 

@@ -74,9 +74,12 @@ public struct AIOFileWriter: ~Copyable, Sendable {
     maximumInFlight = inFlight
     pool = BufferPool(
       size: file.alignment.roundUp(blockSize), limit: inFlight == .max ? .max : inFlight + 1)
-    if file.file.traits.appends {
+    let subject = AIOError.Subject(.write(from: .buffers([])), file.file, 0, nil)
+    if !file.file.traits.isWritable {
+      failure = .notWritable(subject)
+    } else if file.file.traits.appends {
       failure = AIOError(
-        .wrongAccessMode, .init(.write(from: .buffers([])), file.file, 0, nil),
+        .wrongAccessMode, subject,
         .text("the file is open for appending, where no write has an offset; open it without"))
     }
   }

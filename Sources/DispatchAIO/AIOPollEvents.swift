@@ -8,8 +8,11 @@ public struct AIOPollEvents: OptionSet, Hashable, Sendable {
   /// The bits of `poll(2)`.
   public let rawValue: UInt32
 
-  /// Makes events of the bits of `poll(2)`.
-  public init(rawValue: UInt32) { self.rawValue = rawValue }
+  /// Makes events of the bits of `poll(2)`, which are the lower 16; others are left out.
+  public init(rawValue: UInt32) {
+    // Those of `epoll(7)` would change how a descriptor is watched for everybody.
+    self.rawValue = rawValue & 0xffff
+  }
 
   /// A read does not wait: there are bytes, or the end of the stream (`POLLIN`).
   public static let readable = AIOPollEvents(rawValue: UInt32(POLLIN))

@@ -126,9 +126,15 @@ public class AIOSource: @unchecked Sendable {
   }
 
   /// Sets the registration handler, which runs on the context's queue once, when the source has
-  /// been activated.
+  /// been activated; at once if it has been. After ``cancel()`` the call has no effect.
   public func setRegistrationHandler(_ handler: (@Sendable () -> Void)?) {
     set(handler, \.registrationHandler)
+    let isDue = loop.readiness.unlessForked { state -> Bool in
+      guard isActive, let handler = registrationHandler.take() else { return false }
+      state.handlers.append(handler)
+      return true
+    }
+    if isDue == true { loop.readinessChanged(hasHandlers: true) }
   }
 
   /// Starts to deliver events. A second call has no effect.

@@ -28,8 +28,8 @@ public struct AIOUniqueBuffer: ~Copyable, Sendable {
   /// Takes ownership of a buffer.
   ///
   /// - Parameter buffer: The buffer, which the caller gives up with `consume`.
-  /// - Returns: `nil` if another reference to the memory exists: a copy, a slice, or a request in
-  ///   flight.
+  /// - Returns: `nil` if another reference to the memory exists: a copy, a slice, a request in
+  ///   flight, or one that keeps it for later, as ``AIOChunks`` do.
   public init?(_ buffer: consuming AIOBuffer) {
     guard buffer.isUniquelyReferenced() else { return nil }
     self.buffer = buffer

@@ -8,9 +8,10 @@ import Glibc
 ///
 /// The first is given to the program. A second SIGTERM, SIGINT or SIGQUIT ends the process at once,
 /// with the status 128 + its number, even while the program's queue is busy. A second SIGHUP does
-/// not, because a terminal that is closed sends one, and its shell another. Nor does the same signal
-/// within a tenth of a second: who signals a program and then its process group (`timeout(1)`)
-/// sends two, and means one. A SIGHUP that is ignored when the process starts (`nohup`) stays so.
+/// not, because a terminal that is closed sends one, and its shell another. Nor does the same
+/// signal within a tenth of a second: who signals a program and then its process group
+/// (`timeout(1)`) sends two, and means one. A SIGHUP that is ignored when the process starts
+/// (`nohup`) stays so.
 public final class ShutdownSignals {
   private static let signals = [
     (SIGTERM, "SIGTERM"), (SIGINT, "SIGINT"), (SIGQUIT, "SIGQUIT"), (SIGHUP, "SIGHUP"),

@@ -140,6 +140,77 @@ final class ChunkTests: XCTestCase {
     await context.close()
   }
 
+  /// Goal: what is wrong with the arguments, or with the file of a writer, is told by the first
+  /// call, and before anything is read or written.
+  func testBadArgumentsAreToldAtOnce() async throws {
+    let directory = try temporaryDirectory()
+    _ = try directory.makeFile(size: 8192, byte: byte)
+    let context = try AIOContext(queueDepth: 2)
+    let direct = try directory.open("file", .readOnly, options: [])
+    if direct.alignment.offset > 1 {
+      do {
+        for try await _ in context.chunks(of: direct, size: 1000) { XCTFail("a chunk") }
+        XCTFail("not refused")
+      } catch {
+        XCTAssertEqual(error.code, .misaligned)
+        XCTAssertTrue("\(error)".contains("a chunk of 1000 bytes is no multiple of"), "\(error)")
+      }
+    }
+    let buffered = try directory.open("file", .readOnly, options: [], caching: .buffered)
+    for file in [direct, buffered] {
+      var writer = AIOFileWriter(file, on: context)
+      do {
+        try await writer.write([1])
+        XCTFail("not refused")
+      } catch {
+        XCTAssertEqual(error.code, .wrongAccessMode)
+      }
+    }
+    // More memory than there is: an error, after nothing.
+    do {
+      for try await _ in context.chunks(of: buffered, size: .max) { XCTFail("a chunk") }
+      XCTFail("not refused")
+    } catch {
+      XCTAssertEqual(error.errno, .noMemory)
+      XCTAssertTrue("\(error)".contains("ask for less at a time"), "\(error)")
+    }
+    XCTAssertEqual(context.statistics.accepted, 0)
+    await context.close()
+  }
+
+  /// Goal: a small file costs one read, and a read-ahead no more than the file has, or the context
+  /// works on; and what the file gets meanwhile is read all the same.
+  func testReadAheadEndsWithTheFile() async throws {
+    let directory = try temporaryDirectory()
+    _ = try directory.makeFile(size: 4096, byte: byte)
+    let context = try AIOContext(queueDepth: 4)
+    let file = try directory.open("file", caching: .buffered)
+    var count = 0
+    for try await chunk in context.chunks(of: file, size: 1 << 20) { count += chunk.count }
+    XCTAssertEqual(count, 4096)
+    XCTAssertEqual(context.statistics.accepted, 1)
+    // A whole chunk, and the read that finds the end.
+    for try await chunk in context.chunks(of: file, size: 4096, readAhead: .max) {
+      count += chunk.count
+    }
+    XCTAssertEqual(count, 8192)
+    XCTAssertEqual(context.statistics.accepted, 3)
+    for try await chunk in context.chunks(of: file, size: .max, range: 5..<15) {
+      XCTAssertEqual(chunk.array, (5..<15).map(byte))
+    }
+    // The file grows behind the end that it had at first.
+    var chunks = 0
+    for try await chunk in context.chunks(of: file, size: 512, readAhead: 3) {
+      if chunks == 0 {
+        _ = try await context.write(file, contentsOf: AIOBuffer(count: 4096), at: 4096)
+      }
+      XCTAssertEqual(chunk.count, 512)
+      chunks += 1
+    }
+    XCTAssertEqual(chunks, 16)
+    await context.close()
+  }
+
   /// Once `finish` has thrown, nothing is written any more.
   func testAFailedFinishHasWaited() async throws {
     let directory = try temporaryDirectory()

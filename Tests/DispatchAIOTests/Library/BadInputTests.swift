@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import CKernel
 import Foundation
 import SystemPackage
 import XCTest
@@ -229,7 +230,10 @@ final class BadInputTests: XCTestCase {
       .refusing("unlock: from -1 on", .invalidOffset, "at offset -1") {
         try writable.unlock(-1..<Int64.max)
       },
-      .refusing("truncate: negative", .invalidOffset, "must be 0 or more") {
+      .refusing("open: to read a file without a name", .wrongAccessMode, "opened for writing") {
+        try AIOFile.open(path, .readOnly, options: .init(rawValue: ckernel_o_tmpfile))
+      },
+      .refusing("truncate: negative", .invalidOffset, "a size of -1 bytes; 0 or more can") {
         try writable.truncate(to: -1)
       },
       .refusing("truncate: more than a file can be", .fileSizeLimit, "File too large") {

@@ -194,6 +194,36 @@ final class FileRangeTests: XCTestCase {
     XCTAssertEqual(try numbers(directory, "a"), Array(1...8), "none of them changed anything")
   }
 
+  /// Goal: an empty range is checked as any other is, though there is nothing to do.
+  func testEmptyRanges() throws {
+    let directory = try temporaryDirectory()
+    let file = try blocks(directory, "a")
+    let readOnly = try directory.open("a", .readOnly, caching: .buffered)
+    let closed = try directory.open("a", caching: .buffered)
+    closed.close()
+    let empty = 4096..<Int64(4096)
+    for (name, call) in [
+      ("preallocate", { try $0.preallocate(empty) }), ("zero", { try $0.zero(empty) }),
+      ("punch hole", { try $0.punchHole(empty) }), ("advise", { try $0.advise(.random, empty) }),
+      ("lock", { _ = try $0.tryLock(.exclusive, empty) }),
+      ("unlock", { try $0.unlock(empty) }),
+      ("copy", { try $0.copy(empty, to: file, at: 0) }),
+      ("clone", { try $0.clone(empty, to: file, at: 0) }),
+    ] as [(String, (AIOFile) throws -> Void)] {
+      XCTAssertNoThrow(try call(file), name)
+      XCTAssertThrowsError(try call(closed), name) {
+        XCTAssertEqual(($0 as? AIOError)?.code, .fileClosed, name)
+        XCTAssertNotEqual(($0 as? AIOError)?.operation, .size, name)
+      }
+    }
+    assertRefused(.fileClosed) { try closed.copy(0..<10, to: file, at: 0) }
+    assertRefused(.fileClosed) { try file.copy(empty, to: closed, at: 0) }
+    assertRefused(.fileClosed) { try file.clone(empty, to: closed, at: 0) }
+    assertRefused(.wrongAccessMode) { try file.clone(empty, to: readOnly, at: 0) }
+    assertRefused(.invalidOffset) { try file.clone(empty, to: file, at: -1) }
+    assertRefused(.invalidOffset) { try file.clone(-3..<(-3), to: file, at: 0) }
+  }
+
   /// What `readNow` and the routes of writes go by is moved by what grows the file, and by nothing
   /// else.
   func testWhatGrowsAFile() throws {

@@ -631,6 +631,142 @@ final class ReadinessTests: XCTestCase {
     XCTAssertEqual(completed.withLock { $0 }, polls)
   }
 
+  /// Goal: a context that is closed with a poll under way ends its turns, and closes, though the
+  /// descriptor is ready now and a request keeps the context open. Method: the request's completion
+  /// waits for its queue; meanwhile the loop's queue has to run other blocks, in few turns.
+  func testClosingWithAPollUnderWay() throws {
+    let directory = try temporaryDirectory()
+    _ = try directory.makeFile(size: 8192)
+    let file = try directory.open()
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let (near, far) = try pair()
+    let (ended, closed) = (Promise<AIOError.Code?>(), Promise<Void>())
+    try context.poll(near, for: .readable) {
+      if case .failure(let error) = $0 { ended.fulfil(error.code) } else { ended.fulfil(nil) }
+    }
+    let slow = DispatchQueue(label: "test.slow")
+    slow.suspend()
+    try context.read(file, at: 0, into: AIOBuffer(count: 4096), queue: slow) { _ in }
+    context.close { closed.fulfil(()) }
+    XCTAssertEqual(try ended.wait(), .contextClosed)
+    put("x", far)
+    let turns = context.statistics.turns
+    for _ in 0..<200 {
+      let ran = Promise<Void>()
+      loop.async { ran.fulfil(()) }
+      try ran.wait()
+    }
+    XCTAssertLessThan(context.statistics.turns - turns, 50)
+    slow.resume()
+    try closed.wait()
+  }
+
+  /// Goal: an event that is nobody's does not keep the queue from its other blocks. Method: against
+  /// the rule, the descriptor is closed before the poll is cancelled, and a copy of it becomes
+  /// ready, which the set reports for as long as it is open.
+  func testAnEventOfNobody() throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    var ends: [Int32] = [0, 0]
+    XCTAssertEqual(pipe(&ends), 0)
+    let poll = try context.poll(ends[0], for: .readable) { _ in }
+    loop.sync {}
+    let copy = dup(ends[0])
+    close(ends[0])
+    poll.cancel()
+    put("x", ends[1])
+    for _ in 0..<100 {
+      let ran = Promise<Void>()
+      loop.async { ran.fulfil(()) }
+      try ran.wait()
+    }
+    close(copy)
+    close(ends[1])
+    try context.closeAndWait()
+  }
+
+  /// Goal: who waits for something to read is not told of urgent data that a poll waits for.
+  func testUrgentDataIsNotTheReaders() throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let (near, far) = try connectedSockets()
+    let source = try context.makeReadSource(fileDescriptor: near)
+    let runs = Locked<[UInt]>([])
+    source.setEventHandler { [unowned source] in runs.withLock { $0.append(source.data) } }
+    let registered = Promise<Void>()
+    source.setRegistrationHandler { registered.fulfil(()) }
+    source.activate()
+    try registered.wait()
+    let urgent = Promise<AIOPollEvents?>()
+    try context.poll(near, for: .priority) { urgent.fulfil(try? $0.get()) }
+    XCTAssertEqual(send(far, "!", 1, Int32(MSG_OOB)), 1)
+    XCTAssertEqual(try urgent.wait(), .priority)
+    // It would have run in the same turn.
+    loop.sync {}
+    XCTAssertEqual(runs.withLock { $0 }, [])
+    let cancelled = Promise<Void>()
+    source.setCancelHandler { cancelled.fulfil(()) }
+    source.cancel()
+    try cancelled.wait()
+    try context.closeAndWait()
+  }
+
+  /// Two ends of a TCP connection, which urgent data needs.
+  private func connectedSockets() throws -> (Int32, Int32) {
+    let listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+    let far = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+    var address = sockaddr_in()
+    address.sin_family = sa_family_t(AF_INET)
+    address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+    var size = socklen_t(MemoryLayout<sockaddr_in>.size)
+    withUnsafeMutablePointer(to: &address) {
+      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+        XCTAssertEqual(bind(listener, $0, size), 0)
+        XCTAssertEqual(listen(listener, 1), 0)
+        XCTAssertEqual(getsockname(listener, $0, &size), 0)
+        XCTAssertEqual(connect(far, $0, size), 0)
+      }
+    }
+    let near = accept(listener, nil, nil)
+    addTeardownBlock { for end in [listener, near, far] { close(end) } }
+    return (near, far)
+  }
+
+  /// Goal: bits of `epoll(7)` that are none of `poll(2)` change nothing for others. Method: with
+  /// EPOLLONESHOT, a source of the same descriptor would run no more.
+  func testBitsThatAreNoEvents() throws {
+    XCTAssertEqual(AIOPollEvents(rawValue: 1 << 30 | 1), .readable)
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let (near, far) = try pair()
+    let source = try context.makeReadSource(fileDescriptor: near)
+    let runs = Locked(0)
+    source.setEventHandler { runs.withLock { $0 += 1 } }
+    source.activate()
+    try context.poll(near, for: AIOPollEvents(rawValue: 1 << 30 | 2)) { _ in }
+    put("x", far)
+    XCTAssertTrue(eventually { runs.withLock { $0 } > 2 })
+    source.cancel()
+    try context.closeAndWait()
+  }
+
+  /// A registration handler that is set after the source has been activated runs at once, as
+  /// Dispatch's does.
+  func testALateRegistrationHandler() throws {
+    let context = try AIOContext(queueDepth: 4, queue: loop)
+    let (near, _) = try pair()
+    let source = try context.makeReadSource(fileDescriptor: near)
+    source.activate()
+    let (first, second) = (Promise<Void>(), Promise<Void>())
+    source.setRegistrationHandler { [loop] in
+      dispatchPrecondition(condition: .onQueue(loop))
+      first.fulfil(())
+    }
+    try first.wait()
+    source.setRegistrationHandler { second.fulfil(()) }
+    try second.wait()
+    source.cancel()
+    source.setRegistrationHandler { XCTFail("it was cancelled before") }
+    try context.closeAndWait()
+  }
+
   func testAPollOfATask() async throws {
     let context = try AIOContext(queueDepth: 4, queue: loop)
     let (near, far) = try pair()

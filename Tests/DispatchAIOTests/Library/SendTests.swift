@@ -186,17 +186,22 @@ final class SendTests: XCTestCase {
       let directory = try temporaryDirectory()
       let file = try makeFile(directory, caching)
       XCTAssertEqual(truncate(directory.path.appending("file").string, 300_001), 0)
-      for (offset, left) in [(0, 300_001), (290_000, 10_001), (300_000, 1)] {
+      for (offset, left, count) in [
+        (0, 300_001, 500_000), (290_000, 10_001, 500_000), (300_000, 1, 500_000),
+        (0, 300_001, .max), (300_000, 1, .max - 300_000),
+      ] {
         let (near, far) = try pair()
         let received = receive(header.count + left, from: far)
         let result = try send(
-          context, file, at: Int64(offset), count: 500_000, to: near, header: header)
+          context, file, at: Int64(offset), count: count, to: near, header: header)
         XCTAssertEqual(result, .success(left), "\(caching) at \(offset)")
         XCTAssertTrue(try received.wait() == header + blockContents[offset..<offset + left])
       }
       let (near, far) = try pair()
-      XCTAssertEqual(
-        try send(context, file, at: 300_001, count: 10, to: near, header: header), .success(0))
+      for offset in [300_001, Int64.max - 10] {
+        XCTAssertEqual(
+          try send(context, file, at: offset, count: 10, to: near, header: header), .success(0))
+      }
       var byte: UInt8 = 0
       XCTAssertEqual(recv(far, &byte, 1, Int32(MSG_DONTWAIT)), -1, "a head was sent")
     }

@@ -49,7 +49,7 @@ struct Inbox: ~Copyable, @unchecked Sendable {
 
   /// Takes all slots out; by one thread at a time.
   ///
-  /// - Returns: The newest slot; `older` returns the others.
+  /// - Returns: The newest slot; `link(of:)` leads to the others.
   @inline(__always)
   fileprivate func takeAll() -> UInt32? {
     guard head.load(ordering: .relaxed) != Inbox.end else { return nil }

@@ -238,7 +238,9 @@ final class FileSend: @unchecked Sendable {
     let unit = file.directReads?.alignment ?? file.traits.alignment
     let at = Int(offset) + sent
     let start = unit.roundDown(at)
-    let length = min(unit.roundUp(Int(offset) + count) - start, unit.roundDown(FileSends.large))
+    // No file has a byte in the block that holds the largest offset.
+    let end = min(unit.roundUp(Int(offset) + count), unit.roundDown(.max))
+    let length = min(end - start, unit.roundDown(FileSends.large))
     guard let memory = loop.sends.take(atLeast: length) else { return failure(ENOMEM) }
     file.retainHeld()
     let skipped = at - start
@@ -280,7 +282,8 @@ final class FileSend: @unchecked Sendable {
     waiting = .nothing
     switch result {
     case .success(let answer):
-      let end = min(answer, skipped + count - sent)
+      // In this order, the sum does not overflow.
+      let end = skipped + min(answer - skipped, count - sent)
       // The file ends there, which the caller sees from the result.
       guard end > skipped else {
         loop.sends.give(memory)

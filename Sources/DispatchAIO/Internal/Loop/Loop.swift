@@ -357,6 +357,7 @@ final class Loop: SlotOwner, @unchecked Sendable {
       scheduler.yield()
       return false
     }
+    budget.iterations += 1
     if isReady { runReady(&budget) }
     deliver(&budget)
     if hasJobs || !budget.byHand && jobs.hasJobs { budget.jobs += jobs.run(until: budget.end) }

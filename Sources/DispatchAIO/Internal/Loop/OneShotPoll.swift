@@ -103,8 +103,8 @@ extension AIOError {
         .unsupportedFile, errno: errno, subject,
         .text(
           """
-          it is a regular file or a directory, which are always ready; read it with the context's \
-          verbs
+          it is a regular file, a directory or a device that cannot be waited for, which are always \
+          ready; read a file with the context's verbs
           """))
     case .fileExists:
       return AIOError(

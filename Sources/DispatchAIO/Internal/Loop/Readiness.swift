@@ -297,7 +297,8 @@ final class Readiness: Sendable {
     else { return }
     let events = AIOPollEvents(rawValue: event.events)
     let (ends, before): (AIOPollEvents, Int) = ([.hangUp, .error], ready.count)
-    if !events.isDisjoint(with: ends.union([.readable, .priority, .readHangUp])),
+    // Not for `.priority`, which only a poll asks for: there may be nothing to read.
+    if !events.isDisjoint(with: ends.union([.readable, .readHangUp])),
       let reader = watched.reader, reader.isRunning
     {
       ready.append(.source(reader))
@@ -386,18 +387,20 @@ final class Readiness: Sendable {
     state.withLock { state in
       guard !state.isClosed else { return }
       state.isClosed = true
-      var polls: [PollTable.List] = []
-      for (_, watched) in state.watched {
+      for watched in state.watched.values {
         watched.reader?.cancel(&state)
         watched.writer?.cancel(&state)
-        polls.append(watched.polls)
       }
+      // What is left has polls.
       var ended: [(OneShotPoll, AIOError)] = []
-      for var list in polls {
-        state.polls.take(from: &list) { poll, _ in
+      for (fd, watched) in state.watched {
+        var polls = watched.polls
+        state.polls.take(from: &polls) { poll, _ in
           ended.append((poll, .contextClosed(poll.subject)))
           return true
         }
+        // It stays open, and would keep the set ready, for nobody.
+        if watched.events != nil { state.set?.remove(fd) }
       }
       state.endedPolls += ended
       state.watched = [:]

@@ -17,6 +17,9 @@ struct TurnBudget {
   let end: UInt64
   var completions = 0
   var jobs = 0
+  /// The iterations that found something to do. After the first the clock is asked before each, so
+  /// that a turn ends whatever its iterations do, or count.
+  var iterations = 0
   /// Whether the turn has waited in the ring.
   var hasWaited = false
   /// Whether the turn has copied enough bytes for direct reads.
@@ -38,6 +41,6 @@ struct TurnBudget {
   /// Whether the queue's other blocks have to run before the rest.
   var isUsedUp: Bool {
     max(completions, jobs) >= Self.completionsPerTurn || areCopiesUsedUp
-      || (completions + jobs > 0 || byHand) && isLate
+      || (iterations > 0 || byHand) && isLate
   }
 }
