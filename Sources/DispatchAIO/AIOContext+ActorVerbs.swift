@@ -82,6 +82,104 @@ extension AIOContext {
       file, at: offset, from: buffers, options: options, completion: onQueue(completion, isolation))
   }
 
+  /// Reads any range of a file, into a buffer that the library makes: see
+  /// ``read(_:from:count:queue:completion:)``.
+  ///
+  /// - Parameters:
+  ///   - file: The file, open for reading.
+  ///   - offset: The offset in the file in bytes, 0 or more.
+  ///   - count: The number of bytes; 0 or more.
+  ///   - isolation: The caller's actor, whose executor is the context's ``executor``.
+  ///   - completion: Gets the bytes, in the isolation of the actor.
+  @discardableResult
+  public func read(
+    _ file: AIOFile, from offset: Int64, count: Int, isolation: isolated any Actor,
+    completion: @escaping (Result<AIOBuffer, AIOError>) -> Void
+  ) throws(AIOError) -> AIORequest {
+    checkIsOnQueue(isolation)
+    // It stays in the actor's isolation, whose queue is the one that calls it.
+    nonisolated(unsafe) let completion = completion
+    return try read(file, from: offset, count: count) { unsafe completion($0) }
+  }
+
+  /// Writes a buffer to any range of a file: see
+  /// ``write(_:contentsOf:at:queue:completion:)-(_,AIOBuffer,_,_,_)``.
+  ///
+  /// - Parameters:
+  ///   - file: The file, open for writing.
+  ///   - buffer: The bytes to write, which must not be changed until the completion handler runs.
+  ///   - offset: The offset in the file in bytes, 0 or more.
+  ///   - isolation: The caller's actor, whose executor is the context's ``executor``.
+  ///   - completion: Gets the number of bytes written, in the isolation of the actor.
+  @discardableResult
+  public func write(
+    _ file: AIOFile, contentsOf buffer: AIOBuffer, at offset: Int64,
+    isolation: isolated any Actor, completion: @escaping (Result<Int, AIOError>) -> Void
+  ) throws(AIOError) -> AIORequest {
+    try write(file, contentsOf: buffer, at: offset, completion: onQueue(completion, isolation))
+  }
+
+  /// Writes several buffers to any range of a file, one after the other: see
+  /// ``write(_:contentsOf:at:isolation:completion:)-(_,AIOBuffer,_,_,_)``.
+  @discardableResult
+  public func write(
+    _ file: AIOFile, contentsOf buffers: [AIOBuffer], at offset: Int64,
+    isolation: isolated any Actor, completion: @escaping (Result<Int, AIOError>) -> Void
+  ) throws(AIOError) -> AIORequest {
+    try write(file, contentsOf: buffers, at: offset, completion: onQueue(completion, isolation))
+  }
+
+  /// Appends a buffer to a file: see
+  /// ``append(_:from:options:queue:completion:)-(_,AIOBuffer,_,_,_)``.
+  ///
+  /// - Parameters:
+  ///   - file: The file, open for writing; a direct one must end at a multiple of its
+  ///     ``AIOFile/alignment``.
+  ///   - buffer: The bytes to append, which must not be changed until the completion handler runs.
+  ///   - options: What the append is to do beside writing; not ``AIOWriteOptions/atomic``.
+  ///   - isolation: The caller's actor, whose executor is the context's ``executor``.
+  ///   - completion: Gets the offset at which the bytes begin, in the isolation of the actor.
+  @discardableResult
+  public func append(
+    _ file: AIOFile, from buffer: AIOBuffer, options: AIOWriteOptions = [],
+    isolation: isolated any Actor, completion: @escaping (Result<Int, AIOError>) -> Void
+  ) throws(AIOError) -> AIORequest {
+    try append(file, from: buffer, options: options, completion: onQueue(completion, isolation))
+  }
+
+  /// Appends several buffers to a file, one after the other: see
+  /// ``append(_:from:options:isolation:completion:)-(_,AIOBuffer,_,_,_)``.
+  @discardableResult
+  public func append(
+    _ file: AIOFile, from buffers: [AIOBuffer], options: AIOWriteOptions = [],
+    isolation: isolated any Actor, completion: @escaping (Result<Int, AIOError>) -> Void
+  ) throws(AIOError) -> AIORequest {
+    try append(file, from: buffers, options: options, completion: onQueue(completion, isolation))
+  }
+
+  /// Sends a part of a file to a socket, behind a header: see
+  /// ``send(_:at:count:to:header:completion:)``.
+  ///
+  /// - Parameters:
+  ///   - file: The file, open for reading.
+  ///   - offset: The offset in the file in bytes, 0 or more.
+  ///   - count: The number of bytes to send, 0 or more.
+  ///   - socket: The descriptor of a non-blocking stream socket, which must stay open until the
+  ///     completion handler runs.
+  ///   - header: Bytes to send before those of the file.
+  ///   - isolation: The caller's actor, whose executor is the context's ``executor``.
+  ///   - completion: Gets the number of bytes of the file that were sent, in the isolation of the
+  ///     actor.
+  @discardableResult
+  public func send(
+    _ file: AIOFile, at offset: Int64, count: Int, to socket: Int32, header: [UInt8] = [],
+    isolation: isolated any Actor, completion: @escaping (Result<Int, AIOError>) -> Void
+  ) throws(AIOError) -> AIOSend {
+    try send(
+      file, at: offset, count: count, to: socket, header: header,
+      completion: onQueue(completion, isolation))
+  }
+
   /// Makes the data of a file durable, and its metadata: see ``fsync(_:queue:completion:)``.
   ///
   /// - Parameters:

@@ -15,6 +15,7 @@ private final class Journal {
 private actor Clerk {
   let context: AIOContext
   let file: AIOFile
+  let socket: Int32
   private let journal = Journal()
   private var continuation: CheckedContinuation<[String], Never>?
   private var offQueue = 0
@@ -23,7 +24,9 @@ private actor Clerk {
     context.executor.asUnownedSerialExecutor()
   }
 
-  init(_ context: AIOContext, _ file: AIOFile) { (self.context, self.file) = (context, file) }
+  init(_ context: AIOContext, _ file: AIOFile, _ socket: Int32) {
+    (self.context, self.file, self.socket) = (context, file, socket)
+  }
 
   /// Makes one request after the other, each in the handler of the one before.
   func run(pipe: Int32) async -> [String] {
@@ -70,6 +73,47 @@ private actor Clerk {
       self.attempt {
         try self.context.read(self.file, at: 8192, into: others, isolation: self) { result in
           journal.entries.append("read two \(self.count(result))")
+          self.attempt { try self.writeAnyRange(pipe) }
+        }
+      }
+    }
+  }
+
+  private func writeAnyRange(_ pipe: Int32) throws {
+    let (buffer, buffers) = (AIOBuffer(count: 5), [AIOBuffer(count: 3), AIOBuffer(count: 4)])
+    try context.write(file, contentsOf: buffer, at: 1, isolation: self) { [journal] result in
+      journal.entries.append("write any \(self.count(result))")
+      self.attempt {
+        try self.context.write(self.file, contentsOf: buffers, at: 10, isolation: self) { result in
+          journal.entries.append("write any two \(self.count(result))")
+          self.attempt { try self.append(pipe) }
+        }
+      }
+    }
+  }
+
+  private func append(_ pipe: Int32) throws {
+    let (buffer, buffers) = (AIOBuffer(count: 10), [AIOBuffer(count: 1), AIOBuffer(count: 1)])
+    try context.append(file, from: buffer, isolation: self) { [journal] result in
+      journal.entries.append("append at \(self.count(result))")
+      self.attempt {
+        try self.context.append(self.file, from: buffers, isolation: self) { result in
+          journal.entries.append("append two at \(self.count(result))")
+          self.attempt { try self.readAnyRange(pipe) }
+        }
+      }
+    }
+  }
+
+  private func readAnyRange(_ pipe: Int32) throws {
+    try context.read(file, from: 0, count: 7, isolation: self) { [journal] result in
+      if self.context.executor.isIsolatingCurrentContext() != true { self.offQueue += 1 }
+      journal.entries.append("read any \((try? result.get().array) ?? [])")
+      self.attempt {
+        try self.context.send(
+          self.file, at: 0, count: 100, to: self.socket, header: [1], isolation: self
+        ) { result in
+          journal.entries.append("send \(self.count(result))")
           self.attempt { try self.poll(pipe) }
         }
       }
@@ -115,14 +159,19 @@ final class ActorVerbTests: XCTestCase {
     let context = try AIOContext(queueDepth: 4)
     let pipe = try FileDescriptor.pipe()
     _ = try pipe.writeEnd.writeAll([1])
-    let entries = await Clerk(context, file).run(pipe: pipe.readEnd.rawValue)
+    var ends: [Int32] = [0, 0]
+    let type = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+    XCTAssertEqual(socketpair(AF_UNIX, type, 0, &ends), 0)
+    let entries = await Clerk(context, file, ends[0]).run(pipe: pipe.readEnd.rawValue)
     XCTAssertEqual(
       entries,
       [
         "write 8192", "write two 1024", "fdatasync 0", "fsync 0", "read 8192, the last is 7",
-        "read two 1024", "poll true", "off the queue 0",
+        "read two 1024", "write any 5", "write any two 7", "append at 9216", "append two at 9226",
+        "read any [7, 0, 0, 0, 0, 0, 7]", "send 100", "poll true", "off the queue 0",
       ])
     await context.close()
+    for end in ends { close(end) }
     try pipe.readEnd.close()
     try pipe.writeEnd.close()
   }
