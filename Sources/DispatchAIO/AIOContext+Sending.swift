@@ -170,7 +170,7 @@ extension AIOContext {
     let known = loop.readiness.knowledge(of: socket)
     let subject = try file.checkSend(at: offset, count: count, to: socket, isStream: known.isStream)
     if known.isClosed { throw .contextClosed(subject) }
-    if !known.isStream { loop.readiness.isStream(socket) }
+    if !known.isStream { loop.readiness.noteStream(socket) }
     return subject
   }
 }

@@ -524,7 +524,7 @@ final class AutomaticCachingTests: XCTestCase {
     for number in 0..<20 {
       let file = try coldFile(directory, context, size: 100_000, .readOnly)
       XCTAssertEqual(directory.openDescriptors(), 2)
-      if number % 3 == 0 { file.file.directReads?.isUnsupported() }
+      if number % 3 == 0 { file.file.directReads?.noteUnsupported() }
       // Closed, or dropped, with reads under way.
       for offset in [0, 5000, 50_000] {
         try context.read(file, at: Int64(offset), into: AIOBuffer(count: 4096)) { _ in }

@@ -97,7 +97,7 @@ final class NowaitPredictorTests: XCTestCase {
     direct.remember(1 << 30)
     XCTAssertEqual(Set(routes(at: 1 << 30)), [.nowait])
     XCTAssertEqual(Set(routes(8, at: (1 << 30) + 4096)).subtracting([.nowait]), [.direct])
-    direct.isUnsupported()
+    direct.noteUnsupported()
     XCTAssertEqual(Set(routes()), [.syscall, .nowait], "as a buffered file")
     XCTAssertEqual(predictor.route(read, offset: 0, length: 1 << 20), .syscall)
   }
@@ -136,7 +136,7 @@ final class NowaitPredictorTests: XCTestCase {
   func testWhatIsNotSupportedIsNotTriedAgain() {
     for (operation, route) in [(read, Route.offload), (write, .offload), (.fsync, .syscall)] {
       let predictor = NowaitPredictor(Traits(), size: .max)
-      predictor.unsupported(operation)
+      predictor.noteUnsupported(operation)
       for _ in 0..<100 {
         XCTAssertEqual(predictor.route(operation, offset: 0, length: 0), route)
       }

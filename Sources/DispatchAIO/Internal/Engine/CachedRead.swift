@@ -31,7 +31,7 @@ extension OpenFile {
     if asksFirst ? cached == 0 : !isWorthTrying(at: offset, memory.count) { return nil }
     let answer = unsafe readNowait(at: offset, into: memory)
     if !asksFirst { learn(answer) }
-    if answer == -Int(EOPNOTSUPP) { predictor.unsupported(.read) }
+    if answer == -Int(EOPNOTSUPP) { predictor.noteUnsupported(.read) }
     guard answer >= 0 else { return nil }
     // tmpfs reads to the end of the file in any case.
     if answer == memory.count || answer == 0 || traits.isMemory { return answer }

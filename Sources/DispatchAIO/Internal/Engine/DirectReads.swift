@@ -163,7 +163,7 @@ final class DirectReads: @unchecked Sendable {
 
   /// Learns that the kernel does not read this way: from now on the file is a buffered one. The
   /// descriptor is closed with the file, because another context may be using it.
-  func isUnsupported() {
+  func noteUnsupported() {
     let descriptor = state.exchange(Self.unavailable, ordering: .acquiringAndReleasing)
     if descriptor >= 0 { retired.store(descriptor, ordering: .releasing) }
   }

@@ -110,7 +110,7 @@ extension Engine where Attachment: ~Copyable {
     case .retried(let route, let isRetry):
       if isRetry { counts.retries += 1 }
       if route == .syscall, table[request: slot].verb.isSync {
-        table[request: slot].file.predictor.unsupported(table[request: slot].verb)
+        table[request: slot].file.predictor.noteUnsupported(table[request: slot].verb)
       }
       requeue(slot, route, isRetry: isRetry, isFirst: false)
     case .shortened(let chunkLimit):
@@ -119,7 +119,7 @@ extension Engine where Attachment: ~Copyable {
       requeue(slot, table[request: slot].route, isRetry: false, isFirst: true)
     case .cached:
       table[request: slot].options.remove(.uncached)
-      table[request: slot].file.predictor.uncachedIsUnsupported()
+      table[request: slot].file.predictor.noteUncachedUnsupported()
       requeue(slot, nil, isRetry: false, isFirst: true)
     }
     return nil
@@ -152,7 +152,7 @@ extension Engine where Attachment: ~Copyable {
       table[request: slot].file.predictor.refused(verb)
       counts.nowaitRefusals += 1
     } else if answer == -Int(EOPNOTSUPP), !table[request: slot].options.mayBeUnsupported {
-      table[request: slot].file.predictor.unsupported(verb)
+      table[request: slot].file.predictor.noteUnsupported(verb)
       counts.nowaitRefusals += 1
     }
   }

@@ -68,7 +68,7 @@ extension Engine where Attachment: ~Copyable {
     guard answer >= 0 else {
       if answer == -Int(EAGAIN) { counts.nowaitRefusals += 1 }
       // The file system has no such thing, or wants another alignment than it says.
-      if answer == -Int(EINVAL) || answer == -Int(EOPNOTSUPP) { direct.isUnsupported() }
+      if answer == -Int(EINVAL) || answer == -Int(EOPNOTSUPP) { direct.noteUnsupported() }
       return (answer, false)
     }
     let alignment = direct.alignment

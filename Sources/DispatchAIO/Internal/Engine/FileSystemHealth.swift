@@ -60,10 +60,10 @@ final class FileSystemHealth: Sendable {
 
   /// Records how long a submission of writes on the loop took.
   func submissionTook(_ nanoseconds: UInt64, now: UInt64) {
-    if nanoseconds > Self.slowSubmit { isSlow(for: nanoseconds, now: now) }
+    if nanoseconds > Self.slowSubmit { noteSlowness(for: nanoseconds, now: now) }
   }
 
-  private func isSlow(for nanoseconds: UInt64, now: UInt64) {
+  private func noteSlowness(for nanoseconds: UInt64, now: UInt64) {
     slowUntil.store(now &+ max(Self.probation, nanoseconds), ordering: .relaxed)
   }
 
@@ -72,7 +72,7 @@ final class FileSystemHealth: Sendable {
 
   /// Records that an offload thread has ended a write that it began at `start`.
   func writeEnded(start: UInt64, now: UInt64) {
-    if now &- start > Self.slowWrite { isSlow(for: now &- start, now: now) }
+    if now &- start > Self.slowWrite { noteSlowness(for: now &- start, now: now) }
     writesUnderWay.wrappingSubtract(1, ordering: .relaxed)
     lastEnd.store(now, ordering: .relaxed)
   }

@@ -158,7 +158,7 @@ final class NowaitPredictor: Sendable {
   }
 
   /// Learns that the kernel or the file system lacks NOWAIT (-EOPNOTSUPP), or the sync (-EINVAL).
-  func unsupported(_ verb: Verb) {
+  func noteUnsupported(_ verb: Verb) {
     switch verb {
     case .read: readsAreOffloaded.store(true, ordering: .relaxed)
     case .write: writesAreOffloaded.store(true, ordering: .relaxed)
@@ -167,7 +167,7 @@ final class NowaitPredictor: Sendable {
   }
 
   /// Learns that the kernel or the file system lacks RWF_DONTCACHE (-EOPNOTSUPP).
-  func uncachedIsUnsupported() { hasNoUncached.store(true, ordering: .relaxed) }
+  func noteUncachedUnsupported() { hasNoUncached.store(true, ordering: .relaxed) }
 
   /// Whether requests of the file are made without RWF_DONTCACHE, whatever they ask for.
   var lacksUncached: Bool { hasNoUncached.load(ordering: .relaxed) }

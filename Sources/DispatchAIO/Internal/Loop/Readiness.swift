@@ -371,7 +371,7 @@ final class Readiness: Sendable {
   }
 
   /// Learns that a descriptor is a stream socket that does not block, if it is watched.
-  func isStream(_ fd: Int32) {
+  func noteStream(_ fd: Int32) {
     state.withLock { state in
       // To modify what may be there allocates memory, whether it is or not.
       guard state.watched[fd] != nil else { return }
