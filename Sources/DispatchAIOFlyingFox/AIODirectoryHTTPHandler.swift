@@ -64,9 +64,10 @@ public struct AIODirectoryHTTPHandler: HTTPHandler {
     guard let (path, name) = path(request.path), let file = try await open(path) else {
       return HTTPResponse(statusCode: .notFound)
     }
-    let facts = FileFacts(file.status)
+    let now = Int64(Date().timeIntervalSince1970)
+    let facts = FileFacts(file.status, now: now)
     var headers = HTTPHeaders([
-      .acceptRanges: "bytes", .date: HTTPDate.text(Int64(Date().timeIntervalSince1970)),
+      .acceptRanges: "bytes", .date: HTTPDate.text(now),
       .eTag: facts.eTag, .lastModified: HTTPDate.text(facts.modified),
     ])
     if !cacheControl.isEmpty { headers[.cacheControl] = cacheControl }

@@ -13,17 +13,20 @@ struct FileFacts {
   /// A strong validator: the time of the last change, to the nanosecond, and the size.
   let eTag: String
   private let validator: Validator
-  /// The time of the last change in whole seconds since 1970.
+  /// What Last-Modified says, in whole seconds since 1970.
   var modified: Int64 { validator.modified }
 
-  init(_ status: AIOFile.Status) {
+  /// - Parameter now: The time of the answer, in seconds since 1970.
+  init(_ status: AIOFile.Status, now: Int64) {
     let time = status.modificationTime
     size = status.size
     eTag = """
       "\(String(time.seconds, radix: 16)).\(String(time.nanoseconds, radix: 16))-\
       \(String(status.size, radix: 16))"
       """
-    validator = Validator(tag: Array(eTag.utf8), modified: time.seconds)
+    let modified = Validator.lastModified(
+      time.seconds, changed: status.changeTime.seconds, now: now)
+    validator = Validator(tag: Array(eTag.utf8), modified: modified, now: now)
   }
 
   /// What becomes of a request that reads.

@@ -35,23 +35,28 @@ package enum ByteRanges: Equatable {
 
   private static func several(_ field: Span<UInt8>, _ set: Range<Int>, size: Int64) -> ByteRanges {
     var ranges: [Range<Int64>] = []
-    var (isMalformed, total, count) = (false, Int64(0), 0)
+    // What the ranges may still have. A multipart body adds its parts' heads to that, and the
+    // length of all has to be a number.
+    var left = min(size, .max - (1 << 20))
+    var (isWhole, count) = (false, 0)
     field.forEachElement(in: set) { element in
       count += 1
-      guard count <= limit, !isMalformed else {
-        isMalformed = true
+      guard count <= limit, !isWhole else {
+        isWhole = true
         return
       }
       switch range(field, element, size: size) {
       case .range(let range):
         ranges.append(range)
-        total += range.upperBound - range.lowerBound
+        // No range is longer than the file, so that this does not overflow. Ranges that overlap so
+        // much that the whole is less are sent as the whole.
+        left -= range.upperBound - range.lowerBound
+        isWhole = left < 0
       case .beyond: break
-      case .malformed: isMalformed = true
+      case .malformed: isWhole = true
       }
     }
-    // Ranges that overlap so much that the whole is less: sent as the whole.
-    if isMalformed || count == 0 || total > size { return .whole }
+    if isWhole || count == 0 { return .whole }
     switch ranges.count {
     case 0: return .unsatisfiable
     case 1: return .one(ranges[0])

@@ -5,12 +5,28 @@
 /// What tells a version of a file from another.
 package struct Validator: Equatable {
   /// With its quotes.
-  package var tag: [UInt8]
-  /// In seconds since 1970.
-  package var modified: Int64
+  package let tag: [UInt8]
+  /// What Last-Modified says, in seconds since 1970.
+  package let modified: Int64
+  /// Whether the date tells this version from all others (RFC 9110, 8.8.2.2): within the second of
+  /// the last change there may be another change.
+  let isDateStrong: Bool
 
-  package init(tag: [UInt8], modified: Int64) {
-    (self.tag, self.modified) = (tag, modified)
+  /// - Parameters:
+  ///   - modified: As of `lastModified`.
+  ///   - now: The time of the answer, in seconds since 1970.
+  package init(tag: [UInt8], modified: Int64, now: Int64) {
+    (self.tag, self.modified, isDateStrong) = (tag, modified, modified < now)
+  }
+
+  /// What Last-Modified says of a file. All times are in seconds since 1970.
+  ///
+  /// A file's time of modification can be set to one in the future, which must not be sent
+  /// (RFC 9110, 8.8.2.1). The time at which it was set is said instead, so that a client is told
+  /// the same each time; `now` counts if the clock was set back. The time of the last change is not
+  /// asked otherwise, because some file systems have none that is true.
+  package static func lastModified(_ modified: Int64, changed: Int64, now: Int64) -> Int64 {
+    modified <= now ? modified : min(changed, now)
   }
 }
 
@@ -59,8 +75,8 @@ package enum Conditions {
       if value.count > 0, value[0] == UInt8(ascii: "\"") {
         return value.has(validator.tag, at: all)
       }
-      // A weak tag does not do for parts; a date has to be the very same.
-      return HTTPDate.parse(value) == validator.modified
+      // Nothing weak does for parts; a date has to be the very same.
+      return validator.isDateStrong && HTTPDate.parse(value) == validator.modified
     } ?? true
   }
 

@@ -64,7 +64,10 @@ package enum HTTPDate {
       (1...31).contains(date), hour < 24, minute < 60, second <= 60, year < 10000
     else { return nil }
     if words[order.year].count == 2 { year += year < 70 ? 2000 : 1900 }
-    return Moment.day(year, month, date) * 86400 + hour * 3600 + minute * 60 + second
+    let midnight = Moment.day(year, month, date) * 86400
+    // A day that its month does not have is one of the next month's.
+    guard Moment(midnight).date == date else { return nil }
+    return midnight + hour * 3600 + minute * 60 + second
   }
 
   /// A moment by the Gregorian calendar, in UTC.

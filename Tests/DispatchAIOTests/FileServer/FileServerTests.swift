@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import HTTPRules
 import SystemPackage
 import XCTest
 
@@ -64,9 +65,7 @@ final class FileServerTests: XCTestCase {
         XCTAssertNil(answer.fields["content-length"])
       }
     }
-    for (field, status) in [
-      ("If-Range: \(tag)", 206), ("If-Range: \"x\"", 200), ("If-Range: \(modified)", 206),
-    ] {
+    for (field, status) in [("If-Range: \(tag)", 206), ("If-Range: \"x\"", 200)] {
       let answer = try client.get("/a.txt", "Range: bytes=1-2", field)
       XCTAssertEqual(answer.status, status, field)
       XCTAssertEqual(answer.text, status == 206 ? "el" : "hello", field)
@@ -80,11 +79,56 @@ final class FileServerTests: XCTestCase {
       XCTAssertEqual(answer.fields["allow"], "GET, HEAD, OPTIONS")
     }
     XCTAssertEqual(try client.get("/a.txt", method: "OPTIONS").status, 204)
-    // A file of the future is said to be of now.
-    let times = [timespec(), timespec(tv_sec: time(nil) + 1_000_000, tv_nsec: 0)]
-    XCTAssertEqual(utimensat(AT_FDCWD, server.root.appending("a.txt").string, times, 0), 0)
-    let future = try client.get("/a.txt")
-    XCTAssertEqual(future.fields["last-modified"], future.fields["date"])
+  }
+
+  /// Sets when a file was last modified, in seconds since 1970.
+  private func setModified(_ path: FilePath, _ seconds: Int) {
+    let times = [timespec(), timespec(tv_sec: seconds, tv_nsec: 0)]
+    XCTAssertEqual(utimensat(AT_FDCWD, path.string, times, 0), 0)
+  }
+
+  /// Goal: the date that was sent is the one that conditions are compared with, also that of a file
+  /// whose time is in the future, and after a second has passed.
+  func testConditionsOfAFileOfTheFuture() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory, ["--writable"])
+    try server.make("a.txt", "hello")
+    setModified(server.root.appending("a.txt"), time(nil) + 1_000_000)
+    let client = try HTTPClient(server)
+    let first = try client.get("/a.txt")
+    let modified = try XCTUnwrap(first.fields["last-modified"])
+    let times = try ["last-modified", "date"].map { name in
+      try XCTUnwrap(HTTPDate.parse(Array(XCTUnwrap(first.fields[name]).utf8).span))
+    }
+    XCTAssertLessThanOrEqual(times[0], times[1])
+    for _ in 0..<2 {
+      XCTAssertEqual(try client.get("/a.txt").fields["last-modified"], modified)
+      XCTAssertEqual(try client.get("/a.txt", "If-Unmodified-Since: \(modified)").status, 200)
+      XCTAssertEqual(try client.get("/a.txt", "If-Modified-Since: \(modified)").status, 304)
+      usleep(1_100_000)
+    }
+    try client.send(
+      """
+      PUT /a.txt HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nIf-Unmodified-Since: \(modified)\r\n\
+      \r\nx
+      """)
+    XCTAssertEqual(try client.answer().status, 204)
+  }
+
+  /// A date does for a part only if no other version may have the same.
+  func testARangeByDate() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    try server.make("a.txt", "hello")
+    let client = try HTTPClient(server)
+    for (age, status) in [(-1_000_000, 200), (1_000_000, 206)] {
+      setModified(server.root.appending("a.txt"), time(nil) - age)
+      let modified = try XCTUnwrap(try client.get("/a.txt").fields["last-modified"])
+      let part = try client.get("/a.txt", "Range: bytes=1-2", "If-Range: \(modified)")
+      // The time of the first is that of its last change, which may be in the second before.
+      XCTAssertTrue(part.status == status || age < 0 && part.fields["date"] != modified, modified)
+      XCTAssertEqual(part.text, part.status == 206 ? "el" : "hello")
+    }
   }
 
   /// What is asked for again is kept open; whatever becomes of the file, the next answer has it.

@@ -80,6 +80,12 @@ final class ProtocolTests: XCTestCase {
       ("bytes=5-6,0-1", 10, .several([5..<7, 0..<2])),
       // As much as the whole, or more.
       ("bytes=0-9,0-9", 10, .whole), ("bytes=0-7,5-9", 10, .whole),
+      // Sums that are no numbers any more, also with the heads of the parts.
+      ("bytes=0-,0-", 1 << 62, .whole), ("bytes=0-,0-,0-", .max, .whole),
+      ("bytes=0-10,12-", .max, .whole),
+      ("bytes=0-0,-1", .max, .several([0..<1, (.max - 1)..<(.max)])),
+      ("bytes=9223372036854775807-", .max, .unsatisfiable),
+      ("bytes=0-9223372036854775807", .max, .one(0..<(.max))),
       // What means nothing is as if not there.
       ("bytes=5-2", 10, .whole), ("bytes=a-b", 10, .whole), ("bytes=", 10, .whole),
       ("bytes=-", 10, .whole), ("bytes", 10, .whole), ("lines=1-2", 10, .whole),
@@ -113,6 +119,10 @@ final class ProtocolTests: XCTestCase {
       ("Sun, 06 Nov 1994 08:49:37 PST", nil), ("Sun, 06 Nov 1994 24:49:37 GMT", nil),
       ("Sun, 32 Nov 1994 08:49:37 GMT", nil), ("Sun, 06 Nvo 1994 08:49:37 GMT", nil),
       ("0", nil), ("", nil), ("784111777", nil),
+      // Days that there were not.
+      ("Thu, 31 Feb 2050 00:00:00 GMT", nil), ("Mon, 29 Feb 1999 00:00:00 GMT", nil),
+      ("Sat, 31 Apr 1994 00:00:00 GMT", nil), ("Sun Nov 31 08:49:37 1994", nil),
+      ("Sunday, 00-Nov-94 08:49:37 GMT", nil), ("Fri, 31 Dec 9999 23:59:59 GMT", 253_402_300_799),
     ]
     for (text, seconds) in rows {
       XCTAssertEqual(with(text) { HTTPDate.parse($0.octets.span) }, seconds, text)
@@ -146,7 +156,8 @@ final class ProtocolTests: XCTestCase {
   // MARK: Conditions
 
   func testConditions() {
-    let there = Validator(tag: Array("\"a\"".utf8), modified: 784_111_777)
+    let there = Validator(
+      tag: Array("\"a\"".utf8), modified: 784_111_777, now: 784_111_778)
     let (same, before, after) = (
       "Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:36 GMT",
       "Sun, 06 Nov 1994 08:49:38 GMT"
@@ -195,7 +206,23 @@ final class ProtocolTests: XCTestCase {
           case .complete(let head) = RequestHead.parse(bytes, limits: .init(), scanned: &scanned)
         else { return XCTFail(value) }
         XCTAssertEqual(Conditions.rangeCounts(head, bytes, there), counts, value)
+        // In the second of the last change, or if that is in the future, a date tells no version.
+        for now in [784_111_777, 784_111_776] as [Int64] {
+          let new = Validator(tag: there.tag, modified: there.modified, now: now)
+          XCTAssertEqual(
+            Conditions.rangeCounts(head, bytes, new), counts && value != same, "\(value) \(now)")
+        }
       }
+    }
+  }
+
+  /// A time that was set to be in the future is not sent, and what is sent instead stays the same.
+  func testTheTimeOfTheLastModification() {
+    for (modified, changed, now, expected) in [
+      (10, 20, 30, 10), (10, 0, 30, 10), (30, 20, 30, 30), (40, 20, 30, 20), (40, 20, 40, 40),
+      (40, 35, 30, 30),
+    ] as [(Int64, Int64, Int64, Int64)] {
+      XCTAssertEqual(Validator.lastModified(modified, changed: changed, now: now), expected)
     }
   }
 

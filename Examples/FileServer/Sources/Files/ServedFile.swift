@@ -57,9 +57,15 @@ final class ServedFile: Sendable {
     output.append(byte: UInt8(ascii: "\""))
   }
 
-  var validator: Validator {
+  /// What Last-Modified says of it at a time. Both are in seconds since 1970.
+  func lastModified(now: Int64) -> Int64 {
+    Validator.lastModified(
+      status.modificationTime.seconds, changed: status.changeTime.seconds, now: now)
+  }
+
+  func validator(now: Int64) -> Validator {
     let output = OutputBuffer(capacity: 80)
     appendTag(to: output)
-    return Validator(tag: Array(output.bytes), modified: status.modificationTime.seconds)
+    return Validator(tag: Array(output.bytes), modified: lastModified(now: now), now: now)
   }
 }

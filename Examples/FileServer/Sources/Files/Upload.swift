@@ -75,7 +75,7 @@ final class Upload: Sendable {
     if there != nil,
       case .file(let file) = root.resolve(request.path, codings: [], mayWait: true)
     {
-      validator = file.validator
+      validator = file.validator(now: Int64(time(nil)))
     }
     guard condition(validator) else { throw Refused(status: 412) }
     return there != nil

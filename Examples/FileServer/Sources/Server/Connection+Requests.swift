@@ -130,7 +130,7 @@ extension Connection {
     reply.isWaitingForDescriptor = false
     reply.file = file
     if head.isConditional {
-      switch Conditions.evaluate(head, bytes, file.validator) {
+      switch Conditions.evaluate(head, bytes, file.validator(now: loop.seconds)) {
       case .proceed: break
       case .notModified: return answer(304) { self.appendValidators(of: file, to: $0) }
       case .failed: return answer(412)
@@ -141,7 +141,8 @@ extension Connection {
     // A range means nothing to HEAD.
     if let field = head.range, head.method == .get,
       // Most have none, and no validator is made for them.
-      head.ifRange == nil || Conditions.rangeCounts(head, bytes, file.validator)
+      head.ifRange == nil
+        || Conditions.rangeCounts(head, bytes, file.validator(now: loop.seconds))
     {
       switch ByteRanges.parse(field.of(bytes).octets.span, size: file.size) {
       case .whole: break
@@ -179,8 +180,7 @@ extension Connection {
 
   private func appendValidators(of file: ServedFile, to head: ResponseHead) {
     head.output.append("Last-Modified: ")
-    // It must not be later than the answer's Date.
-    let modified = HTTPDate.bytes(min(file.status.modificationTime.seconds, loop.seconds))
+    let modified = HTTPDate.bytes(file.lastModified(now: loop.seconds))
     modified.span.withUnsafeBytes { head.output.append($0) }
     head.output.append("\r\nETag: ")
     file.appendTag(to: head.output)
