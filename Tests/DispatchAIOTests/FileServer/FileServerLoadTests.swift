@@ -115,6 +115,34 @@ final class FileServerLoadTests: XCTestCase {
     withExtendedLifetime(deaf) {}
   }
 
+  /// Empty lines behind a request, and half of one, begin no other: there is no answer to them, and
+  /// the end does not wait for more.
+  func testEmptyLinesBehindARequest() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(
+      directory,
+      ["--request-timeout", "0.2", "--keep-alive-timeout", "100", "--drain-timeout", "1000"])
+    try server.make("a", "hello")
+    let client = try HTTPClient(server)
+    let request = "GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
+    for pieces in [["\r\n"], ["\r", "\n"], ["\r\n\r\n\r\n\r\n"], ["\r\n\r", "\n"]] {
+      try client.send(request + pieces[0])
+      XCTAssertEqual(try client.answer().text, "hello")
+      for piece in pieces.dropFirst() {
+        usleep(400_000)
+        try client.send(piece)
+      }
+      usleep(400_000)
+    }
+    try client.send(request + "\r\n")
+    let last = try client.answer()
+    XCTAssertEqual(last.text, "hello")
+    kill(server.process.processIdentifier, SIGTERM)
+    XCTAssertThrowsError(try client.answer())
+    server.process.waitForEnd()
+    XCTAssertEqual(server.process.terminationStatus, 0)
+  }
+
   /// Clients that take nothing of a large file cost the server no memory to speak of.
   func testSlowReaders() throws {
     let directory = try temporaryDirectory()

@@ -78,6 +78,7 @@ final class FileServerTests: XCTestCase {
       XCTAssertEqual(answer.status, 405)
       XCTAssertEqual(answer.fields["allow"], "GET, HEAD, OPTIONS")
     }
+    XCTAssertEqual(try client.get("/a.txt", method: "BREW").status, 501)
     XCTAssertEqual(try client.get("/a.txt", method: "OPTIONS").status, 204)
   }
 
@@ -230,8 +231,8 @@ final class FileServerTests: XCTestCase {
       ("/..%5csecret", 404), ("/a%00b", 400), ("/dir/a%00.txt", 400), ("//etc/passwd", 404),
       ("http://x/../secret", 400), ("/%c0%ae%c0%ae/secret", 404), ("/dir/a/", 404),
       ("/dir/a/b", 404),
-      ("/" + String(repeating: "a", count: 300), 404),
-      ("/" + String(repeating: "a/", count: 3000), 404),
+      ("/" + String(repeating: "a", count: 300), 414),
+      ("/" + String(repeating: "a/", count: 3000), 414),
     ] {
       XCTAssertEqual(try client.get(target).status, status, target)
     }
@@ -239,6 +240,7 @@ final class FileServerTests: XCTestCase {
     for (target, status) in [
       ("/up", 409), ("/parent/new", 404), ("/pipe", 409), ("/dir", 409), ("/.new", 404),
       ("/../new", 400), ("/none/new", 409), ("/dir/", 409), ("/absolute", 409),
+      ("/" + String(repeating: "a", count: 300), 414),
     ] {
       let client = try HTTPClient(server)
       try client.send("PUT \(target) HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx")

@@ -39,6 +39,12 @@ final class ProtocolTests: XCTestCase {
       ("http://host/../a", .refused(.malformed)), ("*", .refused(.malformed)),
       ("a", .refused(.malformed)), ("", .refused(.malformed)),
       ("https://host/a", .refused(.malformed)),
+      // The host ends where anything else begins, and is there.
+      ("http://h?x=/a.txt", .directory(".")), ("http://h#/a", .directory(".")),
+      ("http://h:80/a?/b", .file("a")), ("http://[::1]:80/a", .file("a")),
+      ("http:///a", .refused(.malformed)), ("http://?/a", .refused(.malformed)),
+      ("http://", .refused(.malformed)), ("http://:80/a", .refused(.malformed)),
+      ("http://u@h/a", .refused(.malformed)),
     ]
     for (target, expected) in rows {
       var path = TargetPath(bytes: [], isDirectory: false)
@@ -257,7 +263,7 @@ final class ProtocolTests: XCTestCase {
   // MARK: Chunks
 
   func testChunksHoweverTheyAreCut() throws {
-    let text = "5\r\nhello\r\n00b;x=\"y\"\r\n, wide world\r\n0\r\nTrailer: x\r\n\r\nNEXT"
+    let text = "5 \t\r\nhello\r\n00b \t;x=\"y\"\r\n, wide world\r\n0\r\nTrailer: x\r\n\r\nNEXT"
       .replacingOccurrences(of: "00b", with: "00c")
     let bytes = Array(text.utf8)
     for step in 1...bytes.count {
@@ -279,7 +285,8 @@ final class ProtocolTests: XCTestCase {
   func testWhatIsNoChunk() {
     for text in [
       "\r\n", "g\r\n", "-5\r\n", "5\nhello", "5\r\nhelloX", "5\r\nhello\rX", "5;\n5\r\n",
-      "1234567890123456\r\n", "5\r\r", "0\r\n\rX", "0\r\n\n\r\n", "0\r\nA: b\nX: y\r\n\r\n",
+      "1234567890123456\r\n", "4 zz\r\n", "4 4\r\n", " 4\r\n", ";x\r\n", "5\r\r", "0\r\n\rX",
+      "0\r\n\n\r\n", "0\r\nA: b\nX: y\r\n\r\n",
     ] {
       var body = ChunkedBody()
       XCTAssertThrowsError(

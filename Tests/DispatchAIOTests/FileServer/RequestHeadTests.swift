@@ -27,7 +27,8 @@ final class RequestHeadTests: XCTestCase {
     let long = String(repeating: "x", count: 9000)
     let rows: [(String, Int?)] = [
       ("GET / HTTP/1.1\r\n\(host)\r\n", 0),
-      ("\r\nGET / HTTP/1.1\r\n\(host)\r\n", 0),
+      // Empty lines in front are passed over before (see below).
+      ("\r\nGET / HTTP/1.1\r\n\(host)\r\n", 400),
       ("GET / HTTP/1.0\r\n\r\n", 0),
       ("GET / HTTP/1.1\r\n\(host)", nil),
       ("", nil), ("G", nil), ("GET / HTTP/1.1\r", nil),
@@ -109,9 +110,34 @@ final class RequestHeadTests: XCTestCase {
     XCTAssertEqual(value(head.range), "bytes=1-2")
     XCTAssertEqual(value(head.ifRange), "\"x\"")
     XCTAssertEqual(head.length, bytes.count - 3)
-    // Methods are in upper case.
-    guard case .complete(let other) = parse(text) else { return XCTFail("not complete") }
-    XCTAssertEqual(other.method, .other)
+  }
+
+  func testMethods() {
+    for (name, method) in [
+      ("GET", .get), ("HEAD", .head), ("PUT", .put), ("OPTIONS", .options),
+      ("POST", .unsupported), ("DELETE", .unsupported), ("PATCH", .unsupported),
+      ("TRACE", .unsupported), ("CONNECT", .unsupported), ("BREW", .unknown),
+      // They are in upper case.
+      ("gEt", .unknown), ("post", .unknown),
+    ] as [(String, RequestHead.Method)] {
+      guard case .complete(let head) = parse("\(name) / HTTP/1.1\r\nHost: a\r\n\r\n") else {
+        XCTFail(name)
+        continue
+      }
+      XCTAssertEqual(head.method, method, name)
+    }
+  }
+
+  func testEmptyLines() {
+    for (text, rest) in [
+      ("", ""), ("\r\n", ""), ("\r\n\r\n\r\nGET\r\n", "GET\r\n"), ("\r", "\r"), ("\r\n\r", "\r"),
+      ("\n", "\n"), ("\rX", "\rX"), ("GET", "GET"),
+    ] {
+      let found = Array(text.utf8).withUnsafeBytes {
+        String(decoding: RequestHead.skipEmptyLines($0), as: UTF8.self)
+      }
+      XCTAssertEqual(found, rest, text.debugDescription)
+    }
   }
 
   func testWhetherTheConnectionStays() {

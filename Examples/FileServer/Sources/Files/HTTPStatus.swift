@@ -14,7 +14,8 @@ enum HTTPStatus {
   static func of(_ errno: Int32, notFound: Int = 404) -> Int {
     switch errno {
     case ENOENT, ENOTDIR: notFound
-    case EXDEV, ELOOP, ENAMETOOLONG: 404
+    case EXDEV, ELOOP: 404
+    case ENAMETOOLONG: 414
     case EACCES, EPERM, EROFS: 403
     case ENOSPC, EDQUOT: 507
     case EISDIR, ENOTEMPTY: 409

@@ -3,7 +3,8 @@
 /// Takes the chunks out of a chunked body (RFC 9112, 7.1), however its bytes are cut.
 struct ChunkedBody {
   private enum State {
-    case size, sizeEnd, data, dataCR, dataLF
+    case size, sizeBlank, sizeExtension, sizeEnd
+    case data, dataCR, dataLF
     case trailer, trailerEnd
     case done
   }
@@ -11,9 +12,8 @@ struct ChunkedBody {
   private var state = State.size
   private var left: Int64 = 0
   private var digits = 0
-  /// Bytes of a size line's extension, or of the trailer, which are passed over.
+  /// Bytes behind a size in its line, or of the trailer, which are passed over.
   private var ignored = 0
-  private var isExtension = false
   private var lineLength = 0
 
   var isDone: Bool { state == .done }
@@ -47,11 +47,10 @@ struct ChunkedBody {
 
   private mutating func step(_ byte: UInt8) throws(Malformed) {
     switch state {
-    case .size: try size(byte)
+    case .size, .sizeBlank, .sizeExtension: try size(byte)
     case .sizeEnd:
       guard byte == 10, digits > 0 else { throw Malformed() }
-      (state, lineLength) = (left == 0 ? .trailer : .data, 0)
-      (digits, isExtension) = (0, false)
+      (state, lineLength, digits) = (left == 0 ? .trailer : .data, 0, 0)
     case .dataCR:
       guard byte == 13 else { throw Malformed() }
       state = .dataLF
@@ -78,15 +77,24 @@ struct ChunkedBody {
     }
     // By itself it is no end of a line.
     guard byte != 10 else { throw Malformed() }
-    if isExtension { return try ignore() }
+    switch (state, byte) {
+    case (.sizeExtension, _): try ignore()
+    case (_, UInt8(ascii: ";")): state = .sizeExtension
+    case (_, 0x20), (_, 0x09):
+      try ignore()
+      state = .sizeBlank
+    case (.size, _): try digit(byte)
+    // Behind a blank there is an extension, or nothing.
+    default: throw Malformed()
+    }
+  }
+
+  private mutating func digit(_ byte: UInt8) throws(Malformed) {
     let digit: UInt8
     switch byte {
     case UInt8(ascii: "0")...UInt8(ascii: "9"): digit = byte - UInt8(ascii: "0")
     case UInt8(ascii: "a")...UInt8(ascii: "f"): digit = byte - UInt8(ascii: "a") + 10
     case UInt8(ascii: "A")...UInt8(ascii: "F"): digit = byte - UInt8(ascii: "A") + 10
-    case UInt8(ascii: ";"), 0x20, 0x09:
-      isExtension = true
-      return
     default: throw Malformed()
     }
     digits += 1

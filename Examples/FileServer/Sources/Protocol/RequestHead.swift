@@ -7,9 +7,32 @@
 import Glibc
 
 struct RequestHead: Equatable {
-  enum Method: Equatable { case get, head, put, options, other }
+  enum Method: Equatable {
+    case get, head, put, options
+    /// Known, and not answered by any file: 405. What is not known is 501 (RFC 9110, 9.1).
+    case unsupported, unknown
 
-  var method = Method.other
+    init(_ name: Bytes) {
+      self =
+        if name.equals("GET") {
+          .get
+        } else if name.equals("HEAD") {
+          .head
+        } else if name.equals("PUT") {
+          .put
+        } else if name.equals("OPTIONS") {
+          .options
+        } else if name.equals("POST") || name.equals("DELETE") || name.equals("PATCH")
+          || name.equals("TRACE") || name.equals("CONNECT")
+        {
+          .unsupported
+        } else {
+          .unknown
+        }
+    }
+  }
+
+  var method = Method.unknown
   var target = Slice(start: 0, count: 0)
   /// HTTP/1.0, whose connections close unless the client asks otherwise.
   var isOld = false
@@ -58,26 +81,29 @@ struct RequestHead: Equatable {
     case complete(RequestHead)
   }
 
-  /// Parses the head at the beginning of `bytes`.
+  /// The bytes behind the empty lines that may be before a request, which are passed over
+  /// (RFC 9112, 2.2).
+  static func skipEmptyLines(_ bytes: Bytes) -> Bytes {
+    var start = 0
+    while start + 1 < bytes.count, bytes[start] == 13, bytes[start + 1] == 10 { start += 2 }
+    return Bytes(rebasing: bytes[start...])
+  }
+
+  /// Parses the head at the beginning of `bytes`, where no empty line is.
   ///
   /// - Parameter scanned: how many of the bytes were looked at in vain before; 0 at first.
   static func parse(_ bytes: Bytes, limits: Limits, scanned: inout Int) -> Parsed {
-    // An empty line before a request is passed over, as the standard asks for.
-    var start = 0
-    while start + 1 < bytes.count, start < 4, bytes[start] == 13, bytes[start + 1] == 10 {
-      start += 2
-    }
-    guard let end = end(of: bytes, from: max(start, scanned - 3)) else {
+    guard let end = end(of: bytes, from: max(0, scanned - 3)) else {
       defer { scanned = bytes.count }
-      return isHopeless(bytes, from: start, limits, scanned)
+      return isHopeless(bytes, limits, scanned)
     }
     scanned = 0
-    guard end - start <= limits.head else { return .refused(431) }
+    guard end <= limits.head else { return .refused(431) }
     let head = Bytes(rebasing: bytes[..<end])
     guard head.firstIndex(of: 0) == nil else { return .refused(400) }
     var result = RequestHead()
     result.length = end
-    var position = start
+    var position = 0
     guard let line = Self.line(head, &position) else { return .refused(400) }
     guard line.count <= limits.line else { return .refused(414) }
     if let status = result.parseLine(head, line) { return .refused(status) }
@@ -105,20 +131,18 @@ struct RequestHead: Equatable {
   }
 
   /// What is to be said of bytes without an empty line.
-  private static func isHopeless(
-    _ bytes: Bytes, from start: Int, _ limits: Limits, _ scanned: Int
-  ) -> Parsed {
-    var position = max(start, scanned)
+  private static func isHopeless(_ bytes: Bytes, _ limits: Limits, _ scanned: Int) -> Parsed {
+    var position = scanned
     while let feed = bytes.firstIndex(of: 10, from: position) {
       // No line ends without a CR.
-      if feed == start || bytes[feed - 1] != 13 { return .refused(400) }
+      if feed == 0 || bytes[feed - 1] != 13 { return .refused(400) }
       position = feed + 1
     }
-    guard let first = bytes.firstIndex(of: 10, from: start) else {
-      return bytes.count - start > limits.line ? .refused(414) : .incomplete
+    guard let first = bytes.firstIndex(of: 10) else {
+      return bytes.count > limits.line ? .refused(414) : .incomplete
     }
-    if first - start > limits.line { return .refused(414) }
-    return bytes.count - start >= limits.head ? .refused(431) : .incomplete
+    if first > limits.line { return .refused(414) }
+    return bytes.count >= limits.head ? .refused(431) : .incomplete
   }
 
   /// The line at `position`, without its end; `nil` if there is a CR or an LF by itself.
@@ -152,12 +176,7 @@ struct RequestHead: Equatable {
     // send them as they are, and nobody takes them for anything else.
     for byte in target.of(head) where byte <= 0x20 || byte == 0x7f { return 400 }
     guard target.count > 0 else { return 400 }
-    method =
-      if name.equals("GET") { .get } else if name.equals("HEAD") {
-        .head
-      } else if name.equals(
-        "PUT")
-      { .put } else if name.equals("OPTIONS") { .options } else { .other }
+    method = Method(name)
     return nil
   }
 
@@ -220,7 +239,7 @@ struct RequestHead: Equatable {
   }
 
   /// Whether the bytes may be a host, with a port or without (RFC 3986, 3.2.2).
-  private static func isHost(_ bytes: Bytes) -> Bool {
+  static func isHost(_ bytes: Bytes) -> Bool {
     for byte in bytes {
       switch byte {
       case 0...0x20, 0x7f..., UInt8(ascii: "\""), UInt8(ascii: "#"), UInt8(ascii: "/"),

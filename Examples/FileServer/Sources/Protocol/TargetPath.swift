@@ -53,7 +53,8 @@ struct TargetPath: Equatable {
     result.bytes.append(0)
   }
 
-  /// Where the path begins: a target may be a whole URL.
+  /// Where the path begins: a target may be a whole URL, of which only the host has to be there
+  /// (RFC 9110, 4.2.1).
   private static func pathStart(_ target: Bytes) throws(Refusal) -> Int {
     guard let first = target.first else { throw .malformed }
     if first == UInt8(ascii: "/") { return 0 }
@@ -61,7 +62,13 @@ struct TargetPath: Equatable {
     guard target.count > 7, Bytes(rebasing: target[..<7]).equalsIgnoringCase(scheme) else {
       throw .malformed
     }
-    return target.firstIndex(of: UInt8(ascii: "/"), from: 7) ?? target.count
+    var end = 7
+    while end < target.count, !"/?#".utf8.contains(target[end]) { end += 1 }
+    let authority = Bytes(rebasing: target[7..<end])
+    // A port by itself is no host, and a user's name is none that anybody needs here.
+    guard let host = authority.first, host != UInt8(ascii: ":"), RequestHead.isHost(authority)
+    else { throw .malformed }
+    return end
   }
 
   /// A segment is complete: from `segment` to the end of `bytes`.

@@ -27,7 +27,8 @@ extension Connection {
     case .get, .head: serve(head, bytes)
     case .put: beginUpload(head, bytes)
     case .options: answer(204) { $0.add("Allow", self.allowed) }
-    case .other: answer(405) { $0.add("Allow", self.allowed) }
+    case .unsupported: answer(405) { $0.add("Allow", self.allowed) }
+    case .unknown: answer(501)
     }
   }
 

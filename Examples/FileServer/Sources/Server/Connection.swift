@@ -216,6 +216,9 @@ final class Connection: @unchecked Sendable {
     var rest = bytes
     var answered = 0
     requests: while phase == .reading, unsent.isEmpty, !rest.isEmpty {
+      rest = RequestHead.skipEmptyLines(rest)
+      // Neither an empty line nor its first half begins a request.
+      if rest.isEmpty || rest.equals("\r") { break }
       guard answered < Self.burst else {
         loop.context.async { [self] in
           loop.refreshTime()
@@ -239,7 +242,7 @@ final class Connection: @unchecked Sendable {
         let request = Bytes(rebasing: rest[..<head.length])
         rest = Bytes(rebasing: rest[head.length...])
         waitForDisk()
-        begin(head, request, isLast: isDraining && rest.isEmpty)
+        begin(head, request, isLast: isDraining && RequestHead.skipEmptyLines(rest).isEmpty)
       }
     }
     if phase == .receiving, !rest.isEmpty, upload?.isBusy == false {
@@ -326,8 +329,9 @@ final class Connection: @unchecked Sendable {
   /// Answers what has been received, and closes. What is idle closes at once.
   func drain() {
     isDraining = true
-    if stash.isEmpty { reply.keepsAlive = false }
-    if phase == .reading, stash.isEmpty, unsent.isEmpty { close() }
+    let isLast = stash.withUnsafeBytes { RequestHead.skipEmptyLines($0).isEmpty }
+    if isLast { reply.keepsAlive = false }
+    if phase == .reading, isLast, unsent.isEmpty { close() }
   }
 
   func close() {
