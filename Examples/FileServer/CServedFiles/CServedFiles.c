@@ -14,9 +14,9 @@
 #include <time.h>
 #include <unistd.h>
 
-int cserved_open_place(int directory, const char *path) {
+static int open_place(int directory, const char *path, int flags) {
   struct open_how how = {
-      .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+      .flags = O_PATH | O_CLOEXEC | flags,
       .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
   long result;
   // EAGAIN: somebody renamed a directory on the way meanwhile.
@@ -25,6 +25,10 @@ int cserved_open_place(int directory, const char *path) {
     result = syscall(SYS_openat2, directory, path, &how, sizeof how);
   } while (result < 0 && (errno == EINTR || (errno == EAGAIN && ++attempts < 64)));
   return result < 0 ? -errno : (int)result;
+}
+
+int cserved_open_place(int directory, const char *path) {
+  return open_place(directory, path, O_DIRECTORY);
 }
 
 int cserved_reopen(int place, int flags) {
@@ -58,6 +62,14 @@ int cserved_status_at(int directory, const char *name, struct cserved_status *st
   struct stat stat;
   int result = fstatat(directory, name, &stat, AT_SYMLINK_NOFOLLOW);
   return answer(result, &stat, status);
+}
+
+int cserved_status_beneath(int directory, const char *path, struct cserved_status *status) {
+  int place = open_place(directory, path, 0);
+  if (place < 0) return place;
+  int result = cserved_status(place, status);
+  close(place);
+  return result;
 }
 
 int64_t cserved_read_cached(int fd, void *memory, size_t count, int64_t offset) {

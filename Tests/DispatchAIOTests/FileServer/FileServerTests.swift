@@ -205,6 +205,36 @@ final class FileServerTests: XCTestCase {
     XCTAssertEqual(try strict.get("/without/").status, 403)
   }
 
+  /// What a link leads to is listed, and a link that leads to nothing that is served is not.
+  func testListedLinks() throws {
+    let directory = try temporaryDirectory()
+    let server = try HTTPServer(directory)
+    try server.make("sub/file", "hello")
+    try server.make("other/file", "hello, world")
+    for name in ["", "sub/"] {
+      for (link, target) in [
+        ("up", "\(name.isEmpty ? "" : "../")other/file"),
+        ("dir", name.isEmpty ? "sub" : "../other"),
+        ("dangling", "none"), ("loop", "loop"), ("leaving", "/etc/passwd"),
+        ("outside", "../../log"), ("null", "/dev/null"),
+      ] {
+        XCTAssertEqual(symlink(target, server.root.appending(name + link).string), 0)
+      }
+    }
+    let client = try HTTPClient(server)
+    for path in ["/", "/sub/"] {
+      let list = try client.get(path).text
+      let links = list.split(separator: "\n").compactMap { row in
+        row.split(separator: "\"").dropFirst().first.map(String.init)
+      }
+      let served = path == "/" ? ["dir/", "other/", "sub/", "up"] : ["dir/", "file", "up"]
+      XCTAssertEqual(links.filter { $0.hasPrefix("./") }, served.map { "./\($0)" }, list)
+      for name in served { XCTAssertEqual(try client.get(path + name).status, 200, name) }
+      let row = list.split(separator: "\n").first { $0.contains("./up") }
+      XCTAssertEqual(row?.hasSuffix("<td>12</td></tr>"), true, list)
+    }
+  }
+
   /// Nothing outside of the directory, nothing that is no file, nothing hidden.
   func testPathAttacks() throws {
     let directory = try temporaryDirectory()

@@ -31,6 +31,9 @@ int cserved_status(int fd, struct cserved_status *status);
 // fstatat(2) without following a symbolic link.
 int cserved_status_at(int directory, const char *name, struct cserved_status *status);
 
+// What a path leads to, which must stay beneath the directory as for cserved_open_place.
+int cserved_status_beneath(int directory, const char *path, struct cserved_status *status);
+
 // preadv2(2) with RWF_NOWAIT: what is in the page cache, or -EAGAIN.
 int64_t cserved_read_cached(int fd, void *memory, size_t count, int64_t offset);
 

@@ -19,8 +19,11 @@ enum Listing {
   /// - Parameters:
   ///   - directory: A descriptor of it, closed here.
   ///   - path: Below the directory that is served; `.` for that itself.
-  static func page(of directory: Int32, path: ArraySlice<UInt8>) -> [UInt8] {
-    var (entries, isCut) = entries(of: directory)
+  ///   - root: A descriptor of that.
+  static func page(
+    of directory: Int32, path: ArraySlice<UInt8>, beneath root: Int32
+  ) -> [UInt8] {
+    var (entries, isCut) = entries(of: directory, path: path, beneath: root)
     let title = path.elementsEqual(".".utf8) ? [] : Array(path)
     var page = Array("<!DOCTYPE html>\n<html><head><meta charset=\"utf-8\"><title>/".utf8)
     escape(title, into: &page)
@@ -47,7 +50,9 @@ enum Listing {
     return page
   }
 
-  private static func entries(of directory: Int32) -> (entries: [Entry], isCut: Bool) {
+  private static func entries(
+    of directory: Int32, path: ArraySlice<UInt8>, beneath root: Int32
+  ) -> (entries: [Entry], isCut: Bool) {
     guard let stream = fdopendir(directory) else {
       close(directory)
       return ([], false)
@@ -58,20 +63,29 @@ enum Listing {
       guard entries.count < nameLimit else { return (sorted(entries), true) }
       let name = withUnsafeBytes(of: &entry.pointee.d_name) { Array($0.prefix { $0 != 0 }) }
       guard name.first != UInt8(ascii: ".") else { continue }
-      var status = cserved_status()
-      let answer = (name + [0]).withUnsafeBytes {
-        // It has at least the zero byte.
-        cserved_status_at(directory, $0.bindMemory(to: CChar.self).baseAddress!, &status)
+      var found = status(name) { cserved_status_at(directory, $0, $1) }
+      // What a link leads to is listed, if a request for it would be answered.
+      if let type = found?.type, mode_t(type) == S_IFLNK {
+        found = status(path + [UInt8(ascii: "/")] + name) { cserved_status_beneath(root, $0, $1) }
       }
-      let type = mode_t(status.type)
-      // Symbolic links are listed as files: a request for one finds out.
-      guard answer == 0, type == S_IFREG || type == S_IFDIR || type == S_IFLNK else { continue }
+      guard let found, [S_IFREG, S_IFDIR].contains(mode_t(found.type)) else { continue }
       entries.append(
         Entry(
-          name: name, isDirectory: type == S_IFDIR, size: status.size,
-          modified: status.modified_seconds))
+          name: name, isDirectory: mode_t(found.type) == S_IFDIR, size: found.size,
+          modified: found.modified_seconds))
     }
     return (sorted(entries), false)
+  }
+
+  private static func status(
+    _ path: some Collection<UInt8>,
+    _ ask: (UnsafePointer<CChar>, UnsafeMutablePointer<cserved_status>) -> Int32
+  ) -> cserved_status? {
+    var status = cserved_status()
+    let answer = (Array(path) + [0]).withUnsafeBytes {
+      ask($0.bindMemory(to: CChar.self).baseAddress!, &status)  // It has at least the zero byte.
+    }
+    return answer == 0 ? status : nil
   }
 
   private static func sorted(_ entries: [Entry]) -> [Entry] {

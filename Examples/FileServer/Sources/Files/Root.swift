@@ -165,6 +165,6 @@ final class Root: Sendable {
     guard lists else { return .failed(EACCES) }
     let directory = cserved_reopen(place, O_RDONLY | O_DIRECTORY)
     guard directory >= 0 else { return .failed(-directory) }
-    return .listing(Listing.page(of: directory, path: path.dropLast()))
+    return .listing(Listing.page(of: directory, path: path.dropLast(), beneath: descriptor))
   }
 }
