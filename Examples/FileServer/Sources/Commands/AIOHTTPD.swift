@@ -62,7 +62,9 @@ struct AIOHTTPD: ParsableCommand {
 
   @Flag(
     inversion: .prefixedNo,
-    help: "Send FILE.br, FILE.zst or FILE.gz in place of a text FILE, to who takes it.")
+    help: """
+      Send FILE.br, FILE.zst or FILE.gz in place of a text FILE that is not newer, to who takes it.
+      """)
   var precompressed = true
 
   @Option(help: "How many disk requests of a loop may be in flight.")
