@@ -166,13 +166,15 @@ final class ChunkTests: XCTestCase {
         XCTAssertEqual(error.code, .wrongAccessMode)
       }
     }
-    // More memory than there is: an error, after nothing.
-    do {
-      for try await _ in context.chunks(of: buffered, size: .max) { XCTFail("a chunk") }
-      XCTFail("not refused")
-    } catch {
-      XCTAssertEqual(error.errno, .noMemory)
-      XCTAssertTrue("\(error)".contains("ask for less at a time"), "\(error)")
+    // More memory than there is: an error, after nothing. (A sanitizer ends the process.)
+    if !Sanitizer.isBuiltIn {
+      do {
+        for try await _ in context.chunks(of: buffered, size: .max) { XCTFail("a chunk") }
+        XCTFail("not refused")
+      } catch {
+        XCTAssertEqual(error.errno, .noMemory)
+        XCTAssertTrue("\(error)".contains("ask for less at a time"), "\(error)")
+      }
     }
     XCTAssertEqual(context.statistics.accepted, 0)
     await context.close()
