@@ -64,10 +64,51 @@ struct JournalSnapshot {
   /// What each connection sent, all of which was echoed.
   let sent: [UInt64: [UInt8]]
 
-  /// A journal of three segments, by connections that spoke in turn.
-  init(in data: FilePath, connections: Int = 6, bytes: Int = 400_000, endsCleanly: Bool) throws {
+  /// A journal of three segments, by connections that spoke in turn, and a spare one.
+  ///
+  /// - Parameter areInTurn: whether each connection has ended before the next begins, so that their
+  ///   numbers are not all in the first segment.
+  init(
+    in data: FilePath, connections: Int = 6, bytes: Int = 400_000, areInTurn: Bool = false,
+    endsCleanly: Bool
+  ) throws {
     self.data = data
     let server = try EchoServer(data, ["--segment-size", "1M"])
+    sent =
+      areInTurn
+      ? try Self.sendInTurn(to: server, connections, bytes)
+      : try Self.sendTogether(to: server, connections, bytes)
+    XCTAssertTrue(eventually { (try? Self.hasSpare(data)) ?? false }, "no spare segment")
+    if endsCleanly { XCTAssertEqual(server.stop(), 0) } else { server.kill() }
+    var files: [String: Data] = [:]
+    for name in try FileManager.default.contentsOfDirectory(atPath: data.string) {
+      files[name] = try Data(contentsOf: URL(fileURLWithPath: data.appending(name).string))
+    }
+    self.files = files
+  }
+
+  private static func hasSpare(_ data: FilePath) throws -> Bool {
+    let inspection = try JournalInspection(data)
+    guard let last = inspection.segments.last, last.number == inspection.marks.end?.made
+    else { return false }
+    return try inspection.open(last).get().isFresh()
+  }
+
+  private static func sendInTurn(
+    to server: EchoServer, _ connections: Int, _ bytes: Int
+  ) throws -> [UInt64: [UInt8]] {
+    var sent: [UInt64: [UInt8]] = [:]
+    for number in 1...connections {
+      let all = randomBytes(bytes)
+      XCTAssertTrue(try EchoClient(port: server.port).exchange(all, until: bytes))
+      sent[UInt64(number)] = all
+    }
+    return sent
+  }
+
+  private static func sendTogether(
+    to server: EchoServer, _ connections: Int, _ bytes: Int
+  ) throws -> [UInt64: [UInt8]] {
     var sent: [UInt64: [UInt8]] = [:]
     var clients: [EchoClient] = []
     for number in 1...connections {
@@ -83,13 +124,7 @@ struct JournalSnapshot {
         XCTAssertTrue(client.exchange(Array(all[part * bytes / 8..<end]), until: end))
       }
     }
-    if endsCleanly { XCTAssertEqual(server.stop(), 0) } else { server.kill() }
-    self.sent = sent
-    var files: [String: Data] = [:]
-    for name in try FileManager.default.contentsOfDirectory(atPath: data.string) {
-      files[name] = try Data(contentsOf: URL(fileURLWithPath: data.appending(name).string))
-    }
-    self.files = files
+    return sent
   }
 
   var segments: [String] { files.keys.filter { $0.hasPrefix("segment-") }.sorted() }

@@ -77,7 +77,7 @@ final class JournalDamageTests: XCTestCase {
 
     let other = try temporaryDirectory()
     let killed = try snapshot(other, endsCleanly: false)
-    // The last two with batches; whether the spare was made by then is left to chance.
+    // The last two with batches.
     let gone = try used(killed.data).suffix(2)
     let (first, end) = (try XCTUnwrap(gone.first), try XCTUnwrap(gone.last))
     for number in gone {
@@ -93,6 +93,26 @@ final class JournalDamageTests: XCTestCase {
     let newest = try XCTUnwrap(JournalContents(killed.data, asked: []).connections.max())
     XCTAssertGreaterThan(newest, killed.sent.keys.max() ?? 0)
     try expectDamage(killed, ["segments \(first) to \(end) are missing"])
+  }
+
+  /// Whichever segment a killed daemon's journal loses, the spare one included: the next daemon
+  /// gives no number again that may have been in it, and the loss is told.
+  func testNoNumberIsGivenAgain() throws {
+    let directory = try temporaryDirectory()
+    let killed = try JournalSnapshot(
+      in: directory.path.appending("data"), areInTurn: true, endsCleanly: false)
+    let before = try JournalContents(killed.data, asked: [])
+    for name in killed.segments {
+      try killed.restore()
+      unlink(killed.data.appending(name).string)
+      let server = try EchoServer(killed.data, ["--segment-size", "1M"])
+      XCTAssertTrue(try EchoClient(port: server.port).exchange([1], until: 1))
+      XCTAssertEqual(server.stop(), 0)
+      let after = try JournalContents(killed.data, asked: [])
+      XCTAssertEqual(after.connections.subtracting(killed.sent.keys).count, 1, name)
+      XCTAssertGreaterThan(after.highestSequence, before.highestSequence, name)
+      try expectDamage(killed, ["the file is missing"])
+    }
   }
 
   /// Zeros from some batch on look like a segment that was never written further.

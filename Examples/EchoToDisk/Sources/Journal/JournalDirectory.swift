@@ -165,19 +165,27 @@ private struct JournalTail {
   private(set) var damages: [(place: JournalPlace, what: String)] = []
   /// The segments behind the last batch that are as they were made.
   private(set) var fresh: [JournalInspection.SegmentFile] = []
-  /// Whether a segment at the end is missing, or has no readable batch.
+  /// Whether a segment behind the last batch is missing, or has no readable batch.
   private(set) var lacksItsEnd = false
 
   init(_ inspection: JournalInspection) throws {
+    let made = inspection.marks.end?.made ?? 0
     var start = inspection.segments.count
     var hasBatch = false
+    // Every segment between the last batch and the last that was made has to be there.
+    var next = made + 1
+    var isGapless = true
     while start > 0, !hasBatch {
       start -= 1
-      hasBatch = try examine(inspection.segments[start], inspection)
+      let file = inspection.segments[start]
+      if file.number + 1 < next { isGapless = false }
+      next = file.number
+      hasBatch = try examine(file, inspection)
     }
-    let made = inspection.marks.end?.made ?? 0
+    if !hasBatch, inspection.marks.firstSegment < next { isGapless = false }
+    // What was last is marked where the journal was ended: only spares are missing then.
     let isClean = inspection.marks.end?.isClean ?? false
-    if !isClean, inspection.segments.last?.number ?? 0 < made { lacksItsEnd = true }
+    if !isClean, !isGapless { lacksItsEnd = true }
     if start == inspection.segments.count {
       if inspection.findings.isEmpty, made == 0 { return }
     }
