@@ -344,7 +344,7 @@ final class EchoToDiskTests: XCTestCase {
     XCTAssertFalse(client.exchange(bytes, until: bytes.count), "there was room for everything")
     XCTAssertTrue(client.isClosed, "the client was not closed")
     XCTAssertTrue(
-      server.logged.contains("closed: the journal failed: preallocate of 4194304 bytes"),
+      server.logged.contains("closed: the journal failed: no room for a segment of 4MiB"),
       server.logged)
     // Nothing was echoed that is not durable.
     let row = try XCTUnwrap(server.list().first)
@@ -368,6 +368,10 @@ final class EchoToDiskTests: XCTestCase {
       }, "no service, though there is room again")
     XCTAssertEqual(server.stop(), 0)
     try assertSound(server)
+    // Nor is there for the first segment of another.
+    assertThrows(
+      try EchoServer(disk.path.appending("other"), ["--segment-size", "1G"]),
+      "make some, trim the journal, or choose a smaller --segment-size")
   }
 
   /// A write fails, and the next segment is written well: the journal is sound, and knows every
@@ -521,7 +525,7 @@ final class EchoToDiskTests: XCTestCase {
         // The Thread Sanitizer makes a small file of its own.
         data, ["--segment-size", "8M"],
         under: ["/bin/sh", "-c", "ulimit -f 8000; exec \"$@\"", "sh"]),
-      "preallocate of 8388608 bytes")
+      "a segment of 8MiB in \(data) passes `ulimit -f` or the filesystem's limit: choose a smaller")
     withExtendedLifetime(directory) {}
   }
 

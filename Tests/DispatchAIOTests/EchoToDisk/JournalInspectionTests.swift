@@ -333,7 +333,14 @@ final class JournalInspectionTests: XCTestCase {
     XCTAssertTrue(list.output.contains("/tmp/\\u{1B}[2J\\u{202E}\\x"), list.output)
     XCTAssertTrue(list.output.contains("a\\u{85}\\nb\\u{2028}c"), list.output)
     XCTAssertTrue(list.output.contains("1970-01-01T00:00:00"), list.output)
-    XCTAssertEqual(list.output.split(separator: "\n").count, 3)
+    let lines = list.output.split(separator: "\n")
+    XCTAssertEqual(lines.count, 3)
+    // The columns begin where their headings do.
+    let columns = lines.map { line in
+      (line.firstRange(of: "opened") ?? line.firstRange(of: "1970-"))
+        .map { line.distance(from: line.startIndex, to: $0.lowerBound) }
+    }
+    XCTAssertEqual(Set(columns).count, 1, list.output)
     let full = try ChildProcess.run(
       "/bin/sh", ["-c", "\(ChildProcess.built("echo-to-disk")) list \(data) >/dev/full"])
     XCTAssertEqual(full.status, 1, full.errors)

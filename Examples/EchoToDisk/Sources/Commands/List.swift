@@ -89,8 +89,7 @@ struct List: ParsableCommand {
         if columns[column].1 { return space + row[column] }
         return column == columns.count - 1 ? row[column] : row[column] + space
       }
-      let text = line.joined(separator: "  ")
-      try printLine(follow ? text : text.trimmingCharacters(in: .whitespaces))
+      try printLine(line.joined(separator: "  "))
     }
   }
 }

@@ -43,13 +43,7 @@ struct Replay: ParsableCommand {
     try JournalReader.reading(
       journal.directory, showsProgress: isatty(STDOUT_FILENO) == 0, until: follow ? isDone : nil
     ) { event in
-      try replay.take(event) { bytes in
-        do {
-          try output.writeAll(bytes)
-        } catch {
-          throw Failure("standard output: \(error)")
-        }
-      }
+      try replay.take(event) { bytes in try writingOutput { _ = try output.writeAll(bytes) } }
       if case .damaged(let reason) = replay.outcome { throw Failure(reason) }
     }
     switch replay.outcome {

@@ -50,7 +50,9 @@ struct Trim: ParsableCommand {
     let trim = try JournalTrim(path, directory)
     let first = before ?? trim.first(keeping: keep.retention)
     if let before, !trim.canBegin(with: before) {
-      throw Failure("--before \(before): no readable segment that has batches")
+      let range =
+        trim.beginnings.map { "the first that has some is \($0), the last \($1)" } ?? "none has any"
+      throw Failure("--before \(before): no readable segment with batches; \(range)")
     }
     // Never nil: the marks are whole.
     let marks =

@@ -88,6 +88,9 @@ struct JournalInspection {
     segments.sort { $0.number < $1.number }
   }
 
+  /// Whether the directory has nothing of a journal.
+  var isEmpty: Bool { segments.isEmpty && findings.isEmpty && !marks.exists }
+
   /// Opens a segment to read it. It is not trimmed while it is open.
   func open(_ file: SegmentFile) -> Result<SegmentReader, Errno> {
     let descriptor = openat(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ServerSupport
+import SystemPackage
 
 /// A position in a journal, as messages name it.
 enum JournalPlace: CustomStringConvertible {
@@ -20,4 +21,8 @@ enum JournalPlace: CustomStringConvertible {
 struct JournalError: Error, CustomStringConvertible {
   let description: String
   init(_ description: String) { self.description = description }
+
+  static func noJournal(in directory: FilePath) -> JournalError {
+    JournalError("\(directory): no journal here")
+  }
 }

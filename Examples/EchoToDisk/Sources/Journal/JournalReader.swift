@@ -29,9 +29,7 @@ struct JournalReader {
     directory: FilePath, read: @escaping FileWindow.Read = FileWindow.systemRead
   ) throws {
     inspection = try JournalInspection(directory, read: read)
-    if inspection.segments.isEmpty, inspection.findings.isEmpty, !inspection.marks.exists {
-      throw JournalError("\(directory): no journal here")
-    }
+    guard !inspection.isEmpty else { throw JournalError.noJournal(in: directory) }
   }
 
   init(_ inspection: JournalInspection) { self.inspection = inspection }

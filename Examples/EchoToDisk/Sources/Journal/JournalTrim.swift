@@ -30,6 +30,7 @@ struct JournalTrim {
   init(_ path: FilePath, _ directory: OpenDirectory) throws {
     inspection = try JournalInspection(path, directory)
     self.directory = directory
+    guard !inspection.isEmpty else { throw JournalError.noJournal(in: path) }
     guard inspection.marks.isWhole else {
       throw JournalError("\(path): the file `marks` is damaged; see echo-to-disk verify \(path)")
     }
@@ -40,6 +41,14 @@ struct JournalTrim {
   /// Whether a journal can begin with a segment: it is readable, and has batches.
   func canBegin(with number: UInt64) -> Bool {
     inspection.segments.contains { $0.number == number && beginning($0) != nil }
+  }
+
+  /// The first and the last segment that the journal can begin with. `nil` if it can with none.
+  var beginnings: (first: UInt64, last: UInt64)? {
+    guard let first = inspection.segments.first(where: { beginning($0) != nil }),
+      let last = inspection.segments.last(where: { beginning($0) != nil })
+    else { return nil }
+    return (first.number, last.number)
   }
 
   /// The last segment that the journal can begin with, of those up to the first that is to be kept.

@@ -103,9 +103,14 @@ final class SegmentSupply: @unchecked Sendable {
   private static func make(
     _ number: UInt64, _ directory: JournalDirectory, _ settings: Journal.Settings
   ) throws -> Segment {
-    let segment = try Segment(
-      making: number, in: directory.directory, directory.path, directory.identity,
-      size: settings.segmentSize, syncs: settings.syncs)
+    let segment: Segment
+    do {
+      segment = try Segment(
+        making: number, in: directory.directory, directory.path, directory.identity,
+        size: settings.segmentSize, syncs: settings.syncs)
+    } catch {
+      throw refusal(error, directory, settings)
+    }
     // Before it is used, so that it is known to be missing if it is.
     try directory.marks.updateEnd { $0.made = max($0.made, number) }
     return segment
@@ -125,7 +130,7 @@ final class SegmentSupply: @unchecked Sendable {
       return makeNext()
     case .failure(let error):
       if failure == nil {
-        logger.error("\(Self.reason(error)), retrying each second: \(error)")
+        logger.error("cannot make the journal's next segment, retrying each second: \(error)")
       }
       failure = error
       loop.asyncAfter(deadline: .now() + .seconds(1)) { self.makeNext() }
@@ -196,10 +201,27 @@ final class SegmentSupply: @unchecked Sendable {
     if let space { (self.space.segments, self.space.bytes) = space }
   }
 
-  /// What an error means for the journal.
-  private static func reason(_ error: any Error) -> String {
+  /// An error of making a segment, in words for the daemon's user: what the library says of it is
+  /// for a program that writes.
+  private static func refusal(
+    _ error: any Error, _ directory: JournalDirectory, _ settings: Journal.Settings
+  ) -> any Error {
     let errno = error as? Errno ?? (error as? AIOError)?.errno
-    return errno == .noSpace || errno == .diskQuotaExceeded
-      ? "no room for the journal's next segment" : "cannot make the journal's next segment"
+    let size = ByteCount(settings.segmentSize)
+    switch errno {
+    case .noSpace, .diskQuotaExceeded:
+      return JournalError(
+        """
+        no room for a segment of \(size) in \(directory.path) (\(errno ?? .noSpace)): make some, \
+        trim the journal, or choose a smaller --segment-size
+        """)
+    case .fileTooLarge:
+      return JournalError(
+        """
+        a segment of \(size) in \(directory.path) passes `ulimit -f` or the filesystem's limit: \
+        choose a smaller --segment-size
+        """)
+    default: return error
+    }
   }
 }
