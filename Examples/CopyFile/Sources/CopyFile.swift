@@ -42,7 +42,9 @@ struct CopyFile: ParsableCommand {
   var queueDepth = 8
 
   @Option(
-    help: ArgumentHelp("The size of a piece: a multiple of 4KiB.", valueName: "bytes"))
+    help: ArgumentHelp(
+      "The size of a piece: a multiple of 4KiB. (default: 1MiB)", valueName: "bytes"),
+    transform: ByteCount.parse)
   var chunk = ByteCount(1 << 20)
 
   @Flag(help: "Exit only when the copy, and its name, are durable.")
@@ -71,9 +73,7 @@ struct CopyFile: ParsableCommand {
 
   func validate() throws {
     try require("queue-depth", queueDepth, in: 1...1024)
-    guard (4096...1 << 30).contains(chunk.bytes), chunk.bytes % 4096 == 0 else {
-      throw ValidationError("--chunk \(chunk): 4KiB to 1GiB, a multiple of 4KiB")
-    }
+    try require("chunk", chunk, in: 4096...1 << 30, multipleOf: 4096)
   }
 
   func run() throws {

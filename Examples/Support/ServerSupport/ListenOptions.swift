@@ -15,7 +15,7 @@ public struct ListenOptions<Defaults: ListenDefaults>: ParsableArguments {
   var host: String?
 
   @Option(help: "The port; 0 picks a free one. (default: \(Defaults.port))")
-  var port: UInt16?
+  var port: Int?
 
   @Option(help: ArgumentHelp("Listen on a Unix socket instead.", valueName: "path"))
   var unix: PathArgument?
@@ -23,6 +23,7 @@ public struct ListenOptions<Defaults: ListenDefaults>: ParsableArguments {
   public init() {}
 
   public mutating func validate() throws {
+    if let port { try require("port", port, in: 0...Int(UInt16.max)) }
     if unix != nil && (host != nil || port != nil) {
       throw ValidationError("--unix \(unix?.description ?? ""): either that, or --host and --port")
     }
@@ -33,6 +34,7 @@ public struct ListenOptions<Defaults: ListenDefaults>: ParsableArguments {
 
   public var address: Listener.Address {
     unix.map { .unix(path: $0.path) }
-      ?? .tcp(host: host ?? "127.0.0.1", port: port ?? Defaults.port)
+      // In its range: see `validate`.
+      ?? .tcp(host: host ?? "127.0.0.1", port: port.map { UInt16($0) } ?? Defaults.port)
   }
 }

@@ -60,6 +60,14 @@ public final class Listener: @unchecked Sendable {
     unixSocket = nil
   }
 
+  deinit {
+    // It has been activated, and `close` and the source see to the rest.
+    guard retryTimer == nil else { return }
+    // Something else failed that its server needs.
+    Glibc.close(descriptor)
+    unixSocket?.unlink()
+  }
+
   /// Starts to accept. Once.
   ///
   /// - Parameters:
@@ -158,7 +166,8 @@ public final class Listener: @unchecked Sendable {
     var found: UnsafeMutablePointer<addrinfo>?
     let answer = getaddrinfo(host, String(port), &hints, &found)
     guard answer == 0, let first = found else {
-      throw ListenError(description: "--host \(host): \(String(cString: gai_strerror(answer)))")
+      throw ListenError(
+        description: "cannot listen on \(host):\(port): \(String(cString: gai_strerror(answer)))")
     }
     defer { freeaddrinfo(first) }
     let socket = csockets_stream_socket(first.pointee.ai_family)
@@ -174,7 +183,7 @@ public final class Listener: @unchecked Sendable {
       Glibc.close(socket)
       throw ListenError(
         description: "cannot listen on \(host):\(port): \(errno)"
-          + (errno == .addressInUse ? "; choose another --port, or 0 for a free one" : ""))
+          + (errno == .addressInUse ? "; choose another port, or 0 for a free one" : ""))
     }
     return (socket, SocketAddress(localOf: socket).description)
   }
@@ -185,7 +194,7 @@ public final class Listener: @unchecked Sendable {
     let room = MemoryLayout.size(ofValue: address.sun_path) - 1
     guard !path.isEmpty, path.length <= room else {
       throw ListenError(
-        description: "--unix '\(path.escaped)': a socket's path has 1 to \(room) bytes")
+        description: "cannot listen on '\(path.escaped)': a socket's path has 1 to \(room) bytes")
     }
     path.withPlatformString { name in
       withUnsafeMutableBytes(of: &address.sun_path) {
@@ -210,7 +219,9 @@ public final class Listener: @unchecked Sendable {
       if path.withPlatformString({ lstat($0, &status) }) == 0, status.st_mode & S_IFMT != S_IFSOCK {
         Glibc.close(socket)
         throw ListenError(
-          description: "--unix \(path.escaped): a file of that name is there, and it is no socket")
+          description: """
+            cannot listen on \(path.escaped): a file of that name is there, and it is no socket
+            """)
       }
       if call(connect) == .connectionRefused {
         // Left behind by a server that was killed: nobody answers there.

@@ -366,13 +366,13 @@ final class BlockServerTests: XCTestCase {
     let table: [([String], String)] = [
       ([], "file"),
       ([path.appending("none").string], "No such file"),
-      ([path.string], "irectory"),
-      (["/dev/null"], "it is a character device"),
+      ([path.string], "it is no regular file and no block device"),
+      (["/dev/null"], "it is no regular file and no block device"),
       ([full, "x/../\(full)"], "two exports would be named 'full'"),
       (["=\(full)"], "neither a file nor NAME=PATH"),
-      ([full, "--port", "70000"], "70000"),
+      ([full, "--port", "70000"], "--port 70000: 0 to 65535"),
       ([full, "--loops", "0"], "--loops 0: 1 to 64"),
-      ([full, "--handshake-limit=-1"], "--handshake-limit -1.0: seconds, 0 or more"),
+      ([full, "--handshake-limit=-1"], "--handshake-limit -1.0: seconds, 0, or 0.001"),
       ([full, "--queue-depth", "0"], "--queue-depth 0: 1 to 4096"),
       // The loop of its own that this was for is no more.
       ([full, "--linger", "500"], "Unknown option '--linger'"),
@@ -383,7 +383,7 @@ final class BlockServerTests: XCTestCase {
       (["a=\(full)", "b=\(full)"], "is an export already"),
       ([full, "--unix", "x", "--port", "1"], "either that, or --host and --port"),
       ([full, "--inetd"], "no connected socket"),
-      ([full, "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
+      ([full, "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid:10809"),
     ]
     for (arguments, expected) in table {
       let run = try ChildProcess.run(program, arguments, seconds: 20)

@@ -532,25 +532,31 @@ final class EchoToDiskTests: XCTestCase {
   func testWrongUse() throws {
     let directory = try temporaryDirectory()
     let nowhere = directory.path.appending("nowhere").string
+    let journal = directory.path.appending("journal")
+    _ = try HandMadeJournal(in: journal)
     for (arguments, status, words) in [
-      (["--segment-size", "10k"], Int32(64), "--segment-size 10KiB: a segment has 1MiB to 1TiB"),
+      (["--segment-size", "10k"], Int32(64), "--segment-size 10KiB: 1MiB to 1TiB"),
       (["--segment-size", "lots"], 64, "The value 'lots' is invalid for '--segment-size <bytes>'"),
-      (["--segment-size", "1048577"], 64, "not a multiple of 4096"),
+      (["--segment-size", "1048577"], 64, "a multiple of 4KiB"),
       (["--queue-depth", "0"], 64, "--queue-depth 0: 1 to 4096"),
       // The loop of its own that this was for is no more.
       (["--poll", "100"], 64, "Unknown option '--poll'"),
       (["--max-connections", "0"], 64, "--max-connections 0"),
       (["--idle-timeout", "-1"], 64, "Missing value for '--idle-timeout <seconds>'"),
-      (["--port", "99999"], 64, "The value '99999' is invalid for '--port <port>'"),
+      (["--port", "99999"], 64, "--port 99999: 0 to 65535"),
       (["--sync", "always"], 64, "The value 'always' is invalid for '--sync <sync>'"),
-      (["--host", "no.such.host.invalid", "--data", nowhere], 1, "--host no.such.host.invalid:"),
+      (
+        ["--host", "no.such.host.invalid", "--data", nowhere], 1,
+        "cannot listen on no.such.host.invalid:7777:"
+      ),
       (["--data", "/proc/nowhere"], 1, "--data /proc/nowhere: No such file or directory"),
       (["--unix", String(repeating: "x", count: 200), "--data", nowhere], 1, "1 to 107 bytes"),
       (["list", nowhere + "2"], 1, "nowhere2: No such file or directory"),
       (["list", directory.path.string], 1, "no journal here"),
       (["verify", directory.path.string], 1, "no journal here"),
+      (["trim", directory.path.string, "--before", "1"], 1, "no journal here"),
       (["replay", nowhere], 64, "Missing expected argument '--connection <n>'"),
-      (["replay", nowhere, "--connection", "77"], 1, "no connection 77 in"),
+      (["replay", journal.string, "--connection", "77"], 1, "no connection 77 in"),
     ] {
       let run = try ChildProcess.run(
         ChildProcess.built("echo-to-disk"),

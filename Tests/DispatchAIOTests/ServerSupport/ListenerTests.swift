@@ -57,6 +57,17 @@ final class ListenerTests: XCTestCase {
     }
   }
 
+  /// So is that of a server that does not begin, because something else failed that it needs.
+  func testASocketThatIsNeverServedIsRemoved() throws {
+    let directory = try TemporaryDirectory()
+    let path = directory.path.appending("socket")
+    var listener = Optional(try Listener(.unix(path: path)))
+    XCTAssertEqual(access(path.string, F_OK), 0)
+    XCTAssertNotNil(listener)
+    listener = nil
+    XCTAssertNotEqual(access(path.string, F_OK), 0)
+  }
+
   /// Another server has taken over the path, or somebody has put a file there.
   func testAnothersSocketIsLeftAlone() throws {
     let directory = try TemporaryDirectory()

@@ -89,10 +89,10 @@ struct Serve: ParsableCommand {
     try require("loops", loops, in: 1...64)
     try require("queue-depth", queueDepth, in: 1...4096)
     try require("max-connections", maxConnections, in: 1...100_000)
-    try require(seconds: statsInterval, for: "stats-interval")
-    try require(seconds: handshakeLimit, for: "handshake-limit")
+    try require(seconds: statsInterval, for: "stats-interval", allowsZero: true)
+    try require(seconds: handshakeLimit, for: "handshake-limit", allowsZero: true)
     try require("memory", memory, in: 16...1 << 24)
-    try require(seconds: stallLimit, for: "stall-limit")
+    try require(seconds: stallLimit, for: "stall-limit", allowsZero: true)
     if inetd && listen.isGiven {
       throw ValidationError("--inetd: serves standard input, and listens nowhere")
     }

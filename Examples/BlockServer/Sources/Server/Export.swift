@@ -58,6 +58,12 @@ final class Export: Sendable {
       throw error
     } catch let error as AIOError where error.code == .permissionDenied && !readOnly {
       throw ExportError(description: "\(error); --read-only serves what must not be written")
+    } catch let error as AIOError where error.code == .unsupportedFile {
+      throw ExportError(
+        description: """
+          cannot serve \(path): it is no regular file and no block device, and only those are \
+          served
+          """)
     } catch {
       throw ExportError(description: "cannot serve \(path): \(error)")
     }

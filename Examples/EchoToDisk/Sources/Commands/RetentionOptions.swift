@@ -8,7 +8,7 @@ struct RetentionOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
       "Trim the oldest segments as long as all together take more than that on disk.",
-      valueName: "bytes"))
+      valueName: "bytes"), transform: ByteCount.parse)
   var keepBytes: ByteCount?
 
   @Option(

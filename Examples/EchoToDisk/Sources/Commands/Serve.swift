@@ -43,7 +43,9 @@ struct Serve: ParsableCommand {
   @Option(help: ArgumentHelp("The journal's directory; made if it is missing.", valueName: "dir"))
   var data = PathArgument(argument: "./echo-data")
 
-  @Option(help: ArgumentHelp("The size of a segment file.", valueName: "bytes"))
+  @Option(
+    help: ArgumentHelp("The size of a segment file. (default: 64MiB)", valueName: "bytes"),
+    transform: ByteCount.parse)
   var segmentSize = ByteCount(64 << 20)
 
   @OptionGroup var keep: RetentionOptions
@@ -78,31 +80,24 @@ struct Serve: ParsableCommand {
 
   @OptionGroup var logOptions: LogOptions
 
-  static let smallestSegment = 1 << 20
   /// The segments that are kept whatever the limit is.
   static let leastSegments = 3
 
   func validate() throws {
-    guard segmentSize.bytes >= Self.smallestSegment, segmentSize.bytes <= 1 << 40 else {
-      throw ValidationError(
-        "--segment-size \(segmentSize): a segment has 1MiB to 1TiB")
-    }
-    guard segmentSize.bytes % 4096 == 0 else {
-      throw ValidationError("--segment-size \(segmentSize.bytes): not a multiple of 4096")
-    }
+    try require("segment-size", segmentSize, in: 1 << 20...1 << 40, multipleOf: 4096)
     if let keep = keep.keepBytes, keep.bytes < Self.leastSegments * segmentSize.bytes {
       throw ValidationError(
         """
-        --keep-bytes \(keep): \(Self.leastSegments) segments or more, which are \
-        \(ByteCount(Self.leastSegments * segmentSize.bytes)): the one that is written to, the one \
+        --keep-bytes \(keep.exactly): \(Self.leastSegments) segments or more, which are \
+        \(ByteCount(Self.leastSegments * segmentSize.bytes).exactly): the one that is written to, the one \
         before it, and the next; choose a smaller --segment-size
         """)
     }
     try require("queue-depth", queueDepth, in: 1...4096)
     try require("max-connections", maxConnections, in: 1...1_000_000)
-    try require(seconds: idleTimeout, for: "idle-timeout")
-    try require(seconds: statsInterval, for: "stats-interval")
-    try require(seconds: drainTimeout, for: "drain-timeout")
+    try require(seconds: idleTimeout, for: "idle-timeout", allowsZero: true)
+    try require(seconds: statsInterval, for: "stats-interval", allowsZero: true)
+    try require(seconds: drainTimeout, for: "drain-timeout", allowsZero: true)
   }
 
   func run() throws {

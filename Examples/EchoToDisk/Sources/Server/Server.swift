@@ -72,13 +72,16 @@ final class Server: GracefulServer, @unchecked Sendable {
   /// The time when this turn of the loop received: exact enough for timeouts, and no call.
   private(set) var now: ContinuousClock.Instant
 
-  /// Opens the journal and the listening socket. Blocks the calling thread, for as long as it takes
-  /// to make a segment.
+  /// Opens the listening sockets and the journal. Blocks the calling thread, for as long as it
+  /// takes to make a segment.
   init(_ settings: Settings, logger: Logger) throws {
     self.settings = settings
     self.logger = logger
     now = clock.now
     drainDeadline = now
+    // First, so that nothing is made on the disk where an address is in use.
+    listener = try Listener(settings.address)
+    metrics = try settings.metrics.map { try MetricsServer($0, logger: logger) }
     let directory = try JournalDirectory(settings.directory, syncs: settings.journal.syncs)
     for (place, what) in directory.damages {
       logger.error(
@@ -104,9 +107,7 @@ final class Server: GracefulServer, @unchecked Sendable {
     recordTimer = try context.makeTimerSource()
     journal = try Journal(
       directory, context: context, settings: settings.journal, logger: logger)
-    listener = try Listener(settings.address)
     acceptor = Acceptor([listener], limit: settings.maxConnections, logger: logger)
-    metrics = try settings.metrics.map { try MetricsServer($0, logger: logger) }
     logger.info(
       """
       journal in \(settings.directory), next batch \(directory.nextSequence), \
@@ -145,7 +146,8 @@ final class Server: GracefulServer, @unchecked Sendable {
         _ = try context.every(min(timeout, .seconds(1))) { [unowned self] in closeIdle(timeout) }
       }
       if let age = settings.journal.retention.age {
-        _ = try context.every(min(age, .seconds(3600))) { [unowned self] in journal.trim() }
+        let interval = min(max(age, .seconds(1)), .seconds(3600))
+        _ = try context.every(interval) { [unowned self] in journal.trim() }
       }
       if let interval = settings.statisticsInterval {
         _ = try context.every(interval) { [unowned self] in logStatistics() }

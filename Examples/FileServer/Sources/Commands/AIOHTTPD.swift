@@ -53,7 +53,9 @@ struct AIOHTTPD: ParsableCommand {
   @Flag(help: "Take uploads (PUT), each durable before it is answered.")
   var writable = false
 
-  @Option(help: ArgumentHelp("The most that an upload may have.", valueName: "bytes"))
+  @Option(
+    help: ArgumentHelp("The most that an upload may have. (default: 1GiB)", valueName: "bytes"),
+    transform: ByteCount.parse)
   var maxUpload = ByteCount(1 << 30)
 
   @Flag(
@@ -76,7 +78,10 @@ struct AIOHTTPD: ParsableCommand {
   @Option(help: "How many files a loop keeps open that are asked for often; 0 is none.")
   var openFiles = 64
 
-  @Option(help: ArgumentHelp("The most that the head of a request may have.", valueName: "bytes"))
+  @Option(
+    help: ArgumentHelp(
+      "The most that the head of a request may have. (default: 16KiB)", valueName: "bytes"),
+    transform: ByteCount.parse)
   var maxHead = ByteCount(16 << 10)
 
   @Option(
@@ -102,7 +107,7 @@ struct AIOHTTPD: ParsableCommand {
   @Option(
     help: ArgumentHelp(
       "Append a line for each answer to a file; - is standard output.", valueName: "path"))
-  var accessLog: String?
+  var accessLog: PathArgument?
 
   @Option(
     help: ArgumentHelp(
@@ -122,16 +127,11 @@ struct AIOHTTPD: ParsableCommand {
     guard openFiles >= 0, openFiles <= 65536, openFiles & (openFiles - 1) == 0 else {
       throw ValidationError("--open-files \(openFiles): 0 or a power of two, 65536 at the most")
     }
-    guard (256...24 << 10).contains(maxHead.bytes) else {
-      throw ValidationError("--max-head \(maxHead): 256B to 24KiB")
-    }
-    for (name, seconds) in [
-      ("request-timeout", requestTimeout), ("keep-alive-timeout", keepAliveTimeout),
-      ("send-timeout", sendTimeout),
-    ] where seconds < 0.1 || seconds > 1e6 {
-      throw ValidationError("--\(name) \(seconds): seconds, 0.1 to 1000000")
-    }
-    try require(seconds: drainTimeout, for: "drain-timeout")
+    try require("max-head", maxHead, in: 256...24 << 10)
+    try require(seconds: requestTimeout, for: "request-timeout")
+    try require(seconds: keepAliveTimeout, for: "keep-alive-timeout")
+    try require(seconds: sendTimeout, for: "send-timeout")
+    try require(seconds: drainTimeout, for: "drain-timeout", allowsZero: true)
   }
 
   private var settings: Settings {
@@ -169,7 +169,7 @@ struct AIOHTTPD: ParsableCommand {
         connections: maxConnections, files: 2, others: loops * (16 + 2 * openFiles), logger: logger)
       let root = try Root(
         directory.path, caching: caching, lists: listing, isPrecompressed: precompressed)
-      let log = try accessLog.map { try AccessLog.sink($0) }
+      let log = try accessLog.map { try AccessLog.sink($0.path) }
       if listeners.isEmpty {
         let listener = try Listener(listen.address)
         address = listener.name

@@ -8,6 +8,7 @@ import Dispatch
 import DispatchAIO
 import Glibc
 import Logging
+import ServerSupport
 import SystemPackage
 
 /// - Safety: `@unchecked Sendable` because it is confined to its loop's queue, but for
@@ -44,12 +45,21 @@ final class AccessLog: @unchecked Sendable {
   }
 
   /// Where a log is written to: a file, appended to, or `-` for standard output.
-  static func sink(_ path: String) throws -> Sink {
+  static func sink(_ path: FilePath) throws(Failure) -> Sink {
     if path == "-" { return .standardOutput(DispatchQueue(label: "aio-httpd.log")) }
-    return .file(
-      try AIOFile.open(
-        FilePath(path), .writeOnly, options: [.create, .append],
-        permissions: [.ownerReadWrite, .groupRead], caching: .buffered))
+    do throws(AIOError) {
+      return .file(
+        try AIOFile.open(
+          path, .writeOnly, options: [.create, .append],
+          permissions: [.ownerReadWrite, .groupRead], caching: .buffered))
+    } catch {
+      let reason = error.errno.map { "\($0)" } ?? "not a regular file"
+      throw Failure(
+        """
+        --access-log \(path.escaped): \(reason); name a regular file, which is made if it is \
+        missing, or - for standard output
+        """)
+    }
   }
 
   /// What is kept of a request until it has been answered.
