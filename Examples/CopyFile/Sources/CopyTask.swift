@@ -37,14 +37,19 @@ struct CopyTask {
     do {
       to = try copy.create(in: parent, named: name, caching: areFragments ? .buffered : .direct)
     } catch let error as AIOError {
-      throw Failure("\(parent.escaped): \(words(error))")
+      throw Failure("\(parent.escaped): \(creationWords(error, parent))")
     }
     let count: Int64
     do {
       let context = try makeContext()
       count = try await fill(to, from: from, context, status, extents, progress)
+      // What was cut off while it was copied may have been a hole, of which nothing is read.
+      guard try self.status(of: from).st_size >= status.st_size else { throw becameShorter }
       try metadata.apply(to: to, named: name)
-      if isDurable { try await context.fsync(to) }
+      if isDurable {
+        progress.begin("syncing")
+        try await context.fsync(to)
+      }
     } catch let error as AIOError where error.code == .noSpace {
       throw Failure(
         "\(name.escaped): no space left on the device for \(ByteCount(Int(size)))")
@@ -53,6 +58,12 @@ struct CopyTask {
         """
         \(name.escaped): a file of \(ByteCount(Int(size))) passes `ulimit -f` or the filesystem's \
         limit
+        """)
+    } catch let error as AIOError where error.errno == .noMemory {
+      throw Failure(
+        """
+        not enough memory for up to \(queueDepth) pieces of \(ByteCount(chunk)) at once: choose a \
+        smaller --chunk or --queue-depth
         """)
     }
     do {
@@ -232,6 +243,15 @@ struct CopyTask {
       "not a regular file, and only those are copied"
     case nil: error.description
     }
+  }
+
+  /// Of a file that could not be made in a directory.
+  private func creationWords(_ error: AIOError, _ directory: FilePath) -> String {
+    let status = Self.fileStatus(directory, follows: true)
+    // As in /proc: the directory is not what there is none of.
+    guard error.errno == .noSuchFileOrDirectory, (status?.st_mode ?? 0) & S_IFMT == S_IFDIR
+    else { return words(error) }
+    return "its filesystem lets nobody make files there"
   }
 
   private func exists(_ name: FilePath) -> Failure {

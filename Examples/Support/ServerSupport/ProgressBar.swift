@@ -16,7 +16,8 @@ public final class ProgressBar: @unchecked Sendable {
   private let done = Atomic<Int>(0)
   private var timer: (any DispatchSourceTimer)?
   private var title = ""
-  private var total = 0
+  /// `nil` in a stage of which nobody knows how far it is.
+  private var total: Int?
   private var start = DispatchTime.now()
   private let beginning = DispatchTime.now()
 
@@ -24,10 +25,17 @@ public final class ProgressBar: @unchecked Sendable {
 
   /// Begins a stage, which is complete when all bytes of `extents` are done.
   public func begin(_ title: String, _ extents: [Range<Int64>]) {
+    begin(title, total: extents.reduce(0) { $0 + $1.count })
+  }
+
+  /// Begins a stage that is one call: the line says which, and for how long it has lasted.
+  public func begin(_ title: String) { begin(title, total: nil) }
+
+  private func begin(_ title: String, total: Int?) {
     guard isShown else { return }
     queue.sync {
       self.title = title
-      total = extents.reduce(0) { $0 + $1.count }
+      self.total = total
       done.store(0, ordering: .relaxed)
       start = .now()
       guard timer == nil else { return }
@@ -74,7 +82,8 @@ public final class ProgressBar: @unchecked Sendable {
 
   /// The line of a stage. More may be done than there is by its total, which is what a file's size
   /// and its room on disk say.
-  static func line(_ title: String, _ done: Int, of total: Int, seconds: Double) -> String {
+  static func line(_ title: String, _ done: Int, of total: Int?, seconds: Double) -> String {
+    guard let total else { return "\(title)  \(clock(seconds))" }
     let done = min(max(0, done), total)
     let part = total == 0 ? 1 : Double(done) / Double(total)
     let speed = Double(done) / max(seconds, 1e-3)

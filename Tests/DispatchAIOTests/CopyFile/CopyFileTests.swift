@@ -192,6 +192,7 @@ final class CopyFileTests: XCTestCase {
       (source, path("fifo"), true, "not a regular file, and is not replaced"),
       (source, path("directory"), true, "is a directory, and is not replaced"),
       (source, path("none/new"), false, "\(path("none")): No such file or directory"),
+      (source, "/proc/new", false, "/proc: its filesystem lets nobody make files there"),
       (source, path("none") + "/", false, "\(path("none"))/: no such directory"),
       (source, path("twin") + "/", true, "\(path("twin"))/: not a directory"),
       (source, path("source/new"), false, "Not a directory"),
@@ -311,6 +312,33 @@ final class CopyFileTests: XCTestCase {
     process.waitForEnd()
     XCTAssertEqual(process.terminationStatus, 1)
     XCTAssertEqual(try names(directory.path), ["source"])
+  }
+
+  /// Cut where it has no data, so that no read ends before its end.
+  func testASourceThatLosesItsHole() throws {
+    let directory = try temporaryDirectory()
+    let source = directory.path.appending("source")
+    try write(Data(count: 96 << 20), source)
+    XCTAssertEqual(truncate(source.string, 300 << 20), 0)
+    let process = try startCopy(in: directory)
+    XCTAssertEqual(truncate(source.string, 97 << 20), 0)
+    process.waitForEnd()
+    XCTAssertEqual(process.terminationStatus, 1)
+    XCTAssertEqual(try names(directory.path), ["source"])
+  }
+
+  func testPiecesForWhichThereIsNoMemory() throws {
+    let directory = try temporaryDirectory()
+    try write(Data(count: 192 << 20), directory.path.appending("source"))
+    let run = try ChildProcess.run(
+      "/bin/sh",
+      [
+        "-c", "cd \"$1\" && ulimit -v 400000 && exec \"$2\" source copy --chunk 192M", "sh",
+        directory.path.string, ChildProcess.built("aio-copy"),
+      ])
+    XCTAssertEqual(run.status, 1)
+    XCTAssertTrue(
+      run.errors.contains("192MiB at once: choose a smaller --chunk or --queue-depth"), run.errors)
   }
 
   // MARK: Progress

@@ -20,5 +20,7 @@ final class ProgressBarTests: XCTestCase {
     ] {
       XCTAssertEqual(ProgressBar.line("", done, of: total, seconds: 2), line)
     }
+    // Of what is one call, nobody knows how far it is.
+    XCTAssertEqual(ProgressBar.line("syncing", 100, of: nil, seconds: 62), "syncing  1:02")
   }
 }
