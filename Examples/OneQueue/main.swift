@@ -1,9 +1,9 @@
-import Dispatch
 import DispatchAIO
-import Glibc
+@preconcurrency import Foundation
 import SystemPackage
 
 if CommandLine.arguments.count != 2 { fatalError("usage: one-queue FILE") }
+setvbuf(stdout, nil, _IOLBF, 0)  // each line at once, into a pipe or a file, too
 let loop = DispatchQueue(label: "loop")  // serves a timer, a socket and a file
 let context = try AIOContext(queueDepth: 64, queue: loop)
 let file = try AIOFile.open(FilePath(CommandLine.arguments[1]), .readOnly)

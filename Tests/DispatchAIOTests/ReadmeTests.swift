@@ -339,7 +339,6 @@ final class ReadmeTests: XCTestCase {
     let process = Process()
     process.executableURL = URL(fileURLWithPath: try ChildProcess.built("one-queue"))
     process.arguments = [file.string]
-    // Line by line, as on a terminal.
     let output = Pipe()
     process.standardOutput = output
     process.standardError = FileHandle.nullDevice
@@ -374,5 +373,9 @@ final class ReadmeTests: XCTestCase {
       XCTAssertEqual(count, 4096)
       XCTAssertEqual(Array(block[..<4096]), [UInt8](repeating: UInt8(number + 1), count: 4096))
     }
+    // The timer's line is in the pipe at once.
+    var poll = pollfd(
+      fd: output.fileHandleForReading.fileDescriptor, events: Int16(POLLIN), revents: 0)
+    XCTAssertEqual(Glibc.poll(&poll, 1, 10_000), 1)
   }
 }
