@@ -89,8 +89,8 @@ struct Serve: ParsableCommand {
       throw ValidationError(
         """
         --keep-bytes \(keep.exactly): \(Self.leastSegments) segments or more, which are \
-        \(ByteCount(Self.leastSegments * segmentSize.bytes).exactly): the one that is written to, the one \
-        before it, and the next; choose a smaller --segment-size
+        \(ByteCount(Self.leastSegments * segmentSize.bytes).exactly): the one that is written to, \
+        the one before it, and the next; choose a smaller --segment-size
         """)
     }
     try require("queue-depth", queueDepth, in: 1...4096)
