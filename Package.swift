@@ -92,7 +92,7 @@ let package = Package(
     .target(
       name: "DispatchAIOHummingbird",
       dependencies: [
-        "DispatchAIO",
+        "DispatchAIO", "HTTPRules",
         .target(name: "DispatchAIONIO", condition: .when(traits: ["Hummingbird"])),
         .product(
           name: "HTTPTypes", package: "swift-http-types", condition: .when(traits: ["Hummingbird"])),

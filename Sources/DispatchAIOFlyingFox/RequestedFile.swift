@@ -10,9 +10,8 @@ internal import HTTPRules
 /// The facts of a file that its answers are made of.
 struct FileFacts {
   let size: Int64
-  /// A strong validator: the time of the last change, to the nanosecond, and the size.
-  let eTag: String
   private let validator: Validator
+  var eTag: String { validator.eTag }
   /// What Last-Modified says, in whole seconds since 1970.
   var modified: Int64 { validator.modified }
 
@@ -20,13 +19,9 @@ struct FileFacts {
   init(_ status: AIOFile.Status, now: Int64) {
     let time = status.modificationTime
     size = status.size
-    eTag = """
-      "\(String(time.seconds, radix: 16)).\(String(time.nanoseconds, radix: 16))-\
-      \(String(status.size, radix: 16))"
-      """
-    let modified = Validator.lastModified(
-      time.seconds, changed: status.changeTime.seconds, now: now)
-    validator = Validator(tag: Array(eTag.utf8), modified: modified, now: now)
+    validator = Validator(
+      seconds: time.seconds, nanoseconds: time.nanoseconds, size: status.size,
+      changed: status.changeTime.seconds, now: now)
   }
 
   /// What becomes of a request that reads.

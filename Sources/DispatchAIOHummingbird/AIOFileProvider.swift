@@ -13,13 +13,16 @@ public import Hummingbird
 internal import NIOCore
 internal import SystemPackage
 
-/// The files beneath a directory, for Hummingbird's `FileMiddleware` in place of its
-/// `LocalFileSystem`.
+/// The files beneath a directory, for ``AIOFileMiddleware``, and for Hummingbird's `FileMiddleware`
+/// in place of its `LocalFileSystem`.
 ///
 /// ```swift
 /// let files = try AIOFileProvider("/srv/www", context: AIOContext())
-/// router.middlewares.add(FileMiddleware(fileProvider: files))
+/// router.middlewares.add(AIOFileMiddleware(files))
 /// ```
+///
+/// `FileMiddleware` itself reads some ranges otherwise than RFC 9110 has it (`bytes=-2` as the
+/// first three bytes, a range of a `HEAD`), has weak entity tags, and does not know `If-Match`.
 ///
 /// - What the kernel's caches have is answered in place, on the caller's thread: opening, the
 ///   attributes, and the whole of an answer of up to 128 KiB. The rest is read asynchronously, and
@@ -56,7 +59,7 @@ public struct AIOFileProvider: FileProvider {
   public final class FileIdentifier {
     /// The path, relative to the directory.
     public let path: String
-    fileprivate var file: AIOFile?
+    var file: AIOFile?
 
     fileprivate init(path: String) { self.path = path }
   }
@@ -128,7 +131,7 @@ public struct AIOFileProvider: FileProvider {
     let file = try await opened(id)
     let size = file.status.size
     guard range.lowerBound >= 0, range.lowerBound < size else {
-      throw HTTPError(.rangeNotSatisfiable, headers: [.contentRange: "bytes */\(size)"])
+      throw HTTPError.unsatisfiable(size)
     }
     return try await body(
       file, Int64(range.lowerBound)..<min(size - 1, Int64(range.upperBound)) + 1)
@@ -191,7 +194,8 @@ public struct AIOFileProvider: FileProvider {
     return status?.kind == .directory ? status : nil
   }
 
-  private func body(_ file: AIOFile, _ range: Range<Int64>) async throws -> ResponseBody {
+  /// A range of an open file.
+  func body(_ file: AIOFile, _ range: Range<Int64>) async throws -> ResponseBody {
     guard !range.isEmpty else { return ResponseBody() }
     if range.count <= Self.chunkLength {
       let buffer = try await context.readByteBuffer(
@@ -210,6 +214,13 @@ public struct AIOFileProvider: FileProvider {
       guard left == 0 else { throw FileShrank(file, range) }
       try await writer.finish(nil)
     }
+  }
+}
+
+extension HTTPError {
+  /// - Parameter size: The size of the file, which has nothing of the range.
+  static func unsatisfiable(_ size: Int64) -> HTTPError {
+    HTTPError(.rangeNotSatisfiable, headers: [.contentRange: "bytes */\(size)"])
   }
 }
 

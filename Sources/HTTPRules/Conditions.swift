@@ -28,6 +28,23 @@ package struct Validator: Equatable {
   package static func lastModified(_ modified: Int64, changed: Int64, now: Int64) -> Int64 {
     modified <= now ? modified : min(changed, now)
   }
+
+  /// A strong validator of a file: the time at which its contents changed last, to the nanosecond,
+  /// and its size.
+  ///
+  /// - Parameters:
+  ///   - changed: The time at which an attribute changed last, in seconds since 1970.
+  ///   - now: The time of the answer, in seconds since 1970.
+  package init(seconds: Int64, nanoseconds: Int, size: Int64, changed: Int64, now: Int64) {
+    let tag = """
+      "\(String(seconds, radix: 16)).\(String(nanoseconds, radix: 16))-\(String(size, radix: 16))"
+      """
+    let modified = Self.lastModified(seconds, changed: changed, now: now)
+    self.init(tag: Array(tag.utf8), modified: modified, now: now)
+  }
+
+  /// The tag as the value of a field.
+  package var eTag: String { String(decoding: tag, as: UTF8.self) }
 }
 
 /// The fields of a request that decide whether a file is sent, and what of it.

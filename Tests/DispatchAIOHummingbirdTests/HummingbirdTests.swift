@@ -65,7 +65,7 @@ class HummingbirdTests: XCTestCase {
         "bytes \(range.lowerBound)-\(range.upperBound - 1)/326000")
       XCTAssertEqual(answer.fields["content-length"], "\(range.count)")
     }
-    for asked in ["500-100", "x", "326000-", "999999999-", "9223372036854775807-"] {
+    for asked in ["326000-", "999999999-", "9223372036854775807-"] {
       let answer = try await served.curl("/data.txt", "-H", "Range: bytes=\(asked)")
       XCTAssertEqual(answer.status, 416, asked)
       XCTAssert(answer.body.count < 200, asked)
