@@ -7,6 +7,7 @@
 internal import DispatchAIO
 internal import DispatchAIONIO
 internal import Glibc
+internal import HTTPRules
 internal import HTTPTypes
 public import Hummingbird
 public import NIOCore
@@ -25,12 +26,17 @@ extension AIOFileProvider {
   /// `AIOReplacement`. They are not served. What a crash leaves of them may be removed.
   public static var temporaryPrefix: String { ".aio-" }
 
-  /// Stores the body of a request. Everything else is as for
+  /// Stores the body of a request, if its conditions hold (RFC 9110, 13): before the body is taken,
+  /// and again when the file gets its name. Everything else is as for
   /// ``store(contentsOf:at:limit:permissions:)``.
   ///
+  /// Between the last look at the conditions and the new name no other upload of this provider is
+  /// stored there, so that of two with the same `If-Match` one fails. Others who write to the
+  /// directory are not kept off; but `If-None-Match: *` replaces nothing, whoever made it.
+  ///
   /// - Parameter path: The file's path; that of the request's URI, decoded, unless given.
-  /// - Throws: Also `HTTPError` with the status 400 if the body is shorter than its
-  ///   `Content-Length`.
+  /// - Throws: Also `HTTPError` with the status 412 if a condition does not hold, and 400 if the
+  ///   body is shorter than its `Content-Length`, or is a part of a file (`Content-Range`).
   public func store(
     _ request: Request, at path: String? = nil, limit: Int64 = .max,
     permissions: FilePermissions? = nil
@@ -38,11 +44,15 @@ extension AIOFileProvider {
     guard let path = path ?? StoragePath.decoded(request.uri.path) else {
       throw HTTPError(.badRequest, message: "Invalid percent encoding in URL")
     }
+    // The part would take the place of the whole (RFC 9110, 14.5).
+    guard !request.headers.contains(.contentRange) else {
+      throw HTTPError(.badRequest, message: "A part of a file is not taken")
+    }
     let announced = request.headers[.contentLength].flatMap { Int64($0) }
     if let announced, announced > limit { throw HTTPError(.contentTooLarge) }
     return try await store(
       contentsOf: request.body, at: path, limit: limit, announced: announced,
-      permissions: permissions)
+      permissions: permissions, RequestConditions(request.headers))
   }
 
   /// Stores buffers as a file beneath the directory, in place of the one that may be there. When it
@@ -68,31 +78,43 @@ extension AIOFileProvider {
     permissions: FilePermissions? = nil
   ) async throws -> StoredFile where Contents.Element == ByteBuffer {
     try await store(
-      contentsOf: contents, at: path, limit: limit, announced: nil, permissions: permissions)
+      contentsOf: contents, at: path, limit: limit, announced: nil, permissions: permissions,
+      RequestConditions([:]))
   }
 
   private func store<Contents: AsyncSequence>(
     contentsOf contents: Contents, at path: String, limit: Int64, announced: Int64?,
-    permissions: FilePermissions?
+    permissions: FilePermissions?, _ conditions: RequestConditions
   ) async throws -> StoredFile where Contents.Element == ByteBuffer {
-    guard let target = StoragePath.target(path) else {
+    guard let target = StoragePath.target(path), let name = target.lastComponent else {
       throw HTTPError(.badRequest, message: "The path names no file")
     }
     do {
-      return try await AIOFile.replace(
-        target, beneath: directory, permissions: permissions, caching: .buffered
-      ) { file in
-        let size = try await write(contents, to: file, limit)
-        guard size == announced ?? size else {
-          throw HTTPError(
-            .badRequest, message: "The body has \(size) of the \(announced ?? 0) bytes announced")
-        }
-        let replaced = try await exists(target)
-        // A sequence may end early, and without an error, where its task is cancelled.
-        try Task.checkCancellation()
-        return StoredFile(size: size, replaced: replaced)
+      if conditions.areThere {
+        _ = try await commits.run(name) { try check(conditions, target) }
       }
+      let replacement = try await AIOReplacement.begin(
+        target, beneath: directory, existing: conditions.areForNewFile ? .keep : .replace,
+        permissions: permissions, caching: .buffered)
+      // After the commit there is nothing to abandon.
+      defer { replacement.abandon() }
+      let size = try await write(contents, to: replacement.file, limit)
+      guard size == announced ?? size else {
+        throw HTTPError(
+          .badRequest, message: "The body has \(size) of the \(announced ?? 0) bytes announced")
+      }
+      // A sequence may end early, and without an error, where its task is cancelled.
+      try Task.checkCancellation()
+      let replaced = try await commits.run(name) {
+        let exists = try check(conditions, target)
+        try replacement.commit()
+        return exists
+      }
+      await replacement.file.close()
+      return StoredFile(size: size, replaced: replaced)
     } catch let error as AIOError {
+      // There was none a moment ago: somebody else was faster.
+      if conditions.areForNewFile, error.code == .exists { throw HTTPError(.preconditionFailed) }
       throw error.forHTTP
     }
   }
@@ -120,14 +142,29 @@ extension AIOFileProvider {
     return offset + Int64(gathered)
   }
 
-  /// Whether there is something of this name.
-  private func exists(_ path: FilePath) async throws(AIOError) -> Bool {
+  /// Blocks the calling thread.
+  ///
+  /// - Returns: Whether there is something of this name.
+  /// - Throws: `HTTPError` with the status 412 if a condition does not hold.
+  private func check(_ conditions: RequestConditions, _ path: FilePath) throws -> Bool {
+    let exists = try status(path, followsLink: false) != nil
+    guard conditions.areThere else { return exists }
+    // The version that a GET would give.
+    let file = try exists ? status(path, followsLink: true) : nil
+    let validator = file?.kind == .regular ? file.map { Validator($0) } : nil
+    guard Conditions.evaluate(conditions, isRead: false, validator) == .proceed else {
+      throw HTTPError(.preconditionFailed)
+    }
+    return exists
+  }
+
+  /// - Returns: `nil` if there is nothing of this name.
+  private func status(_ path: FilePath, followsLink: Bool) throws(AIOError) -> AIOFile.Status? {
     do throws(AIOError) {
-      _ = try await directory.status(of: path)
-      return true
+      return try directory.status(of: path, followsLink: followsLink)
     } catch {
-      guard error.code == .notFound else { throw error }
-      return false
+      guard error.namesNoFile else { throw error }
+      return nil
     }
   }
 }

@@ -72,6 +72,7 @@ public struct AIOFileProvider: FileProvider {
   /// The directory whose files are served.
   public let directory: AIODirectory
   let openFiles: OpenFiles
+  let commits = CommitQueues()
 
   /// Opens a directory. Blocks the calling thread.
   ///

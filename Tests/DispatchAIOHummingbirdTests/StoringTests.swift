@@ -126,6 +126,99 @@ final class StoringTests: XCTestCase {
     }
   }
 
+  // MARK: Conditions
+
+  /// What the client asks for must hold (RFC 9110, 13), and a part is not the whole (14.5).
+  func testConditions() async throws {
+    let served = try await start()
+    try served.file("file", Array("before".utf8))
+    let body = try upload(Array("after".utf8))
+    let head = try await served.curl("/file", "--head").fields
+    let tag = try XCTUnwrap(head["etag"])
+    let modified = try XCTUnwrap(head["last-modified"])
+    let rows: [(path: String, field: String, status: Int)] = [
+      ("/file", "If-None-Match: *", 412), ("/file", "If-None-Match: \(tag)", 412),
+      ("/file", "If-Match: \"x\"", 412), ("/file", "If-Match: W/\(tag)", 412),
+      ("/file", "If-Unmodified-Since: Sat, 01 Jan 2000 00:00:00 GMT", 412),
+      ("/file", "Content-Range: bytes 3-5/6", 400), ("/new", "If-Match: *", 412),
+      ("/new", "If-Match: \(tag)", 412),
+    ]
+    for (path, field, status) in rows {
+      let answer = try await served.curl(path, "-T", body, "-H", field)
+      XCTAssertEqual(answer.status, status, field)
+      XCTAssertEqual(try contents(served), ["file"], field)
+      let back = try await served.curl("/file")
+      XCTAssertEqual(back.body, Array("before".utf8), field)
+    }
+    let accepted: [(path: String, field: String, status: Int)] = [
+      ("/file", "If-Unmodified-Since: \(modified)", 204), ("/new", "If-None-Match: *", 201),
+      ("/file", "If-None-Match: \(tag)", 204), ("/file", "If-Match: *", 204),
+    ]
+    for (path, field, status) in accepted {
+      let answer = try await served.curl(path, "-T", body, "-H", field)
+      XCTAssertEqual(answer.status, status, field)
+    }
+    let now = try await served.curl("/file", "--head").fields
+    XCTAssertNotEqual(now["etag"], tag)
+    let matches = "If-Match: \(now["etag"] ?? "")"
+    let answer = try await served.curl("/file", "-T", body, "-H", matches)
+    XCTAssertEqual(answer.status, 204)
+  }
+
+  /// Begins an upload of four bytes, and sends all but the last.
+  private func begin(_ served: ServedDirectory, _ field: String) throws -> RawClient {
+    let client = try RawClient(served.port)
+    try client.send(
+      "PUT /file HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\(field)\r\n\r\nlat")
+    return client
+  }
+
+  private func status(_ client: RawClient) async throws -> String {
+    String(decoding: try await client.receive(12).suffix(3), as: UTF8.self)
+  }
+
+  /// A file that appears while the body arrives is not replaced, whoever made it.
+  func testNewFileThatAppears() async throws {
+    let served = try await start()
+    for rounds in 0..<2 {
+      let client = try begin(served, "If-None-Match: *")
+      try await eventually("the new file is open") { served.openFiles == 1 }
+      if rounds == 0 {
+        let body = try upload(Array("first".utf8))
+        let answer = try await served.curl("/file", "-T", body)
+        XCTAssertEqual(answer.status, 201)
+      } else {
+        try served.file("file", Array("first".utf8))
+      }
+      try client.send("e")
+      let late = try await status(client)
+      XCTAssertEqual(late, "412")
+      let back = try await served.curl("/file")
+      XCTAssertEqual(back.body, Array("first".utf8))
+      try FileManager.default.removeItem(atPath: "\(served.root)/file")
+    }
+  }
+
+  /// Of several uploads that replace the same version, or none, one is stored.
+  func testUploadsAtOnce() async throws {
+    let served = try await start()
+    for round in 0..<10 {
+      var field = "If-None-Match: *"
+      if round % 2 == 1 {
+        field = "If-Match: \(try await served.curl("/file", "--head").fields["etag"] ?? "")"
+      } else if round > 0 {
+        try FileManager.default.removeItem(atPath: "\(served.root)/file")
+      }
+      let clients = try (0..<8).map { _ in try begin(served, field) }
+      try await eventually("the new files are open") { served.openFiles >= 8 }
+      for client in clients { try client.send("e") }
+      var answers: [String] = []
+      for client in clients { answers.append(try await status(client)) }
+      let stored = field.hasPrefix("If-None") ? "201" : "204"
+      XCTAssertEqual(answers.sorted(), [stored] + Array(repeating: "412", count: 7), field)
+    }
+  }
+
   /// The first program stops for what is wrong.
   func testFirstProgram() async throws {
     do {
