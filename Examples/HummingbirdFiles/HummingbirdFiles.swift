@@ -8,6 +8,9 @@ import Glibc
 import HTTPTypes
 import Hummingbird
 import Logging
+import NIOCore
+import ServerSupport
+import ServiceLifecycle
 
 @main
 struct HummingbirdFiles: AsyncParsableCommand {
@@ -31,28 +34,58 @@ struct HummingbirdFiles: AsyncParsableCommand {
   @Option(help: "The largest file to take, in bytes.")
   var limit: Int64 = 1 << 30
 
+  @Option(
+    help: ArgumentHelp(
+      "How long a connection may send nothing, between requests or within one.",
+      valueName: "seconds"))
+  var idleTimeout = 60.0
+
+  @Option(
+    help: ArgumentHelp(
+      "How long the last requests may take after SIGTERM or SIGINT.", valueName: "seconds"))
+  var drainTimeout = 10.0
+
   func validate() throws {
     guard (0...65535).contains(port) else {
       throw ValidationError("--port \(port): it must be from 0 to 65535")
     }
     guard limit >= 0 else { throw ValidationError("--limit \(limit): it must be 0 or more") }
+    guard (0.1...1e6).contains(idleTimeout) else {
+      throw ValidationError("--idle-timeout \(idleTimeout): seconds, 0.1 to 1000000")
+    }
+    try require(seconds: drainTimeout, for: "drain-timeout")
   }
 
   func run() async throws {
+    try await server { channel in
+      print("listening on \(host):\(channel.localAddress?.port ?? 0)")
+      fflush(nil)
+    }.run()
+  }
+
+  /// The server, which ends at SIGTERM and SIGINT: when the requests under way have been answered,
+  /// or are cancelled because they take too long.
+  func server(
+    onServerRunning: @escaping @Sendable (any Channel) async -> Void
+  ) throws -> ServiceGroup {
     let files = try AIOFileProvider(directory, context: AIOContext())
+    let logger = Logger(label: "hummingbird-files")
     let app = Application(
       router: Self.router(files, limit: limit),
+      server: .http1(
+        configuration: .init(idleTimeout: .nanoseconds(Int64(idleTimeout * 1e9)))),
       configuration: .init(address: .hostname(host, port: port)),
-      onServerRunning: { channel in
-        print("listening on \(host):\(channel.localAddress?.port ?? 0)")
-        fflush(nil)
-      }, logger: Logger(label: "hummingbird-files"))
-    try await app.runService()
+      onServerRunning: onServerRunning, logger: logger)
+    var configuration = ServiceGroupConfiguration(
+      services: [app], gracefulShutdownSignals: [.sigterm, .sigint], logger: logger)
+    configuration.maximumGracefulShutdownDuration = .seconds(drainTimeout)
+    return ServiceGroup(configuration: configuration)
   }
 
   /// Serves and takes files.
-  static func router(_ files: AIOFileProvider, limit: Int64) -> Router<BasicRequestContext> {
-    let router = Router()
+  static func router(_ files: AIOFileProvider, limit: Int64) -> Router<ConnectionContext> {
+    let router = Router(context: ConnectionContext.self)
+    router.middlewares.add(ContinueMiddleware())
     router.middlewares.add(AIOFileMiddleware(files, searchForIndexHtml: true))
     router.put("**") { request, _ -> Response in
       let stored = try await files.store(request, limit: limit)

@@ -219,6 +219,90 @@ final class StoringTests: XCTestCase {
     }
   }
 
+  // MARK: Clients that wait, or have others wait
+
+  /// A client that asks whether to send its body is told so, or gets its refusal at once.
+  func testContinue() async throws {
+    let served = try await start()
+    let client = try RawClient(served.port)
+    let head = "PUT /file HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nExpect: 100-continue\r\n"
+    try client.send("\(head)\r\n")
+    let interim = "HTTP/1.1 100 Continue\r\n\r\n"
+    let told = try await client.receive(interim.utf8.count)
+    XCTAssertEqual(String(decoding: told, as: UTF8.self), interim)
+    try client.send("body")
+    let stored = try await status(client)
+    XCTAssertEqual(stored, "201")
+    let other = try RawClient(served.port)
+    try other.send("\(head)If-None-Match: *\r\n\r\n")
+    let refused = try await status(other)
+    XCTAssertEqual(refused, "412")
+  }
+
+  /// Starts the example as a process would.
+  private func startExample(
+    _ arguments: String...
+  ) async throws -> (root: String, port: Int, shutDown: @Sendable () async throws -> Void) {
+    let root = "/var/tmp/dispatch-aio-hummingbird-files-\(UInt64.random(in: 0 ... .max))"
+    try FileManager.default.createDirectory(atPath: root, withIntermediateDirectories: true)
+    addTeardownBlock { try? FileManager.default.removeItem(atPath: root) }
+    let (ports, continuation) = AsyncStream.makeStream(of: Int.self)
+    let server = try HummingbirdFiles.parse([root, "--port", "0"] + arguments).server {
+      continuation.yield($0.localAddress?.port ?? 0)
+    }
+    let running = Task { try await server.run() }
+    addTeardownBlock { running.cancel() }
+    var iterator = ports.makeAsyncIterator()
+    let port = await iterator.next() ?? 0
+    return (
+      root, port,
+      {
+        await server.triggerGracefulShutdown()
+        // A server that does not end must not stop the tests.
+        let watchdog = Task {
+          try await Task.sleep(for: .seconds(20))
+          running.cancel()
+        }
+        try await running.value
+        watchdog.cancel()
+      }
+    )
+  }
+
+  /// A client that sends no more of its body is not waited for for ever, and nothing is stored.
+  func testStalledBody() async throws {
+    let (root, port, shutDown) = try await startExample("--idle-timeout", "0.3")
+    for framing in ["Content-Length: 100\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n4\r\n"] {
+      let client = try RawClient(port)
+      try client.send("PUT /file HTTP/1.1\r\nHost: h\r\n\(framing)half")
+      if framing.hasPrefix("Transfer") { try client.send("\r\n") }
+      let answer = String(decoding: try await client.receive(.max), as: UTF8.self)
+      XCTAssertFalse(answer.hasPrefix("HTTP/1.1 2"), answer)
+    }
+    try await shutDown()
+    XCTAssertEqual(try FileManager.default.contentsOfDirectory(atPath: root), [])
+  }
+
+  /// A shutdown waits for the last requests, but not for ever.
+  func testShutdown() async throws {
+    let (root, port, shutDown) = try await startExample("--drain-timeout", "0.5")
+    try Data(count: 32 << 20).write(to: URL(fileURLWithPath: "\(root)/large"))
+    let clients = try [
+      "PUT /file HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nhalf",
+      "GET /large HTTP/1.1\r\nHost: h\r\n\r\n", "GET /la",
+    ].map { text in
+      let client = try RawClient(port)
+      try client.send(text)
+      return client
+    }
+    try await Task.sleep(for: .milliseconds(200))
+    let start = ContinuousClock.now
+    try await shutDown()
+    XCTAssertLessThan(ContinuousClock.now - start, .seconds(10))
+    XCTAssertEqual(clients.count, 3)
+    XCTAssertEqual(try FileManager.default.contentsOfDirectory(atPath: root), ["large"])
+  }
+
   /// The first program stops for what is wrong.
   func testFirstProgram() async throws {
     do {

@@ -18,9 +18,9 @@ final class ServedDirectory: Sendable {
   private let server: Task<Void, any Error>
 
   /// Starts it, and has the test stop it and remove the directory.
-  static func start(
-    _ test: XCTestCase, _ router: (AIOFileProvider) -> Router<BasicRequestContext>
-  ) async throws -> ServedDirectory {
+  static func start<Context: RequestContext>(
+    _ test: XCTestCase, _ router: (AIOFileProvider) -> Router<Context>
+  ) async throws -> ServedDirectory where Context.Source == ApplicationRequestContextSource {
     // Not in /tmp, which may be a tmpfs. What is beside `root` must not be served.
     let outer = "/var/tmp/dispatch-aio-hummingbird-\(getpid())-\(UInt32.random(in: 0 ... .max))"
     let root = "\(outer)/root"
