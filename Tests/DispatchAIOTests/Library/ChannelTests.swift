@@ -90,19 +90,28 @@ final class ChannelTests: XCTestCase {
     }
   }
 
-  private func compare(_ directory: TemporaryDirectory, _ flags: Int32) throws {
+  /// A channel of each kind, on the files "ours" and "theirs", from the position 1000 on.
+  private func both(
+    _ directory: TemporaryDirectory, _ flags: Int32
+  ) throws -> (AIOChannel, DispatchIO, closed: [Promise<Int32>]) {
     let paths = try [makeFile(directory, "ours"), makeFile(directory, "theirs")]
     // DispatchIO cannot read a direct file at any offset.
     let descriptors = [open(paths[0], flags), open(paths[1], O_RDWR)]
-    defer { for descriptor in descriptors { close(descriptor) } }
+    addTeardownBlock { for descriptor in descriptors { close(descriptor) } }
     for descriptor in descriptors { lseek(descriptor, 1000, SEEK_SET) }
-    let (closed, otherClosed) = (Promise<Int32>(), Promise<Int32>())
-    let ours = AIOChannel(type: .random, fileDescriptor: descriptors[0], queue: queue) {
-      closed.fulfil($0)
-    }
-    let theirs = DispatchIO(type: .random, fileDescriptor: descriptors[1], queue: queue) {
-      otherClosed.fulfil($0)
-    }
+    let closed = [Promise<Int32>(), Promise<Int32>()]
+    return (
+      AIOChannel(type: .random, fileDescriptor: descriptors[0], queue: queue) {
+        closed[0].fulfil($0)
+      },
+      DispatchIO(type: .random, fileDescriptor: descriptors[1], queue: queue) {
+        closed[1].fulfil($0)
+      }, closed
+    )
+  }
+
+  private func compare(_ directory: TemporaryDirectory, _ flags: Int32) throws {
+    let (ours, theirs, closed) = try both(directory, flags)
     var generator = SeededGenerator(seed: Seeds.one)
     for step in 0..<150 {
       if step % 10 == 0 {
@@ -142,7 +151,7 @@ final class ChannelTests: XCTestCase {
     }
     ours.close()
     theirs.close()
-    XCTAssertEqual(try closed.wait(), try otherClosed.wait())
+    XCTAssertEqual(try closed[0].wait(), try closed[1].wait())
     XCTAssertEqual(try directory.contents("ours"), try directory.contents("theirs"))
   }
 
@@ -150,17 +159,7 @@ final class ChannelTests: XCTestCase {
   /// and nothing is wrong with an operation of no bytes wherever it is.
   func testEdgesAgainstDispatchIO() throws {
     let directory = try temporaryDirectory()
-    let paths = try [makeFile(directory, "ours"), makeFile(directory, "theirs")]
-    let descriptors = paths.map { open($0, O_RDWR) }
-    defer { for descriptor in descriptors { close(descriptor) } }
-    for descriptor in descriptors { lseek(descriptor, 1000, SEEK_SET) }
-    let (closed, otherClosed) = (Promise<Int32>(), Promise<Int32>())
-    let ours = AIOChannel(type: .random, fileDescriptor: descriptors[0], queue: queue) {
-      closed.fulfil($0)
-    }
-    let theirs = DispatchIO(type: .random, fileDescriptor: descriptors[1], queue: queue) {
-      otherClosed.fulfil($0)
-    }
+    let (ours, theirs, closed) = try both(directory, O_RDWR)
     let offsets: [off_t] = [
       .min, -1001, -1000, 0, off_t(Self.size) - 1000, .max / 2, .max - 1010, .max - 1001,
       .max - 1000,
@@ -183,7 +182,7 @@ final class ChannelTests: XCTestCase {
     }
     ours.close()
     theirs.close()
-    XCTAssertEqual(try closed.wait(), try otherClosed.wait())
+    XCTAssertEqual(try closed[0].wait(), try closed[1].wait())
     XCTAssertEqual(try directory.contents("ours"), try directory.contents("theirs"))
   }
 
