@@ -277,8 +277,9 @@ public final class AIOContext: Sendable {
     loop.turnByHand()
   }
 
-  /// The counts of what the context has done and is doing. May be read from any thread, and is
-  /// cheap.
+  /// The counts of what the context has done and is doing, as of a moment ago: a request that has
+  /// just completed may not be counted before the loop's turn has ended. May be read from any
+  /// thread, and is cheap.
   public var statistics: AIOStatistics { loop.statistics }
 
   /// Cancels a request that has not reached the kernel: one that waits to be submitted, for its

@@ -69,12 +69,12 @@ final class ServerMetricsTests: XCTestCase {
       XCTAssertEqual(lines.count, expected.count)
       XCTAssertEqual(Set(lines.map(String.init)).symmetricDifference(expected), [])
     }
-    XCTAssertEqual(contexts[0].statistics.succeeded, 3)
     metrics = nil
     var text = MetricsText()
     factory.add(to: &text)
     XCTAssertEqual(text.text, "")
     for context in contexts { await context.close() }
+    XCTAssertEqual(contexts[0].statistics.succeeded, 3)
   }
 
   /// A server in this process, and a counter of this test.
