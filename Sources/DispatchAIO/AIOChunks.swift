@@ -174,7 +174,15 @@ public struct AIOChunks: AsyncSequence, Sendable {
         cancel()
         throw .cancelled(subject, transferred: 0)
       }
-      if !hasBegun { try begin() }
+      if !hasBegun {
+        hasBegun = true
+        do throws(AIOError) {
+          try begin()
+        } catch {
+          cancel()
+          throw error
+        }
+      }
       // The handler surrounds everything that makes a request, so that none is made, and none goes
       // to the kernel, once the task has been cancelled.
       let transfers = transfers
@@ -188,14 +196,9 @@ public struct AIOChunks: AsyncSequence, Sendable {
 
     /// Checks the arguments, and looks how long the file is, where that needs no waiting.
     private func begin() throws(AIOError) {
-      hasBegun = true
       let unit = source.file.alignment.offset
-      if offset < 0 {
-        cancel()
-        throw .negative(subject)
-      }
-      if source.size % unit != 0 {
-        cancel()
+      guard offset >= 0 else { throw .negative(subject) }
+      guard source.size % unit == 0 else {
         throw AIOError(
           .misaligned, subject,
           .text(
